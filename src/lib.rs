@@ -1,0 +1,5 @@
+//! mc_project deploys to servers you own with `git push`.
+
+pub mod project;
+pub mod report;
+pub mod sys;

@@ -1,0 +1,92 @@
+//! What a hook or a command asks the worker to do: typed, validated, passed as JSON.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{DeploymentId, ObjectId, ProjectName, RefName};
+use super::mode::Mode;
+use super::stage::Stage;
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "want", rename_all = "snake_case")]
+pub enum Want {
+    /// Deploy this commit.
+    Deploy {
+        /// The commit.
+        commit: ObjectId,
+    },
+    /// Make a kept release live again.
+    Rollback {
+        /// As the user named it (`None`: the one before): whole id, `#42`, prefix, commit, `-1`.
+        to: Option<String>,
+        /// Bring the data back too.
+        with_data: bool,
+    },
+    /// Finish what was interrupted.
+    Recover {
+        /// The person's decision, where one is needed: `Some(true)` keep the new version, `Some(false)` go back.
+        forward: Option<bool>,
+        /// With `forward: Some(false)`: data go back too.
+        with_data: bool,
+    },
+}
+
+/// The ref that a push wants to move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefUpdate {
+    /// The full name of the ref.
+    pub name: RefName,
+    /// What the pusher believes it is (zero: new).
+    pub old: ObjectId,
+    /// What it shall become.
+    pub new: ObjectId,
+    /// Whether the worker moves the ref (proc-receive) or git has done so already (post-receive).
+    pub moved_by_worker: bool,
+}
+
+/// The push options that change a deployment (`git push -o`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// `mode=`: another of the modes that the node allows.
+    pub mode: Option<Mode>,
+    /// `plan`: show what would happen, deploy nothing.
+    pub plan: bool,
+    /// `stage-only`: prepare everything, do not switch.
+    pub stage_only: bool,
+    /// `only=a,b`: run the recipe's steps of these stages only.
+    pub only: Vec<Stage>,
+    /// `skip=a,b`: do not run the recipe's steps of these stages.
+    pub skip: Vec<Stage>,
+    /// `reason=`: told in history and mail.
+    pub reason: Option<String>,
+    /// `async`: do not wait for the end.
+    pub asynchronous: bool,
+    /// `no-deploy`: take the commit, deploy nothing.
+    pub no_deploy: bool,
+    /// `deploy`: a pillar push also deploys; a live commit is deployed again.
+    pub deploy: bool,
+}
+
+/// One order for the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The project.
+    pub project: ProjectName,
+    /// The id that the deployment shall have.
+    pub id: DeploymentId,
+    /// What is wanted.
+    #[serde(flatten)]
+    pub want: Want,
+    /// The pushed ref, if a push is behind it.
+    pub update: Option<RefUpdate>,
+    /// Push options.
+    #[serde(default)]
+    pub options: Options,
+    /// Who asks.
+    pub pusher: String,
+    /// Identifies the receive-pack process (its pid and start time).
+    pub push: Option<String>,
+    /// How long to wait for the lock, in seconds; `None`: as long as it takes.
+    pub wait_seconds: Option<u64>,
+}

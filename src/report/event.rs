@@ -1,0 +1,242 @@
+//! The one stream of events of a deployment; journal, pusher's lines, log, mail and history are its readers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::project::ids::{DeploymentId, ObjectId, RefName};
+use crate::project::mode::{Environment, Mode};
+use crate::project::outcome::{Outcome, Serving};
+use crate::project::stage::Stage;
+
+/// What kind of work a deployment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// A commit was pushed or named.
+    Deploy,
+    /// A kept release is made live again by hand.
+    Rollback,
+}
+
+/// Everything that is known when a deployment begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// The deployment.
+    pub id: DeploymentId,
+    /// Its place in the order of this project's deployments, from 1.
+    pub seq: u64,
+    /// The project's name.
+    pub project: String,
+    /// Deploy or rollback.
+    pub work: Work,
+    /// The mode.
+    pub mode: Mode,
+    /// The environment.
+    pub environment: Environment,
+    /// The commit to deploy.
+    pub commit: ObjectId,
+    /// First line of the commit's message, unescaped.
+    pub subject: String,
+    /// The commit's author, `Name <address>`, unescaped.
+    pub author: String,
+    /// The pillar's commit, if the pillar has one.
+    pub pillar: Option<ObjectId>,
+    /// The ref that was pushed, if one was.
+    pub refname: Option<RefName>,
+    /// The value of that ref before the push.
+    pub old: Option<ObjectId>,
+    /// Who pushed or ran the command.
+    pub pusher: String,
+    /// The user's reason (`-o reason=…`).
+    pub reason: Option<String>,
+    /// What serves at this moment.
+    pub serves: Option<Serving>,
+    /// For a rollback, the deployment whose release is made live again.
+    pub target: Option<DeploymentId>,
+    /// Whether data go back too.
+    pub with_data: bool,
+    /// Identifies the receive-pack process that the push came through.
+    pub push: Option<String>,
+}
+
+/// How `run` is switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchKind {
+    /// One exchange of two directories.
+    Exchange,
+    /// File by file, because `run` is a mount point or on another file system.
+    InPlace,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The deployment has the lock and begins.
+    Begin(Box<Begin>),
+    /// The deployment waits for the lock (not in the journal: it has none yet).
+    Waiting {
+        /// Who holds it.
+        holder: String,
+    },
+    /// A stage begins.
+    Stage {
+        /// Which one.
+        stage: Stage,
+    },
+    /// A stage ended well.
+    StageDone {
+        /// Which one.
+        stage: Stage,
+        /// How long it took, in milliseconds.
+        ms: u64,
+        /// What it did, in a few words (`12 files changed`).
+        note: Option<String>,
+    },
+    /// A stage failed.
+    StageFailed {
+        /// Which one.
+        stage: Stage,
+        /// How long it took, in milliseconds.
+        ms: u64,
+        /// Why, in one line.
+        reason: String,
+        /// The last lines of the failed step's output, escaped.
+        tail: Vec<String>,
+    },
+    /// A step of the recipe begins.
+    Step {
+        /// The stage it belongs to.
+        stage: Stage,
+        /// The command as written in the recipe, escaped.
+        title: String,
+    },
+    /// A step ended.
+    StepDone {
+        /// The stage it belongs to.
+        stage: Stage,
+        /// The exit status in words (`ok`, `exit 2`, `killed by SIGKILL`, `timeout after 15m`).
+        status: String,
+        /// How long it took, in milliseconds.
+        ms: u64,
+    },
+    /// One line of output of a step, escaped (never in the journal).
+    Output {
+        /// The line.
+        line: String,
+    },
+    /// Something that is told once.
+    Note {
+        /// The text, escaped.
+        text: String,
+    },
+    /// Something that is wrong but does not fail the deployment.
+    Warning {
+        /// The text, escaped.
+        text: String,
+    },
+    /// The candidate is complete: the manifest stands in `deploy/<id>/`.
+    Prepared,
+    /// The old services are asked to stop; from here on they must be started again if we fail.
+    Stopping,
+    /// The restore point `archives/<id>/` is complete.
+    BackedUp,
+    /// The exchange is about to be made.
+    Switching {
+        /// How.
+        how: SwitchKind,
+        /// The inode of `run` before.
+        run_ino: u64,
+        /// The inode of `deploy/spare` before.
+        spare_ino: u64,
+    },
+    /// The new version is at `run`.
+    Switched {
+        /// The boot that this is, for the judgement of a recovery.
+        boot: String,
+        /// Milliseconds since boot.
+        uptime_ms: u64,
+    },
+    /// A step or service of the new version is about to run: data may change from here on.
+    Touched,
+    /// The worker still lives (written while waiting for a step after the switch).
+    Heartbeat {
+        /// The boot that this is.
+        boot: String,
+        /// Milliseconds since boot.
+        uptime_ms: u64,
+    },
+    /// Committed: the deployment is final, from here on it is only finished.
+    Commit {
+        /// The release that is live from now on.
+        serves: Serving,
+    },
+    /// The rollback begins.
+    RollingBack {
+        /// Why.
+        reason: String,
+        /// The stage that failed.
+        stage: Stage,
+        /// Whether data must go back.
+        data: bool,
+    },
+    /// One path below `data/` is about to be exchanged with its snapshot.
+    RestoringPath {
+        /// The path, relative to `data/`.
+        path: String,
+        /// The inode in `data/` before, 0 if there is none.
+        live_ino: u64,
+        /// The inode in the snapshot before, 0 if there is none.
+        snapshot_ino: u64,
+    },
+    /// `run` is the old version again.
+    RolledBack,
+    /// All data are as they were at the restore point.
+    DataRestored,
+    /// The end; nothing follows but mail and settling.
+    End {
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Everything is settled; followers may stop reading.
+    Closed,
+}
+
+impl Event {
+    /// Whether the event belongs in the durable journal (output and waiting do not).
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        !matches!(self, Self::Output { .. } | Self::Waiting { .. } | Self::Closed)
+    }
+
+    /// Whether the act that follows must not begin before this event is on disk.
+    #[must_use]
+    pub fn must_be_synced(&self) -> bool {
+        matches!(
+            self,
+            Self::Begin(_)
+                | Self::Prepared
+                | Self::Stopping
+                | Self::BackedUp
+                | Self::Switching { .. }
+                | Self::Switched { .. }
+                | Self::Touched
+                | Self::Commit { .. }
+                | Self::RollingBack { .. }
+                | Self::RestoringPath { .. }
+                | Self::RolledBack
+                | Self::DataRestored
+                | Self::End { .. }
+        )
+    }
+}
+
+/// An event with its time, as it stands in the journal and in the events file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Wall time, a label.
+    pub at: jiff::Timestamp,
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+}

@@ -1,0 +1,3 @@
+//! Telling: events and their readers.
+
+pub mod event;

@@ -1,0 +1,604 @@
+//! A directory handle: all work inside trees goes through descriptors and never follows a symbolic link.
+//!
+//! Paths of more than one component are resolved by `openat2(2)` with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`, so
+//! that nobody who can write in the tree can lead us out of it, however fast they swap names.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self as rfs, AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+
+/// What a directory entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+    /// A device, fifo or socket.
+    Special,
+}
+
+/// What statx(2) tells about an entry; times are nanoseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// File, directory, link or special.
+    pub kind: FileKind,
+    /// Permission bits, setuid and so on included (`mode & 0o7777`).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last modification, in nanoseconds.
+    pub mtime: i64,
+    /// Time of the last status change, in nanoseconds.
+    pub ctime: i64,
+    /// Inode number.
+    pub ino: u64,
+    /// Device number.
+    pub dev: u64,
+    /// Number of hard links.
+    pub nlink: u32,
+    /// Disk space in bytes.
+    pub disk: u64,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const OPEN_DIR: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+impl Dir {
+    /// Opens a directory that the operator named (its own path may contain links).
+    ///
+    /// # Errors
+    /// If it does not exist, is no directory or may not be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fd = rfs::open(path, OPEN_DIR, Mode::empty()).map_err(|e| fail("open directory", path, e))?;
+        Ok(Self { fd, path: path.to_path_buf() })
+    }
+
+    /// Opens a directory beneath this one.
+    ///
+    /// # Errors
+    /// If it does not exist, is no directory, or a component is a symbolic link.
+    pub fn dir(&self, rel: &Path) -> Result<Self> {
+        let fd = open_beneath(self.fd.as_fd(), rel, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|e| fail("open directory", &self.path.join(rel), e))?;
+        Ok(Self { fd, path: self.path.join(rel) })
+    }
+
+    /// A second handle of the same directory.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn again(&self) -> Result<Self> {
+        let fd =
+            rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()).map_err(|e| fail("open directory", &self.path, e))?;
+        Ok(Self { fd, path: self.path.clone() })
+    }
+
+    /// The path this handle was opened by, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a directory with exactly this mode.
+    ///
+    /// # Errors
+    /// If it exists already or cannot be made.
+    pub fn make_dir(&self, rel: &Path, mode: u32) -> Result<()> {
+        let (parent, name) = self.resolve(rel)?;
+        rfs::mkdirat(parent.as_fd(), name, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(|e| fail("make directory", &self.path.join(rel), e))?;
+        self.set_mode(rel, mode)
+    }
+
+    /// Makes a directory unless it exists, and opens it.
+    ///
+    /// # Errors
+    /// If something else stands there or it cannot be made.
+    pub fn ensure_dir(&self, rel: &Path, mode: u32) -> Result<Self> {
+        match self.make_dir(rel, mode) {
+            Err(e) if e.errno() != Some(Errno::EXIST.raw_os_error()) => Err(e),
+            _ => self.dir(rel),
+        }
+    }
+
+    /// The metadata of an entry, links not followed; `None` if there is no such entry.
+    ///
+    /// # Errors
+    /// If the entry cannot be examined.
+    pub fn stat(&self, rel: &Path) -> Result<Option<Meta>> {
+        let resolved = self.resolve(rel);
+        let (parent, name) = match resolved {
+            Ok(found) => found,
+            Err(e) if e.is_not_found() || e.errno() == Some(Errno::NOTDIR.raw_os_error()) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        match statx(parent.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(fail("examine", &self.path.join(rel), e)),
+        }
+    }
+
+    /// The metadata of the directory itself.
+    ///
+    /// # Errors
+    /// If statx(2) fails.
+    pub fn stat_self(&self) -> Result<Meta> {
+        statx(self.fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH).map_err(|e| fail("examine", &self.path, e))
+    }
+
+    /// The names in this directory, unsorted, without `.` and `..`.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn names(&self) -> Result<Vec<OsString>> {
+        let fd =
+            rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()).map_err(|e| fail("read directory", &self.path, e))?;
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+        let mut entries = rfs::RawDir::new(fd, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|e| fail("read directory", &self.path, e))?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_os_string());
+            }
+        }
+        Ok(names)
+    }
+
+    /// The target of a symbolic link, byte-exact.
+    ///
+    /// # Errors
+    /// If the entry is no link.
+    pub fn read_link(&self, rel: &Path) -> Result<Vec<u8>> {
+        let (parent, name) = self.resolve(rel)?;
+        rfs::readlinkat(parent.as_fd(), name, Vec::new())
+            .map(std::ffi::CString::into_bytes)
+            .map_err(|e| fail("read link", &self.path.join(rel), e))
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// If the name exists or the link cannot be made.
+    pub fn symlink(&self, target: &[u8], rel: &Path) -> Result<()> {
+        let (parent, name) = self.resolve(rel)?;
+        rfs::symlinkat(OsStr::from_bytes(target), parent.as_fd(), name)
+            .map_err(|e| fail("make link", &self.path.join(rel), e))
+    }
+
+    /// Opens a regular file for reading; never blocks on a fifo, never follows a link.
+    ///
+    /// # Errors
+    /// If it does not exist or is no regular file.
+    pub fn open_file(&self, rel: &Path) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty())
+            .map_err(|e| fail("open", &self.path.join(rel), e))?;
+        let meta = statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
+            .map_err(|e| fail("examine", &self.path.join(rel), e))?;
+        if meta.kind != FileKind::File {
+            return Err(Error::failed(format!("{} is no regular file", self.path.join(rel).display())));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Creates a file that must not exist yet, with exactly this mode.
+    ///
+    /// # Errors
+    /// If it exists or cannot be made.
+    pub fn create_file(&self, rel: &Path, mode: u32) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
+        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::from_raw_mode(0o600))
+            .map_err(|e| fail("create", &self.path.join(rel), e))?;
+        rfs::fchmod(&fd, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(|e| fail("set the mode of", &self.path.join(rel), e))?;
+        Ok(File::from(fd))
+    }
+
+    /// Renames an entry, replacing what stands at the new name.
+    ///
+    /// # Errors
+    /// As rename(2); `EXDEV` between file systems.
+    pub fn rename(&self, from: &Path, to_dir: &Self, to: &Path) -> Result<()> {
+        self.rename_with(from, to_dir, to, RenameFlags::empty())
+    }
+
+    /// Renames an entry to a name that must be free.
+    ///
+    /// # Errors
+    /// As renameat2(2) with `RENAME_NOREPLACE`.
+    pub fn rename_new(&self, from: &Path, to_dir: &Self, to: &Path) -> Result<()> {
+        self.rename_with(from, to_dir, to, RenameFlags::NOREPLACE)
+    }
+
+    /// Exchanges two entries in one step (renameat2(2) with `RENAME_EXCHANGE`).
+    ///
+    /// # Errors
+    /// `EXDEV` between file systems, `EBUSY` for a mount point.
+    pub fn exchange(&self, one: &Path, other_dir: &Self, other: &Path) -> Result<()> {
+        self.rename_with(one, other_dir, other, RenameFlags::EXCHANGE)
+    }
+
+    fn rename_with(&self, from: &Path, to_dir: &Self, to: &Path, flags: RenameFlags) -> Result<()> {
+        let (from_parent, from_name) = self.resolve(from)?;
+        let (to_parent, to_name) = to_dir.resolve(to)?;
+        rfs::renameat_with(from_parent.as_fd(), from_name, to_parent.as_fd(), to_name, flags).map_err(|e| {
+            let to = to_dir.path.join(to);
+            fail("rename", &self.path.join(from), e).hint(format!("it was to become {}", to.display()))
+        })
+    }
+
+    /// Makes a hard link.
+    ///
+    /// # Errors
+    /// As linkat(2).
+    pub fn link(&self, from: &Path, to_dir: &Self, to: &Path) -> Result<()> {
+        let (from_parent, from_name) = self.resolve(from)?;
+        let (to_parent, to_name) = to_dir.resolve(to)?;
+        rfs::linkat(from_parent.as_fd(), from_name, to_parent.as_fd(), to_name, AtFlags::empty())
+            .map_err(|e| fail("link", &to_dir.path.join(to), e))
+    }
+
+    /// Removes a file, link or special; fine if it does not exist.
+    ///
+    /// # Errors
+    /// As unlinkat(2).
+    pub fn unlink(&self, rel: &Path) -> Result<()> {
+        let (parent, name) = match self.resolve(rel) {
+            Err(e) if e.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        match rfs::unlinkat(parent.as_fd(), name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(fail("remove", &self.path.join(rel), e)),
+        }
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As unlinkat(2); `ENOTEMPTY` if something is in it.
+    pub fn remove_dir(&self, rel: &Path) -> Result<()> {
+        let (parent, name) = self.resolve(rel)?;
+        rfs::unlinkat(parent.as_fd(), name, AtFlags::REMOVEDIR)
+            .map_err(|e| fail("remove directory", &self.path.join(rel), e))
+    }
+
+    /// Removes an entry and everything below it; fine if it does not exist. Never leaves this directory or its file system.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub fn remove_tree(&self, rel: &Path) -> Result<()> {
+        let Some(meta) = self.stat(rel)? else { return Ok(()) };
+        if meta.kind != FileKind::Dir {
+            return self.unlink(rel);
+        }
+        if meta.mode & 0o700 != 0o700 {
+            self.set_mode(rel, meta.mode | 0o700)?;
+        }
+        let inner = self.dir(rel)?;
+        if inner.stat_self()?.dev != self.stat_self()?.dev {
+            return Err(Error::refused(format!("{} is a mount point", inner.path.display()))
+                .hint(format!("umount {}", inner.path.display())));
+        }
+        for name in inner.names()? {
+            inner.remove_tree(Path::new(&name))?;
+        }
+        self.remove_dir(rel)
+    }
+
+    /// Sets the permission bits of a file or directory; a link is left alone.
+    ///
+    /// # Errors
+    /// As chmod(2).
+    pub fn set_mode(&self, rel: &Path, mode: u32) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let shown = self.path.join(rel);
+        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty()).map_err(|e| fail("open", &shown, e))?;
+        // fchmod(2) refuses O_PATH descriptors; the magic link names the very inode we hold.
+        let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        rfs::chmod(magic.as_str(), Mode::from_raw_mode(mode & 0o7777)).map_err(|e| fail("set the mode of", &shown, e))
+    }
+
+    /// Sets owner and group of an entry, links not followed.
+    ///
+    /// # Errors
+    /// As chownat(2); only root may give files away.
+    pub fn set_owner(&self, rel: &Path, uid: u32, gid: u32) -> Result<()> {
+        let (parent, name) = self.resolve(rel)?;
+        let (uid, gid) = (rfs::Uid::from_raw(uid), rfs::Gid::from_raw(gid));
+        rfs::chownat(parent.as_fd(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| fail("set the owner of", &self.path.join(rel), e))
+    }
+
+    /// Sets the modification time, in nanoseconds since the epoch, links not followed. The access time is left alone.
+    ///
+    /// # Errors
+    /// As utimensat(2).
+    pub fn set_mtime(&self, rel: &Path, mtime: i64) -> Result<()> {
+        let (parent, name) = self.resolve(rel)?;
+        let times = mtime_only(mtime);
+        rfs::utimensat(parent.as_fd(), name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| fail("set the time of", &self.path.join(rel), e))
+    }
+
+    /// The extended attributes that belong to a tree: `user.*` and POSIX ACLs, sorted by name.
+    /// Capabilities and labels of the `security` class are privileges and are never carried.
+    ///
+    /// # Errors
+    /// If the attributes cannot be read.
+    pub fn xattrs(&self, name: &OsStr) -> Result<Vec<(String, Vec<u8>)>> {
+        let path = self.magic(name);
+        let mut list = vec![0_u8; 1024];
+        let size = loop {
+            match rfs::llistxattr(path.as_path(), list.as_mut_slice()) {
+                Ok(size) => break size,
+                Err(Errno::RANGE) => list.resize(list.len() * 8, 0),
+                Err(Errno::NOTSUP) => return Ok(Vec::new()),
+                Err(e) => return Err(fail("read the attributes of", &self.path.join(name), e)),
+            }
+        };
+        let mut found = Vec::new();
+        for attribute in list[..size].split(|b| *b == 0).filter(|a| is_carried(a)) {
+            let Ok(attribute) = std::str::from_utf8(attribute) else { continue };
+            let mut value = vec![0_u8; 64 * 1024];
+            let size = rfs::lgetxattr(path.as_path(), attribute, value.as_mut_slice())
+                .map_err(|e| fail("read the attributes of", &self.path.join(name), e))?;
+            value.truncate(size);
+            found.push((attribute.to_string(), value));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Makes the carried extended attributes of an entry exactly `wanted`.
+    ///
+    /// # Errors
+    /// If the file system takes no attributes but some are wanted.
+    pub fn set_xattrs(&self, name: &OsStr, wanted: &[(String, Vec<u8>)]) -> Result<()> {
+        let path = self.magic(name);
+        let present = self.xattrs(name)?;
+        for (attribute, _) in present.iter().filter(|(n, _)| !wanted.iter().any(|(w, _)| w == n)) {
+            rfs::lremovexattr(path.as_path(), attribute.as_str())
+                .map_err(|e| fail("remove an attribute of", &self.path.join(name), e))?;
+        }
+        for (attribute, value) in wanted.iter().filter(|pair| !present.contains(pair)) {
+            rfs::lsetxattr(path.as_path(), attribute.as_str(), value, rfs::XattrFlags::empty())
+                .map_err(|e| fail("set an attribute of", &self.path.join(name), e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the names in this directory durable (fsync(2) of the directory).
+    ///
+    /// # Errors
+    /// A failed fsync is final: the attempt must be given up, never repeated.
+    pub fn sync(&self) -> Result<()> {
+        rfs::fsync(&self.fd).map_err(|e| fail("sync", &self.path, e))
+    }
+
+    /// Makes everything on this file system durable (syncfs(2)).
+    ///
+    /// # Errors
+    /// Also errors of earlier writes that surface only here.
+    pub fn sync_file_system(&self) -> Result<()> {
+        rfs::syncfs(&self.fd).map_err(|e| fail("sync the file system of", &self.path, e))
+    }
+
+    /// Free bytes and inodes of the file system that holds this directory.
+    ///
+    /// # Errors
+    /// If statvfs(3) fails.
+    pub fn free_space(&self) -> Result<Space> {
+        let vfs = rfs::fstatvfs(&self.fd).map_err(|e| fail("ask for the space of", &self.path, e))?;
+        Ok(Space {
+            bytes: vfs.f_bavail * vfs.f_frsize,
+            // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
+            inodes: if vfs.f_files == 0 { u64::MAX } else { vfs.f_favail },
+        })
+    }
+
+    /// The descriptor itself, for mounts and for children.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// A path that names the entry `name` of exactly this directory, for calls that know no descriptors.
+    fn magic(&self, name: &OsStr) -> PathBuf {
+        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        path.push(name);
+        path
+    }
+
+    fn resolve<'a>(&self, rel: &'a Path) -> Result<(Parent<'_>, &'a OsStr)> {
+        let name = rel.file_name().ok_or_else(|| Error::bug(format!("{} has no name", rel.display())))?;
+        match rel.parent() {
+            None => Ok((Parent::This(self.fd.as_fd()), name)),
+            Some(parent) if parent.as_os_str().is_empty() => Ok((Parent::This(self.fd.as_fd()), name)),
+            Some(parent) => {
+                let fd =
+                    open_beneath(self.fd.as_fd(), parent, OFlags::PATH | OPEN_DIR | OFlags::NOFOLLOW, Mode::empty())
+                        .map_err(|e| fail("open directory", &self.path.join(parent), e))?;
+                Ok((Parent::Opened(fd), name))
+            }
+        }
+    }
+}
+
+/// Free room of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Space {
+    /// Bytes that we may write.
+    pub bytes: u64,
+    /// Files that we may create.
+    pub inodes: u64,
+}
+
+enum Parent<'a> {
+    This(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Parent<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::This(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Sets the modification time of an open file, in nanoseconds since the epoch.
+///
+/// # Errors
+/// As futimens(3).
+pub fn set_file_mtime(file: &File, mtime: i64) -> Result<()> {
+    rfs::futimens(file, &mtime_only(mtime)).map_err(|e| fail("set the time of", Path::new("a new file"), e))
+}
+
+fn mtime_only(mtime: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: mtime.div_euclid(1_000_000_000),
+            tv_nsec: mtime.rem_euclid(1_000_000_000),
+        },
+    }
+}
+
+fn is_carried(attribute: &[u8]) -> bool {
+    attribute.starts_with(b"user.") || attribute.starts_with(b"system.posix_acl_")
+}
+
+fn open_beneath(dir: BorrowedFd<'_>, rel: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    if rel.components().count() == 1 && !flags.contains(OFlags::CREATE) {
+        return rfs::openat(dir, rel, flags | OFlags::NOFOLLOW, mode);
+    }
+    // EAGAIN: somebody renamed a component meanwhile (openat2(2)); the answer is to ask again.
+    for _ in 0..64 {
+        match rfs::openat2(dir, rel, flags, mode, BENEATH) {
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result<Meta> {
+    let stat = rfs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?;
+    let kind = match rfs::FileType::from_raw_mode(stat.stx_mode.into()) {
+        rfs::FileType::RegularFile => FileKind::File,
+        rfs::FileType::Directory => FileKind::Dir,
+        rfs::FileType::Symlink => FileKind::Symlink,
+        _ => FileKind::Special,
+    };
+    Ok(Meta {
+        kind,
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        size: stat.stx_size,
+        mtime: nanoseconds(stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        ctime: nanoseconds(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        ino: stat.stx_ino,
+        dev: rfs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        nlink: stat.stx_nlink,
+        disk: stat.stx_blocks * 512,
+    })
+}
+
+fn nanoseconds(seconds: i64, nanos: u32) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(nanos))
+}
+
+fn fail(doing: &str, path: &Path, errno: Errno) -> Error {
+    let shown = super::escape::visible_bounded(path.as_os_str().as_bytes(), 4096);
+    Error::failed(format!("cannot {doing} {shown}")).because(std::io::Error::from_raw_os_error(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn fixture() -> (tempfile::TempDir, Dir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn no_path_leads_out_through_a_link() {
+        let (temp, dir) = fixture();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), temp.path().join("out")).unwrap();
+        std::fs::write(outside.path().join("secret"), "x").unwrap();
+        assert!(dir.open_file(Path::new("out/secret")).is_err());
+        assert!(dir.create_file(Path::new("out/new"), 0o644).is_err());
+        assert!(dir.make_dir(Path::new("out/d"), 0o755).is_err());
+        assert!(dir.dir(Path::new("out")).is_err());
+        assert!(dir.unlink(Path::new("out/secret")).is_err());
+        assert!(dir.remove_tree(Path::new("out/secret")).is_err() || outside.path().join("secret").exists());
+        assert!(dir.open_file(Path::new("../x")).is_err());
+        dir.remove_tree(Path::new("out")).unwrap();
+        assert!(outside.path().join("secret").exists());
+    }
+
+    #[test]
+    fn a_fifo_does_not_block_and_is_no_file() {
+        let (temp, dir) = fixture();
+        nix::unistd::mkfifo(&temp.path().join("f"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(dir.open_file(Path::new("f")).is_err());
+        assert_eq!(dir.stat(Path::new("f")).unwrap().unwrap().kind, FileKind::Special);
+    }
+
+    #[test]
+    fn modes_times_and_attributes_are_exact() {
+        let (_temp, dir) = fixture();
+        let mut file = dir.create_file(Path::new("f"), 0o640).unwrap();
+        file.write_all(b"abc").unwrap();
+        dir.set_mtime(Path::new("f"), -1_500_000_000).unwrap();
+        let meta = dir.stat(Path::new("f")).unwrap().unwrap();
+        assert_eq!((meta.mode, meta.mtime, meta.size), (0o640, -1_500_000_000, 3));
+        let wanted = vec![("user.a".to_string(), b"1".to_vec())];
+        dir.set_xattrs(OsStr::new("f"), &wanted).unwrap();
+        assert_eq!(dir.xattrs(OsStr::new("f")).unwrap(), wanted);
+        dir.set_xattrs(OsStr::new("f"), &[]).unwrap();
+        assert!(dir.xattrs(OsStr::new("f")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_tree_with_unreadable_directories_is_removed() {
+        let (_temp, dir) = fixture();
+        dir.make_dir(Path::new("d"), 0o755).unwrap();
+        dir.make_dir(Path::new("d/e"), 0o000).unwrap();
+        dir.symlink(b"/etc", Path::new("d/link")).unwrap();
+        dir.remove_tree(Path::new("d")).unwrap();
+        assert!(dir.stat(Path::new("d")).unwrap().is_none());
+    }
+}

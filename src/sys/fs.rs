@@ -1,0 +1,286 @@
+//! Reading and durable writing of our own files: configuration, state, records.
+//!
+//! Every durable write goes one way: write a new file beside the old one, sync it, rename it over, sync the
+//! directory. After a crash the old content or the new content stands there, never a part.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::error::{Context, Error, Result};
+use super::fault;
+
+/// The most that is read of a configuration file: larger ones are refused before they are parsed.
+pub const CONFIG_LIMIT: u64 = 1024 * 1024;
+
+/// Reads a whole text file.
+///
+/// # Errors
+/// If it cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads a whole file; `None` if there is none.
+///
+/// # Errors
+/// If it exists and cannot be read.
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes without following a link or blocking on a fifo; `None` if there is none.
+///
+/// # Errors
+/// If it is no regular file, too large or unreadable.
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("cannot open {}", path.display())),
+    };
+    let meta = file.metadata().context(|| format!("cannot examine {}", path.display()))?;
+    if !meta.is_file() {
+        return Err(Error::invalid(format!("{} is no regular file", path.display())));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::invalid(format!("{} is larger than {limit} bytes", path.display())));
+    }
+    Ok(Some(bytes))
+}
+
+/// Replaces a file durably. `mode` is its permission bits.
+///
+/// # Errors
+/// If it cannot be written; the old content stands then. A failed sync is final and is never repeated.
+pub fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let (dir, temp) = beside(path)?;
+    remove_file(&temp)?;
+    let write = || -> Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temp)
+            .context(|| format!("cannot create {}", temp.display()))?;
+        file.write_all(bytes).context(|| format!("cannot write {}", temp.display()))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))
+            .context(|| format!("cannot write {}", temp.display()))?;
+        file.sync_all().context(|| format!("cannot sync {}", temp.display()))?;
+        fault::point("durable.written")?;
+        fs::rename(&temp, path).context(|| format!("cannot rename {} to {}", temp.display(), path.display()))?;
+        fault::point("durable.renamed")?;
+        sync_dir(&dir)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
+}
+
+/// Makes a symbolic link durably, replacing one that stands there.
+///
+/// # Errors
+/// If something other than a link stands there or the link cannot be made.
+pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
+    if fs::read_link(path).is_ok_and(|present| present == target) {
+        return Ok(());
+    }
+    if fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_symlink()) {
+        return Err(Error::failed(format!("{} is in the way: it is no link", path.display())));
+    }
+    let (dir, temp) = beside(path)?;
+    remove_file(&temp)?;
+    std::os::unix::fs::symlink(target, &temp).context(|| format!("cannot make link {}", temp.display()))?;
+    fs::rename(&temp, path).context(|| format!("cannot make link {}", path.display()))?;
+    sync_dir(&dir)
+}
+
+/// Appends one record to a file that only grows, and syncs it.
+///
+/// # Errors
+/// If it cannot be written or synced.
+pub fn append_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let is_new = !path.exists();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(mode)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .context(|| format!("cannot open {}", path.display()))?;
+    file.write_all(bytes).context(|| format!("cannot append to {}", path.display()))?;
+    file.sync_data().context(|| format!("cannot sync {}", path.display()))?;
+    if is_new {
+        sync_dir(parent_of(path)?)?;
+    }
+    Ok(())
+}
+
+/// Opens a file that grows and need not be durable (a log), creating it.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_append(path: &Path, mode: u32) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(mode)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .context(|| format!("cannot open {}", path.display()))
+}
+
+/// Opens a file for reading.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_read(path: &Path) -> Result<File> {
+    File::open(path).context(|| format!("cannot open {}", path.display()))
+}
+
+/// Makes a directory and its parents, with this mode where they are new.
+///
+/// # Errors
+/// If one cannot be made.
+pub fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .context(|| format!("cannot make directory {}", path.display()))
+}
+
+/// Sets the permission bits of a file of ours.
+///
+/// # Errors
+/// As chmod(2).
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .context(|| format!("cannot set the mode of {}", path.display()))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// A failed sync is final.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).context(|| format!("cannot sync {}", path.display()))
+}
+
+/// Renames a file or directory and makes that durable.
+///
+/// # Errors
+/// As rename(2).
+pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
+    sync_dir(parent_of(to)?)?;
+    if from.parent() != to.parent() {
+        sync_dir(parent_of(from)?)?;
+    }
+    Ok(())
+}
+
+/// Removes a file; fine if there is none.
+///
+/// # Errors
+/// As unlink(2).
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+/// The names in a directory, sorted; empty if there is no such directory.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn names(path: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).context(|| format!("cannot read directory {}", path.display())),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.context(|| format!("cannot read directory {}", path.display()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Whether something stands at this path (a link counts, wherever it leads).
+#[must_use]
+pub fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// The target of a link; `None` if there is no link.
+#[must_use]
+pub fn link_target(path: &Path) -> Option<PathBuf> {
+    fs::read_link(path).ok()
+}
+
+/// The absolute path with all links resolved.
+///
+/// # Errors
+/// If it does not exist.
+pub fn canonical(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).context(|| format!("cannot resolve {}", path.display()))
+}
+
+/// The directory that holds `path`.
+fn parent_of(path: &Path) -> Result<&Path> {
+    path.parent().ok_or_else(|| Error::bug(format!("{} has no parent directory", path.display())))
+}
+
+/// The directory of `path` and the fixed temporary name beside it; only one process writes at a time (the lock).
+fn beside(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    let dir = parent_of(path)?;
+    let name = path.file_name().ok_or_else(|| Error::bug(format!("{} has no name", path.display())))?;
+    let mut temp = std::ffi::OsString::from(".");
+    temp.push(name);
+    temp.push(".new");
+    Ok((dir.to_path_buf(), dir.join(temp)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_durable_write_replaces_the_whole_file_and_leaves_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_durable(&path, b"one", 0o600).unwrap();
+        fs::write(dir.path().join(".x.new"), "left by a crash").unwrap();
+        write_durable(&path, b"two", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(names(dir.path()).unwrap(), ["x"]);
+    }
+
+    #[test]
+    fn bounded_reads_refuse_links_fifos_and_large_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        assert!(read_bounded(&path, 10).unwrap().is_none());
+        fs::write(&path, "0123456789").unwrap();
+        assert_eq!(read_bounded(&path, 10).unwrap().unwrap().len(), 10);
+        assert!(read_bounded(&path, 9).is_err());
+        std::os::unix::fs::symlink(&path, dir.path().join("l")).unwrap();
+        assert!(read_bounded(&dir.path().join("l"), 10).is_err());
+        nix::unistd::mkfifo(&dir.path().join("f"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read_bounded(&dir.path().join("f"), 10).is_err());
+    }
+}
