@@ -3,5 +3,6 @@
 pub mod ids;
 pub mod mode;
 pub mod outcome;
+pub mod place;
 pub mod request;
 pub mod stage;

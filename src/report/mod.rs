@@ -1,3 +1,5 @@
 //! Telling: events and their readers.
 
 pub mod event;
+
+pub mod ledger;
