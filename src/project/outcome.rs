@@ -61,6 +61,16 @@ impl Verdict {
     }
 }
 
+/// How `run` is switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchKind {
+    /// One exchange of two directories.
+    Exchange,
+    /// File by file, because `run` is a mount point or on another file system.
+    InPlace,
+}
+
 /// What serves at a moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {

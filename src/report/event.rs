@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::mode::{Environment, Mode};
-use crate::project::outcome::{Outcome, Serving};
+use crate::project::outcome::{Outcome, Serving, SwitchKind};
 use crate::project::stage::Stage;
 
 /// What kind of work a deployment is.
@@ -56,16 +56,6 @@ pub struct Begin {
     pub with_data: bool,
     /// Identifies the receive-pack process that the push came through.
     pub push: Option<String>,
-}
-
-/// How `run` is switched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SwitchKind {
-    /// One exchange of two directories.
-    Exchange,
-    /// File by file, because `run` is a mount point or on another file system.
-    InPlace,
 }
 
 /// One event.

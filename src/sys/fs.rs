@@ -138,6 +138,20 @@ pub fn open_append(path: &Path, mode: u32) -> Result<File> {
         .context(|| format!("cannot open {}", path.display()))
 }
 
+/// Creates a file that must not exist, for reading and writing.
+///
+/// # Errors
+/// If it exists or cannot be made.
+pub fn create_new(path: &Path, mode: u32) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .context(|| format!("cannot create {}", path.display()))
+}
+
 /// Opens a file for reading.
 ///
 /// # Errors

@@ -6,5 +6,7 @@ pub mod error;
 pub mod escape;
 pub mod fault;
 pub mod fs;
+pub mod keys;
 pub mod lock;
+pub mod mount;
 pub mod path;

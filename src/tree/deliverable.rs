@@ -1,0 +1,426 @@
+//! Deliverables: a release packed as files in `releases/`, the same bytes for the same tree.
+//!
+//! `<project>-<commit>.tar.zst` holds the tree at the end of the build, `.manifest` its manifest, `.json` the statement
+//! (project, commit, digests, provenance) and `.sig` the ed25519 signature over the statement's bytes. Unpacking writes
+//! nothing by name: each member must be listed in the manifest, and its content goes into the store under its digest.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::Hash;
+use super::manifest::{Content, Entry, Manifest};
+use super::store::{Store, Supply};
+use crate::project::ids::{ObjectId, ProjectName};
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::fs;
+use crate::sys::keys::{ReleaseKey, TrustedKeys};
+use crate::sys::path::TreePath;
+
+/// What is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Format of deliverables.
+    pub format: u32,
+    /// The project.
+    pub project: ProjectName,
+    /// The commit.
+    pub commit: ObjectId,
+    /// The commit's time, seconds since the epoch; every file carries it.
+    pub commit_time: i64,
+    /// The digest of content and structure ([`Manifest::tree_digest`]).
+    pub tree: String,
+    /// blake3 of the manifest file.
+    pub manifest: String,
+    /// blake3 of the archive file.
+    pub archive: String,
+    /// Size of the archive file in bytes.
+    pub size: u64,
+    /// Number of entries.
+    pub entries: usize,
+    /// Sum of the sizes of the files.
+    pub bytes: u64,
+}
+
+/// Limits on what a deliverable may unpack to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Number of entries.
+    pub entries: usize,
+    /// Sum of the sizes of all files.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 2_000_000, bytes: 64 << 30 }
+    }
+}
+
+const FORMAT: u32 = 1;
+const LARGEST_MANIFEST: u64 = 512 << 20;
+/// zstd level: 3 packs package trees to a fifth at little cost.
+const LEVEL: i32 = 3;
+
+/// A deliverable in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deliverable {
+    dir: PathBuf,
+    base: String,
+}
+
+impl Deliverable {
+    /// The deliverable of this commit in this directory; it need not exist.
+    #[must_use]
+    pub fn new(dir: &Path, project: &ProjectName, commit: &ObjectId) -> Self {
+        Self { dir: dir.to_path_buf(), base: format!("{project}-{commit}") }
+    }
+
+    /// All deliverables of a project in a directory, sorted by name.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn list(dir: &Path, project: &ProjectName) -> Result<Vec<Self>> {
+        let prefix = format!("{project}-");
+        let names = fs::names(dir)?;
+        let bases = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".json"))
+            .filter(|base| base.strip_prefix(&prefix).is_some_and(|commit| commit.parse::<ObjectId>().is_ok()));
+        Ok(bases.map(|base| Self { dir: dir.to_path_buf(), base: base.to_string() }).collect())
+    }
+
+    /// Name without endings: `<project>-<commit>`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.base
+    }
+
+    /// Whether it exists (its statement does).
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        fs::exists(&self.file("json"))
+    }
+
+    /// One of its files by ending: `tar.zst`, `manifest`, `json`, `sig`.
+    #[must_use]
+    pub fn file(&self, ending: &str) -> PathBuf {
+        self.dir.join(format!("{}.{ending}", self.base))
+    }
+
+    /// Packs a tree, signs it and puts it in place, the statement last: what has no statement does not exist.
+    ///
+    /// # Errors
+    /// If a content cannot be had, a secret's value is found in one, or writing fails.
+    pub fn pack(
+        &self,
+        project: &ProjectName,
+        commit: (&ObjectId, i64),
+        tree: &Manifest,
+        supply: &Supply<'_>,
+        packing: &Packing<'_>,
+    ) -> Result<Statement> {
+        let mut manifest = tree.clone();
+        manifest.set_times(commit.1.saturating_mul(1_000_000_000));
+        let text = manifest.to_text();
+        let archive = self.file("tar.zst.new");
+        fs::remove_file(&archive)?;
+        let written = write_archive(&archive, &manifest, supply, packing).inspect_err(|_| {
+            let _ = fs::remove_file(&archive);
+        })?;
+        let statement = Statement {
+            format: FORMAT,
+            project: project.clone(),
+            commit: commit.0.clone(),
+            commit_time: commit.1,
+            tree: manifest.tree_digest().hex(),
+            manifest: Hash::of(text.as_bytes()).hex(),
+            archive: written.0.hex(),
+            size: written.1,
+            entries: manifest.entries().len(),
+            bytes: manifest.bytes(),
+        };
+        let json = serde_json::to_vec_pretty(&statement).context(|| "cannot write a statement".to_string())?;
+        // One that is there already is taken apart first, so that no statement ever stands beside another's archive.
+        fs::remove_file(&self.file("json"))?;
+        fs::rename_durable(&archive, &self.file("tar.zst"))?;
+        fs::write_durable(&self.file("manifest"), text.as_bytes(), 0o640)?;
+        fs::write_durable(&self.file("sig"), format!("{}\n", packing.key.sign(&json)).as_bytes(), 0o640)?;
+        fs::write_durable(&self.file("json"), &json, 0o640)?;
+        Ok(statement)
+    }
+
+    /// Checks signature, digests and manifest, without unpacking.
+    ///
+    /// # Errors
+    /// If anything does not fit; the message says what.
+    pub fn verify(&self, keys: &TrustedKeys) -> Result<(Statement, Manifest)> {
+        let json = self.read("json", 1 << 20)?;
+        let signature = self.read("sig", 4096)?;
+        keys.verify(&json, String::from_utf8_lossy(&signature).trim()).map_err(|e| self.refused("signature", &e))?;
+        let statement: Statement =
+            serde_json::from_slice(&json).context(|| format!("cannot understand {}", self.base))?;
+        if statement.format != FORMAT {
+            return Err(Error::refused(format!(
+                "{} has format {}, this version knows {FORMAT}",
+                self.base, statement.format
+            )));
+        }
+        if self.base != format!("{}-{}", statement.project, statement.commit) {
+            return Err(Error::refused(format!(
+                "{} is signed as that of {} {}",
+                self.base, statement.project, statement.commit
+            )));
+        }
+        let text = self.read("manifest", LARGEST_MANIFEST)?;
+        if Hash::of(&text).hex() != statement.manifest {
+            return Err(Error::refused(format!("the manifest of {} is not the one that was signed", self.base)));
+        }
+        let manifest = Manifest::from_text(&String::from_utf8_lossy(&text))?;
+        if manifest.tree_digest().hex() != statement.tree {
+            return Err(Error::refused(format!("the tree digest of {} is not the one that was signed", self.base)));
+        }
+        Ok((statement, manifest))
+    }
+
+    /// Unpacks into the store every content that `wants` asks for; the archive's own digest and each content's are checked.
+    ///
+    /// # Errors
+    /// If the archive is damaged, holds what the manifest does not list, or passes a limit. What was taken into the store
+    /// by then is swept later.
+    pub fn unpack(
+        &self,
+        statement: &Statement,
+        manifest: &Manifest,
+        store: &Store,
+        limits: Limits,
+        wants: &dyn Fn(&Hash) -> Result<bool>,
+    ) -> Result<usize> {
+        if manifest.entries().len() > limits.entries || manifest.bytes() > limits.bytes {
+            return Err(Error::refused(format!(
+                "{} unpacks to {} entries and {} bytes, the limits are {} and {}",
+                self.base,
+                manifest.entries().len(),
+                manifest.bytes(),
+                limits.entries,
+                limits.bytes
+            )));
+        }
+        let file = fs::open_read(&self.file("tar.zst"))?;
+        let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
+        let taken = unpack_members(&mut hashing, manifest, store, wants).map_err(|e| self.refused("archive", &e))?;
+        std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {}", self.base))?;
+        let digest = hashing.hasher.finalize().to_hex();
+        if digest.as_str() != statement.archive || hashing.count != statement.size {
+            return Err(Error::refused(format!("the archive of {} is not the one that was signed", self.base)));
+        }
+        Ok(taken)
+    }
+
+    /// Removes all its files, the statement first.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn remove(&self) -> Result<()> {
+        for ending in ["json", "sig", "manifest", "tar.zst", "tar.zst.new"] {
+            fs::remove_file(&self.file(ending))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, ending: &str, limit: u64) -> Result<Vec<u8>> {
+        let path = self.file(ending);
+        fs::read_bounded(&path, limit)?.ok_or_else(|| Error::refused(format!("{} is missing", path.display())))
+    }
+
+    fn refused(&self, what: &str, error: &Error) -> Error {
+        let refused = Error::refused(format!("the {what} of {} is refused: {}", self.base, error.one_line()));
+        match error.hint_text() {
+            Some(hint) => refused.hint(hint),
+            None => refused,
+        }
+    }
+}
+
+/// What packing needs beside the tree.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    /// Signs the statement.
+    pub key: &'a ReleaseKey,
+    /// Values that must not be in any file: (name in the configuration, value).
+    pub secrets: &'a [(String, String)],
+}
+
+fn write_archive(path: &Path, manifest: &Manifest, supply: &Supply<'_>, packing: &Packing<'_>) -> Result<(Hash, u64)> {
+    let doing = || format!("cannot write {}", path.display());
+    let out = Hashing { inner: fs::open_append(path, 0o640)?, hasher: blake3::Hasher::new(), count: 0 };
+    let mut encoder = zstd::Encoder::new(out, LEVEL).context(doing)?;
+    encoder.include_checksum(true).context(doing)?;
+    encoder.multithread(2).context(doing)?;
+    let mut builder = tar::Builder::new(encoder);
+    let scratch_dir = path.with_extension("content");
+    for entry in manifest.entries() {
+        append(&mut builder, entry, supply, packing, &scratch_dir)?;
+    }
+    let out = builder.into_inner().context(doing)?.finish().context(doing)?;
+    out.inner.sync_all().context(doing)?;
+    Ok((out.hasher.finalize().to_hex().parse()?, out.count))
+}
+
+fn append(
+    builder: &mut tar::Builder<impl Write>,
+    entry: &Entry,
+    supply: &Supply<'_>,
+    packing: &Packing<'_>,
+    scratch: &Path,
+) -> Result<()> {
+    let doing = || format!("cannot pack {}", entry.path);
+    let mut header = tar::Header::new_ustar();
+    // Privileges do not travel: no setuid, setgid or sticky bit.
+    header.set_mode(entry.mode & 0o777);
+    header.set_mtime(u64::try_from(entry.mtime.div_euclid(1_000_000_000)).unwrap_or(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    // Long names and link targets become GNU long-name members, written by the tar crate.
+    let path = entry.path.as_path();
+    if let Some(leader) = &entry.hard_link {
+        header.set_entry_type(tar::EntryType::Link);
+        return builder.append_link(&mut header, path, leader.as_path()).context(doing);
+    }
+    match &entry.content {
+        Content::Dir => {
+            header.set_entry_type(tar::EntryType::Directory);
+            builder.append_data(&mut header, path, std::io::empty()).context(doing)
+        }
+        Content::Symlink(target) => {
+            header.set_entry_type(tar::EntryType::Symlink);
+            let target = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target);
+            builder.append_link(&mut header, path, target).context(doing)
+        }
+        Content::File { size, hash } => {
+            fs::remove_file(scratch)?;
+            let mut content = fs::create_new(scratch, 0o600)?;
+            fs::remove_file(scratch)?;
+            supply.copy(hash, &mut content)?;
+            std::io::Seek::rewind(&mut content).context(doing)?;
+            refuse_secrets(&mut content, *size, entry, packing.secrets)?;
+            header.set_entry_type(tar::EntryType::Regular);
+            header.set_size(*size);
+            builder.append_data(&mut header, path, content).context(doing)
+        }
+    }
+}
+
+fn refuse_secrets(content: &mut File, size: u64, entry: &Entry, secrets: &[(String, String)]) -> Result<()> {
+    if secrets.is_empty() || size == 0 {
+        return Ok(());
+    }
+    let doing = || format!("cannot read {}", entry.path);
+    let longest = secrets.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
+    let mut window: Vec<u8> = Vec::new();
+    let mut buffer = vec![0_u8; 256 * 1024];
+    loop {
+        let count = content.read(&mut buffer).context(doing)?;
+        if count == 0 {
+            break;
+        }
+        window.extend_from_slice(&buffer[..count]);
+        for (name, value) in secrets {
+            if memchr::memmem::find(&window, value.as_bytes()).is_some() {
+                return Err(Error::refused(format!("{} holds the value of the secret `{name}`", entry.path))
+                    .hint("write secrets in a `configure` step: configuration is kept out of deliverables"));
+            }
+        }
+        window.drain(..window.len().saturating_sub(longest));
+    }
+    std::io::Seek::rewind(content).context(doing)
+}
+
+fn unpack_members(
+    archive: &mut Hashing<File>,
+    manifest: &Manifest,
+    store: &Store,
+    wants: &dyn Fn(&Hash) -> Result<bool>,
+) -> Result<usize> {
+    let decoder = zstd::Decoder::new(archive).context(|| "cannot decompress".to_string())?;
+    let mut tar = tar::Archive::new(decoder);
+    let mut seen: HashSet<TreePath> = HashSet::new();
+    let mut taken = 0;
+    for member in tar.entries().context(|| "cannot read".to_string())? {
+        let mut member = member.context(|| "cannot read".to_string())?;
+        let bytes = member.path_bytes();
+        let path = TreePath::new(bytes.strip_suffix(b"/").unwrap_or(&bytes))?;
+        drop(bytes);
+        let Some(entry) = manifest.get(&path) else {
+            return Err(Error::refused(format!("member `{path}` is not in the manifest")));
+        };
+        if !seen.insert(path.clone()) {
+            return Err(Error::refused(format!("member `{path}` stands twice")));
+        }
+        if !is_as_listed(&member, entry) {
+            return Err(Error::refused(format!("member `{path}` is not what the manifest says")));
+        }
+        if let (Content::File { size, hash }, None) = (&entry.content, &entry.hard_link) {
+            if !wants(hash)? || store.contains(hash)? {
+                continue;
+            }
+            let (found, count) = store.add(&mut Read::take(&mut member, size + 1))?;
+            if (found, count) != (*hash, *size) {
+                store.remove(&found)?;
+                return Err(Error::refused(format!("the content of `{path}` is not what the manifest says")));
+            }
+            taken += 1;
+        }
+    }
+    if seen.len() != manifest.entries().len() {
+        return Err(Error::refused(format!("{} members are missing", manifest.entries().len() - seen.len())));
+    }
+    Ok(taken)
+}
+
+fn is_as_listed<R: Read>(member: &tar::Entry<'_, R>, entry: &Entry) -> bool {
+    let kind = member.header().entry_type();
+    let link = || member.link_name_bytes().map(std::borrow::Cow::into_owned);
+    match (&entry.content, &entry.hard_link) {
+        (_, Some(leader)) => kind == tar::EntryType::Link && link().as_deref() == Some(leader.as_bytes()),
+        (Content::Dir, _) => kind == tar::EntryType::Directory,
+        (Content::Symlink(target), _) => kind == tar::EntryType::Symlink && link().as_ref() == Some(target),
+        (Content::File { size, .. }, _) => {
+            let declared = member.header().entry_size().ok();
+            kind == tar::EntryType::Regular && member.size() == *size && declared == Some(*size)
+        }
+    }
+}
+
+/// Counts and hashes what passes through.
+struct Hashing<T> {
+    inner: T,
+    hasher: blake3::Hasher,
+    count: u64,
+}
+
+impl<T: Read> Read for Hashing<T> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+impl<T: Write> Write for Hashing<T> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,13 @@
+//! Trees: what they consist of, how one becomes another, and where contents are kept.
+
+pub mod deliverable;
+pub mod drift;
+pub mod hash;
+pub mod manifest;
+pub mod release;
+pub mod scan;
+pub mod snapshot;
+pub mod store;
+pub mod switch;
+pub mod sync;
+pub mod witness;

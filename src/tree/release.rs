@@ -1,0 +1,214 @@
+//! Kept releases: `deploy/<id>/`, each a manifest and its provenance; contents live in the trees and in the store.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::Hash;
+use super::manifest::Manifest;
+use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::mode::Mode;
+use crate::project::place::Place;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::fs;
+
+/// Where a release came from (`release.json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Format of this file.
+    pub format: u32,
+    /// The deployment that made it.
+    pub id: DeploymentId,
+    /// Its number.
+    pub seq: u64,
+    /// The project.
+    pub project: String,
+    /// The commit.
+    pub commit: ObjectId,
+    /// The commit's time, seconds since the epoch.
+    pub commit_time: i64,
+    /// The pillar's commit.
+    pub pillar: Option<ObjectId>,
+    /// The mode it was deployed in.
+    pub mode: Mode,
+    /// Whether build steps ran.
+    pub built: bool,
+    /// Digest of the tree at the end of `post_build`: what a deliverable holds.
+    pub built_digest: String,
+    /// Digest of the tree that was made live.
+    pub tree_digest: String,
+    /// When.
+    pub created: jiff::Timestamp,
+    /// Who.
+    pub pusher: String,
+}
+
+const MANIFEST: &str = "manifest";
+const BUILT: &str = "built.manifest";
+const PROVENANCE: &str = "release.json";
+/// How many lists of changes may stand on each other before a manifest is written whole.
+const LONGEST_CHAIN: usize = 12;
+
+/// The kept releases of a project.
+#[derive(Debug)]
+pub struct Releases<'a> {
+    place: &'a Place,
+}
+
+impl<'a> Releases<'a> {
+    /// The releases of this project.
+    #[must_use]
+    pub fn new(place: &'a Place) -> Self {
+        Self { place }
+    }
+
+    /// Records a release durably: its manifest (as changes against `before` where that is shorter), the tree at the end of
+    /// the build where it differs, and its provenance.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(
+        &self,
+        provenance: &Provenance,
+        manifest: &Manifest,
+        built: &Manifest,
+        before: Option<(&DeploymentId, &Manifest)>,
+    ) -> Result<()> {
+        let dir = self.place.release(&provenance.id);
+        fs::ensure_dir(&dir, 0o750)?;
+        let changes = match before {
+            Some((id, old)) if self.chain_length(id)? < LONGEST_CHAIN => Some(manifest.to_changes(old, id)),
+            _ => None,
+        };
+        let short = changes.filter(|text| text.lines().count() * 2 < manifest.entries().len() + 8);
+        let text = short.unwrap_or_else(|| manifest.to_text());
+        fs::write_durable(&dir.join(MANIFEST), text.as_bytes(), 0o640)?;
+        if built != manifest {
+            fs::write_durable(&dir.join(BUILT), built.to_text().as_bytes(), 0o640)?;
+        }
+        let json = serde_json::to_vec_pretty(provenance).context(|| "cannot write a provenance".to_string())?;
+        fs::write_durable(&dir.join(PROVENANCE), &json, 0o640)?;
+        fs::sync_dir(&self.place.deploy())
+    }
+
+    /// The manifest of a kept release.
+    ///
+    /// # Errors
+    /// If the release is not kept or its manifest is damaged.
+    pub fn manifest(&self, id: &DeploymentId) -> Result<Manifest> {
+        let mut changes = Vec::new();
+        let mut at = id.clone();
+        loop {
+            let text = self.text(&at)?;
+            match Manifest::changes_against(&text)? {
+                Some(before) if changes.len() < 4 * LONGEST_CHAIN => {
+                    changes.push(text);
+                    at = before;
+                }
+                Some(_) => return Err(Error::failed(format!("the manifest of {id} stands on a ring of changes"))),
+                None => {
+                    let mut manifest =
+                        Manifest::from_text(&text).context(|| format!("cannot read the manifest of {at}"))?;
+                    for text in changes.iter().rev() {
+                        manifest =
+                            manifest.with_changes(text).context(|| format!("cannot read the manifest of {id}"))?;
+                    }
+                    return Ok(manifest);
+                }
+            }
+        }
+    }
+
+    /// The tree at the end of the build: what a deliverable of this release holds.
+    ///
+    /// # Errors
+    /// As [`Releases::manifest`].
+    pub fn built(&self, id: &DeploymentId) -> Result<Manifest> {
+        match fs::read_if_there(&self.place.release(id).join(BUILT))? {
+            Some(bytes) => Manifest::from_text(&String::from_utf8_lossy(&bytes)),
+            None => self.manifest(id),
+        }
+    }
+
+    /// The provenance of a kept release.
+    ///
+    /// # Errors
+    /// If the release is not kept.
+    pub fn provenance(&self, id: &DeploymentId) -> Result<Provenance> {
+        let path = self.place.release(id).join(PROVENANCE);
+        let bytes = fs::read_if_there(&path)?.ok_or_else(|| not_kept(id))?;
+        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))
+    }
+
+    /// The ids of all kept releases, in no particular order. Entries that are no release are not listed.
+    ///
+    /// # Errors
+    /// If `deploy/` cannot be read.
+    pub fn ids(&self) -> Result<Vec<DeploymentId>> {
+        let names = fs::names(&self.place.deploy())?;
+        let ids = names.iter().filter_map(|name| name.parse().ok());
+        Ok(ids.filter(|id| fs::exists(&self.place.release(id).join(PROVENANCE))).collect())
+    }
+
+    /// Every content that a kept release needs.
+    ///
+    /// # Errors
+    /// If a manifest cannot be read: then nothing may be thrown away.
+    pub fn needed(&self) -> Result<HashSet<Hash>> {
+        let mut needed = HashSet::new();
+        for id in self.ids()? {
+            needed.extend(self.manifest(&id)?.hashes());
+            needed.extend(self.built(&id)?.hashes());
+        }
+        Ok(needed)
+    }
+
+    /// Removes a release; those whose manifests stand on it are written whole first.
+    ///
+    /// # Errors
+    /// If something cannot be written or removed.
+    pub fn remove(&self, id: &DeploymentId) -> Result<()> {
+        for other in self.ids()? {
+            if other != *id && Manifest::changes_against(&self.text(&other)?)?.as_ref() == Some(id) {
+                let whole = self.manifest(&other)?.to_text();
+                fs::write_durable(&self.place.release(&other).join(MANIFEST), whole.as_bytes(), 0o640)?;
+            }
+        }
+        Dir::open(&self.place.deploy())?.remove_tree(Path::new(id.as_str()))
+    }
+
+    /// Points `deploy/<id>/tree` at the physical tree that holds this release; `None` removes the link.
+    ///
+    /// # Errors
+    /// If the link cannot be made.
+    pub fn link_tree(&self, id: &DeploymentId, tree: Option<&str>) -> Result<()> {
+        let link = self.place.release(id).join("tree");
+        match tree {
+            Some(tree) => fs::replace_symlink(&link, &PathBuf::from("..").join(tree)),
+            None => fs::remove_file(&link),
+        }
+    }
+
+    fn text(&self, id: &DeploymentId) -> Result<String> {
+        let bytes = fs::read_if_there(&self.place.release(id).join(MANIFEST))?.ok_or_else(|| not_kept(id))?;
+        String::from_utf8(bytes).context(|| format!("cannot read the manifest of {id}"))
+    }
+
+    fn chain_length(&self, id: &DeploymentId) -> Result<usize> {
+        let (mut length, mut at) = (1, id.clone());
+        while length <= LONGEST_CHAIN {
+            match Manifest::changes_against(&self.text(&at)?)? {
+                Some(before) => at = before,
+                None => break,
+            }
+            length += 1;
+        }
+        Ok(length)
+    }
+}
+
+fn not_kept(id: &DeploymentId) -> Error {
+    Error::refused(format!("release {id} is not kept")).hint("mc_project history NAME marks the releases that are kept")
+}

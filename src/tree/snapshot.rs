@@ -1,0 +1,343 @@
+//! Data snapshots: `archives/data` is a private full copy of the newest one, older ones live in `archives/store`.
+//!
+//! Taking a snapshot copies what differs; what that displaces moves into the store by renaming. Restoring is an exchange
+//! of the live paths with the copy and needs no space, except where `data` is a mount point: there files are copied.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::hash::Hash;
+use super::manifest::Manifest;
+use super::scan::{Identified, Own, identify, scan};
+use super::store::{Held, Store, Supply};
+use super::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
+use super::witness::Witness;
+use crate::project::ids::DeploymentId;
+use crate::project::place::Place;
+use crate::sys::dir::{Dir, FileKind};
+use crate::sys::error::{Error, Result};
+use crate::sys::fs;
+use crate::sys::mount;
+use crate::sys::path::TreePath;
+
+/// Which part of `data/` is snapshotted; `None` is all of it.
+pub type Scope = Option<Vec<TreePath>>;
+
+/// How much a snapshot would have to copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files.
+    pub files: u64,
+    /// Bytes of everything in the scope.
+    pub total: u64,
+}
+
+/// One path that a restore exchanges, with the inodes on both sides (0: nothing there).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Relative to `data/`; `.` is all of it.
+    pub path: String,
+    /// The inode in `data/`.
+    pub live: u64,
+    /// The inode in the snapshot.
+    pub snapshot: u64,
+}
+
+/// The snapshots of a project's data.
+#[derive(Debug)]
+pub struct Snapshots<'a> {
+    place: &'a Place,
+    own: Own,
+}
+
+const MANIFEST: &str = "data.manifest";
+
+impl<'a> Snapshots<'a> {
+    /// The snapshots of this project.
+    #[must_use]
+    pub fn new(place: &'a Place, own: Own) -> Self {
+        Self { place, own }
+    }
+
+    /// Estimates by size and time, without reading, what a snapshot would copy.
+    ///
+    /// # Errors
+    /// If the data cannot be examined.
+    pub fn measure(&self, scope: &Scope) -> Result<Need> {
+        let live = Dir::open(&self.place.data())?;
+        let known = self.copy_if_there()?.and_then(|copy| Witness::read(&self.witness_of(&copy).ok()?));
+        let mut need = Need::default();
+        for found in scan(&live, &wants(scope))? {
+            if found.meta.kind != FileKind::File {
+                continue;
+            }
+            need.total += found.meta.size;
+            let same = known.as_ref().and_then(|w| w.manifest().get(&found.path));
+            if !same.is_some_and(|entry| entry.size() == found.meta.size && entry.mtime == found.meta.mtime) {
+                need.bytes += found.meta.size;
+                need.files += 1;
+            }
+        }
+        Ok(need)
+    }
+
+    /// Makes the copy equal to the live data. With `tolerant`, files that change meanwhile are left for the next pass.
+    ///
+    /// # Errors
+    /// If something cannot be copied, or (not `tolerant`) still changes though it should not.
+    pub fn take(&self, scope: &Scope, tolerant: bool) -> Result<Manifest> {
+        for attempt in 0.. {
+            match self.pass(scope, &Keep::Store) {
+                Err(error) if !tolerant && attempt < 2 && !error.is_no_space() => {}
+                Err(error) if tolerant && !error.is_no_space() => return Err(error),
+                Err(error) => return Err(error.hint("who writes there? fuser -v; a `stop` step should stop it")),
+                Ok(manifest) => return Ok(manifest),
+            }
+        }
+        Err(Error::bug("a loop without end ended"))
+    }
+
+    /// Records the snapshot that was just taken as the one of the restore point `id`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn record(&self, id: &DeploymentId, manifest: &Manifest) -> Result<()> {
+        let archive = self.place.archive(id);
+        fs::ensure_dir(&archive, 0o700)?;
+        fs::write_durable(&archive.join(MANIFEST), manifest.to_text().as_bytes(), 0o600)?;
+        for name in fs::names(&self.place.archives())? {
+            let link = self.place.archives().join(&name).join("data");
+            if name.parse::<DeploymentId>().is_ok_and(|other| other != *id) {
+                fs::remove_file(&link)?;
+            }
+        }
+        fs::replace_symlink(&archive.join("data"), &PathBuf::from("../data"))
+    }
+
+    /// The manifest of a restore point's data; `None` if it has none.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn manifest(&self, id: &DeploymentId) -> Result<Option<Manifest>> {
+        match fs::read_if_there(&self.place.archive(id).join(MANIFEST))? {
+            Some(bytes) => Manifest::from_text(&String::from_utf8_lossy(&bytes)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What is in `archives/data` now, by looking.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn present(&self) -> Result<Identified> {
+        let Some(copy) = self.copy_if_there()? else { return Ok(Identified::default()) };
+        let witness = Witness::read(&self.witness_of(&copy)?);
+        identify(&copy, self.own, witness.as_ref(), &|_| true)
+    }
+
+    /// Makes `archives/data` the data of an older restore point, taking contents from the store by renaming.
+    ///
+    /// # Errors
+    /// If a content is missing or damaged; the live data are untouched.
+    pub fn materialise(&self, wanted: &Manifest) -> Result<()> {
+        let copy = self.copy()?;
+        let store = Store::open(&self.place.snapshot_store())?;
+        let actual = self.present()?;
+        let plan = Plan::new(&actual, wanted);
+        let mut supply = Supply::new(&store, vec![Held::new(&copy, &actual.manifest)])
+            .taking(wanted.hashes().collect::<HashSet<_>>());
+        for entry in &plan.put {
+            if let Some(hash) = entry.hash()
+                && !supply.has(&hash)?
+            {
+                return Err(Error::refused(format!("the snapshot is incomplete: {} is missing", entry.path))
+                    .hint("mc_project verify NAME tells which restore points are complete"));
+            }
+        }
+        let target = Target { tree: &copy, own: self.own, point: "rollback.data" };
+        apply(&target, &plan, &mut supply, &Keeping { store: Some(&store), aside: None })?;
+        seal(&copy, self.own, wanted)?.write(&self.witness_of(&copy)?)
+    }
+
+    /// The paths that a restore has to exchange, with what stands there now.
+    ///
+    /// # Errors
+    /// If the data cannot be examined.
+    pub fn units(&self, scope: &Scope) -> Result<Vec<Unit>> {
+        let (project, archives) = (Dir::open(self.place.dir())?, Dir::open(&self.place.archives())?);
+        let inode = |dir: &Dir, base: &str, path: &str| -> Result<u64> {
+            let rel = if path == "." { PathBuf::from(base) } else { Path::new(base).join(path) };
+            Ok(dir.stat(&rel)?.map_or(0, |meta| meta.ino))
+        };
+        let paths: Vec<PathBuf> = match scope {
+            None => vec![PathBuf::from(".")],
+            Some(paths) => paths.iter().map(|path| path.as_path().to_path_buf()).collect(),
+        };
+        let mut units = Vec::new();
+        for path in paths {
+            let path = path.to_string_lossy().into_owned();
+            let (live, snapshot) = (inode(&project, "data", &path)?, inode(&archives, "data", &path)?);
+            units.push(Unit { path, live, snapshot });
+        }
+        Ok(units)
+    }
+
+    /// Whether `data` cannot be exchanged, because it or a path of the scope is a mount point or lies elsewhere.
+    ///
+    /// # Errors
+    /// If it cannot be examined.
+    pub fn must_copy(&self) -> Result<bool> {
+        let (data, archives) = (Dir::open(&self.place.data())?, Dir::open(&self.place.archives())?);
+        Ok(mount::is_mount_point(&self.place.data())? || data.stat_self()?.dev != archives.stat_self()?.dev)
+    }
+
+    /// Exchanges one path with its snapshot, unless that has happened already.
+    ///
+    /// # Errors
+    /// If something else stands there now.
+    pub fn restore(&self, unit: &Unit) -> Result<()> {
+        let (project, archives) = (Dir::open(self.place.dir())?, Dir::open(&self.place.archives())?);
+        let rel = if unit.path == "." { PathBuf::from("data") } else { Path::new("data").join(&unit.path) };
+        let now = Unit {
+            path: unit.path.clone(),
+            live: project.stat(&rel)?.map_or(0, |meta| meta.ino),
+            snapshot: archives.stat(&rel)?.map_or(0, |meta| meta.ino),
+        };
+        if (now.live, now.snapshot) == (unit.snapshot, unit.live) {
+            return Ok(());
+        }
+        if now != *unit {
+            return Err(Error::failed(format!("data/{} was replaced during a restore", unit.path))
+                .hint(format!("compare it with {}", self.place.snapshot().join(&unit.path).display())));
+        }
+        match (unit.live, unit.snapshot) {
+            (0, 0) => {}
+            (0, _) => {
+                ensure_parents(&project, &rel)?;
+                archives.rename_new(&rel, &project, &rel)?;
+            }
+            (_, 0) => {
+                ensure_parents(&archives, &rel)?;
+                project.rename_new(&rel, &archives, &rel)?;
+            }
+            _ => project.exchange(&rel, &archives, &rel)?,
+        }
+        sync_parent(&project, &rel)?;
+        sync_parent(&archives, &rel)
+    }
+
+    /// Restores file by file, where data cannot be exchanged; what is replaced goes below `aside`.
+    ///
+    /// # Errors
+    /// If something cannot be copied.
+    pub fn restore_by_copy(&self, scope: &Scope, wanted: &Manifest, aside: &Dir) -> Result<()> {
+        let (live, copy) = (Dir::open(&self.place.data())?, self.copy()?);
+        let store = Store::open(&self.place.snapshot_store())?;
+        let actual = identify(&live, self.own, None, &wants(scope))?;
+        let mut supply = Supply::new(&store, vec![Held::new(&copy, wanted)]);
+        let target = Target { tree: &live, own: self.own, point: "rollback.data" };
+        let keeping = Keeping { store: None, aside: Some(Aside { dir: aside, only: None }) };
+        apply(&target, &Plan::new(&actual, wanted), &mut supply, &keeping)?;
+        live.sync_file_system()
+    }
+
+    /// After a restore by exchange the copy holds the failed data: makes it a copy of the live data again and moves the
+    /// files in which they differ below `aside` (`data.failed`).
+    ///
+    /// # Errors
+    /// If there is no space; the failed data then stay where they are.
+    pub fn keep_failed(&self, scope: &Scope, aside: &Dir) -> Result<Manifest> {
+        self.pass(scope, &Keep::Aside(aside))
+    }
+
+    /// Removes from the snapshot store what no restore point needs.
+    ///
+    /// # Errors
+    /// If a manifest is damaged: then nothing is removed.
+    pub fn sweep(&self) -> Result<usize> {
+        let mut needed: HashSet<Hash> = HashSet::new();
+        for name in fs::names(&self.place.archives())? {
+            if let Ok(id) = name.parse()
+                && let Some(manifest) = self.manifest(&id)?
+            {
+                needed.extend(manifest.hashes());
+            }
+        }
+        for hash in self.present()?.manifest.hashes() {
+            needed.remove(&hash);
+        }
+        Store::open(&self.place.snapshot_store())?.sweep(&needed)
+    }
+
+    fn pass(&self, scope: &Scope, keep: &Keep<'_>) -> Result<Manifest> {
+        let live = Dir::open(&self.place.data())?;
+        let (copy, store) = (self.copy()?, Store::open(&self.place.snapshot_store())?);
+        let live_witness_path = self.witness_of(&live)?;
+        let live_witness = Witness::read(&live_witness_path);
+        let taken = now_ns();
+        let source = identify(&live, self.own, live_witness.as_ref(), &wants(scope))?;
+        let wanted = source.manifest.clone();
+        let actual = self.present()?;
+        let plan = Plan::new(&actual, &wanted);
+        let mut supply = Supply::new(&store, vec![Held::new(&live, &wanted)]);
+        let target = Target { tree: &copy, own: self.own, point: "backup.copied" };
+        let keeping = match keep {
+            Keep::Store => Keeping { store: Some(&store), aside: None },
+            Keep::Aside(dir) => Keeping { store: None, aside: Some(Aside { dir, only: None }) },
+        };
+        apply(&target, &plan, &mut supply, &keeping)?;
+        seal(&copy, self.own, &wanted)?.write(&self.witness_of(&copy)?)?;
+        Witness::new(source, taken, live.stat_self()?.dev).write(&live_witness_path)?;
+        copy.sync_file_system()?;
+        Ok(wanted)
+    }
+
+    fn copy(&self) -> Result<Dir> {
+        Dir::open(&self.place.archives())?.ensure_dir(Path::new("data"), 0o700)
+    }
+
+    fn copy_if_there(&self) -> Result<Option<Dir>> {
+        match Dir::open(&self.place.snapshot()) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn witness_of(&self, tree: &Dir) -> Result<PathBuf> {
+        Ok(self.place.witness(&tree.stat_self()?.ino.to_string()))
+    }
+}
+
+enum Keep<'a> {
+    Store,
+    Aside(&'a Dir),
+}
+
+/// Whether a path of `data/` lies in the scope (or leads to it).
+fn wants(scope: &Scope) -> impl Fn(&TreePath) -> bool + Sync {
+    let scope = scope.clone();
+    move |path| scope.as_ref().is_none_or(|paths| paths.iter().any(|p| path.is_within(p) || p.is_within(path)))
+}
+
+fn ensure_parents(base: &Dir, rel: &Path) -> Result<()> {
+    let Some(parent) = rel.parent() else { return Ok(()) };
+    let mut at = base.again()?;
+    for name in parent.components() {
+        at = at.ensure_dir(Path::new(name.as_os_str()), 0o750)?;
+    }
+    Ok(())
+}
+
+fn sync_parent(base: &Dir, rel: &Path) -> Result<()> {
+    match rel.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => match base.dir(parent) {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+            Ok(dir) => dir.sync(),
+        },
+        _ => base.sync(),
+    }
+}

@@ -1,0 +1,294 @@
+//! The store: a pool of file contents, each named by its digest, that kept releases need and no tree holds any more.
+//!
+//! A content comes in by copying (while a new version is prepared) or by *renaming* the file that leaves a tree, which
+//! costs nothing. It goes out by copying, or by renaming it into a tree when nobody else needs it here. No file of the
+//! store is ever reachable from a tree at the same time.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::hash::Hash;
+use super::manifest::{Entry, Manifest};
+use crate::sys::dir::{Dir, FileKind};
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::path::TreePath;
+
+/// A pool of contents.
+#[derive(Debug)]
+pub struct Store {
+    dir: Dir,
+    next: AtomicU64,
+}
+
+const TEMP_PREFIX: &str = ".new-";
+
+impl Store {
+    /// Opens the pool in this directory.
+    ///
+    /// # Errors
+    /// If the directory does not exist.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { dir: Dir::open(path)?, next: AtomicU64::new(0) })
+    }
+
+    /// The directory of the pool.
+    #[must_use]
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// Whether the pool holds this content.
+    ///
+    /// # Errors
+    /// If the pool cannot be examined.
+    pub fn contains(&self, hash: &Hash) -> Result<bool> {
+        Ok(self.dir.stat(Path::new(&hash.hex()))?.is_some())
+    }
+
+    /// Opens a content.
+    ///
+    /// # Errors
+    /// If it exists and cannot be opened.
+    pub fn get(&self, hash: &Hash) -> Result<Option<File>> {
+        match self.dir.open_file(Path::new(&hash.hex())) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a content in; returns its digest and size. One that is here already is not written again.
+    ///
+    /// # Errors
+    /// If reading or writing fails; nothing is left behind then.
+    pub fn add(&self, from: &mut impl Read) -> Result<(Hash, u64)> {
+        self.add_with(|file| Hash::copying(from, file))
+    }
+
+    /// Takes in what `write` writes; it returns digest and size of what it wrote.
+    ///
+    /// # Errors
+    /// If writing fails; nothing is left behind then.
+    pub fn add_with(&self, write: impl FnOnce(&mut File) -> std::io::Result<(Hash, u64)>) -> Result<(Hash, u64)> {
+        let temp = self.temp_name();
+        let mut file = self.dir.create_file(&temp, 0o600)?;
+        let add = || -> Result<(Hash, u64)> {
+            let (hash, size) =
+                write(&mut file).context(|| format!("cannot write into {}", self.dir.path().display()))?;
+            self.dir.rename(&temp, &self.dir, Path::new(&hash.hex()))?;
+            Ok((hash, size))
+        };
+        add().inspect_err(|_| {
+            let _ = self.dir.unlink(&temp);
+        })
+    }
+
+    /// Moves a file of a tree into the pool, where it costs no new space. `hash` is its content, as just identified.
+    ///
+    /// # Errors
+    /// If it can neither be renamed nor copied.
+    pub fn take_in(&self, tree: &Dir, name: &OsStr, hash: &Hash) -> Result<()> {
+        let (name, hex) = (Path::new(name), hash.hex());
+        if self.contains(hash)? {
+            return tree.unlink(name);
+        }
+        let meta =
+            tree.stat(name)?.ok_or_else(|| Error::failed(format!("{} is gone", tree.path().join(name).display())))?;
+        // With other names left, a rename would leave an inode in a tree and in the store at once.
+        if meta.nlink == 1 {
+            tree.set_mode(name, 0o600)?;
+            match tree.rename(name, &self.dir, Path::new(&hex)) {
+                Err(error) if error.errno() == Some(nix::libc::EXDEV) => {}
+                other => return other,
+            }
+        }
+        let (copied, _) = self.add(&mut tree.open_file(name)?)?;
+        if copied != *hash {
+            return Err(Error::failed(format!(
+                "{} changed while it was moved to the store",
+                tree.path().join(name).display()
+            )));
+        }
+        tree.unlink(name)
+    }
+
+    /// Removes a content.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn remove(&self, hash: &Hash) -> Result<()> {
+        self.dir.unlink(Path::new(&hash.hex()))
+    }
+
+    /// All contents of the pool, sorted.
+    ///
+    /// # Errors
+    /// If the pool cannot be read.
+    pub fn list(&self) -> Result<Vec<Hash>> {
+        let mut hashes: Vec<Hash> =
+            self.dir.names()?.iter().filter_map(|name| name.to_str()).filter_map(|name| name.parse().ok()).collect();
+        hashes.sort();
+        Ok(hashes)
+    }
+
+    /// Removes every content that is not in `needed`, and what a crash left; returns how many went.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub fn sweep(&self, needed: &HashSet<Hash>) -> Result<usize> {
+        let mut removed = 0;
+        for name in self.dir.names()? {
+            let keep =
+                name.to_str().and_then(|name| name.parse::<Hash>().ok()).is_some_and(|hash| needed.contains(&hash));
+            if !keep {
+                self.dir.remove_tree(Path::new(&name))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn temp_name(&self) -> PathBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        PathBuf::from(format!("{TEMP_PREFIX}{}-{number}", std::process::id()))
+    }
+}
+
+/// A tree that holds contents too, at known paths. It may have been written to, so what comes from it is always verified.
+#[derive(Debug)]
+pub struct Held<'a> {
+    dir: &'a Dir,
+    paths: HashMap<Hash, TreePath>,
+}
+
+impl<'a> Held<'a> {
+    /// The contents that `manifest` says are in `dir`.
+    #[must_use]
+    pub fn new(dir: &'a Dir, manifest: &Manifest) -> Self {
+        let paths = manifest.entries().iter().filter_map(|e| Some((e.hash()?, e.path.clone()))).collect();
+        Self { dir, paths }
+    }
+}
+
+/// Where contents come from: the store first, then trees that hold them.
+#[derive(Debug)]
+pub struct Supply<'a> {
+    store: &'a Store,
+    held: Vec<Held<'a>>,
+    takeable: HashSet<Hash>,
+}
+
+impl<'a> Supply<'a> {
+    /// A supply from the store and from trees.
+    #[must_use]
+    pub fn new(store: &'a Store, held: Vec<Held<'a>>) -> Self {
+        Self { store, held, takeable: HashSet::new() }
+    }
+
+    /// Allows these contents to be renamed out of the store instead of copied.
+    #[must_use]
+    pub fn taking(mut self, takeable: HashSet<Hash>) -> Self {
+        self.takeable = takeable;
+        self
+    }
+
+    /// Contents that must not be renamed out after all, because several files need them.
+    pub fn keep(&mut self, hashes: impl IntoIterator<Item = Hash>) {
+        for hash in hashes {
+            self.takeable.remove(&hash);
+        }
+    }
+
+    /// Whether this content can be had (by name; it is verified when it is used).
+    ///
+    /// # Errors
+    /// If the store cannot be examined.
+    pub fn has(&self, hash: &Hash) -> Result<bool> {
+        if self.store.contains(hash)? {
+            return Ok(true);
+        }
+        for held in &self.held {
+            if let Some(path) = held.paths.get(hash)
+                && held.dir.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::File)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Puts the content of `entry` into `parent` under the free name `temp`: renamed from the store where allowed, else
+    /// copied and verified.
+    ///
+    /// # Errors
+    /// If no source has the content undamaged, or writing fails.
+    pub fn put(&self, entry: &Entry, parent: &Dir, temp: &Path) -> Result<()> {
+        let hash = entry.hash().ok_or_else(|| Error::bug("only files have contents"))?;
+        if self.takeable.contains(&hash)
+            && let Some(mut file) = self.store.get(&hash)?
+        {
+            let (found, _) = Hash::reading(&mut file).context(|| format!("cannot read content {hash}"))?;
+            if found != hash {
+                return Err(damaged(&hash));
+            }
+            match self.store.dir.rename(Path::new(&hash.hex()), parent, temp) {
+                Err(error) if error.errno() == Some(nix::libc::EXDEV) => {}
+                other => return other,
+            }
+        }
+        let mut out = parent.create_file(temp, 0o600)?;
+        let copied = self.copy(&hash, &mut out);
+        if copied.is_err() {
+            let _ = parent.unlink(temp);
+        }
+        copied.map_err(|error| error.hint(format!("it was needed for {}", entry.path)))
+    }
+
+    /// Copies a content to `out`, verified.
+    ///
+    /// # Errors
+    /// If no source has it undamaged, or writing fails.
+    pub fn copy(&self, hash: &Hash, out: &mut File) -> Result<()> {
+        if let Some(mut file) = self.store.get(hash)? {
+            if copy_verified(&mut file, out, hash)? {
+                return Ok(());
+            }
+            return Err(damaged(hash));
+        }
+        for held in &self.held {
+            let Some(path) = held.paths.get(hash) else { continue };
+            let Ok(mut file) = held.dir.open_file(path.as_path()) else { continue };
+            if copy_verified(&mut file, out, hash)? {
+                return Ok(());
+            }
+            rewind(out)?;
+        }
+        Err(Error::failed(format!("content {hash} is in no tree and not in the store"))
+            .hint("mc_project verify NAME tells which releases are complete"))
+    }
+}
+
+/// Copies and compares the digest; reflinks large files where the file system can.
+fn copy_verified(from: &mut File, to: &mut File, hash: &Hash) -> Result<bool> {
+    let doing = || format!("cannot copy content {hash}");
+    if from.metadata().context(doing)?.len() >= 1024 * 1024 && rustix::fs::ioctl_ficlone(&*to, &*from).is_ok() {
+        let (found, _) = Hash::reading(from).context(doing)?;
+        return Ok(found == *hash);
+    }
+    let (found, _) = Hash::copying(from, to).context(doing)?;
+    Ok(found == *hash)
+}
+
+fn rewind(file: &mut File) -> Result<()> {
+    use std::io::Seek;
+    file.rewind().and_then(|()| file.set_len(0)).context(|| "cannot start a copy again".to_string())
+}
+
+fn damaged(hash: &Hash) -> Error {
+    Error::failed(format!("content {hash} in the store is damaged"))
+        .hint("mc_project verify NAME lists what is affected; another release can still be rolled back to")
+}
