@@ -44,6 +44,8 @@ pub struct Begin {
     pub refname: Option<RefName>,
     /// The value of that ref before the push.
     pub old: Option<ObjectId>,
+    /// Whether the worker moves the ref (it runs before git answers) or git has done so already.
+    pub moves_ref: bool,
     /// Who pushed or ran the command.
     pub pusher: String,
     /// The user's reason (`-o reason=…`).
@@ -56,6 +58,17 @@ pub struct Begin {
     pub with_data: bool,
     /// Identifies the receive-pack process that the push came through.
     pub push: Option<String>,
+}
+
+/// One path that a restore exchanges, with the inodes on both sides before (0: nothing there).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreUnit {
+    /// The path, relative to `data/`; `.` is all of it.
+    pub path: String,
+    /// The inode in `data/`.
+    pub live: u64,
+    /// The inode in the snapshot.
+    pub snapshot: u64,
 }
 
 /// One event.
@@ -170,14 +183,12 @@ pub enum Event {
         /// Whether data must go back.
         data: bool,
     },
-    /// One path below `data/` is about to be exchanged with its snapshot.
-    RestoringPath {
-        /// The path, relative to `data/`.
-        path: String,
-        /// The inode in `data/` before, 0 if there is none.
-        live_ino: u64,
-        /// The inode in the snapshot before, 0 if there is none.
-        snapshot_ino: u64,
+    /// Paths below `data/` are about to be exchanged with the snapshot of a restore point.
+    RestoringData {
+        /// The deployment whose restore point it is.
+        from: DeploymentId,
+        /// The paths, with what stood on both sides before.
+        units: Vec<RestoreUnit>,
     },
     /// `run` is the old version again.
     RolledBack,
@@ -213,7 +224,7 @@ impl Event {
                 | Self::Touched
                 | Self::Commit { .. }
                 | Self::RollingBack { .. }
-                | Self::RestoringPath { .. }
+                | Self::RestoringData { .. }
                 | Self::RolledBack
                 | Self::DataRestored
                 | Self::End { .. }

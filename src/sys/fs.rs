@@ -85,6 +85,14 @@ pub fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     })
 }
 
+/// Writes a small file without renaming or syncing: for notes to other processes, worth nothing after a crash.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_in_place(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).context(|| format!("cannot write {}", path.display()))
+}
+
 /// Makes a symbolic link durably, replacing one that stands there.
 ///
 /// # Errors

@@ -283,6 +283,13 @@ impl Manifest {
         }
     }
 
+    /// Gives every directory this mode.
+    pub fn restrict_directories(&mut self, mode: u32) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.is_dir()) {
+            entry.mode = mode;
+        }
+    }
+
     /// The manifest as its file format.
     #[must_use]
     pub fn to_text(&self) -> String {

@@ -191,6 +191,21 @@ impl<'a> Releases<'a> {
         }
     }
 
+    /// Removes every link that says that `tree` holds a release: it is about to become another.
+    ///
+    /// # Errors
+    /// If a link cannot be removed.
+    pub fn unlink_tree(&self, tree: &str) -> Result<()> {
+        let target = PathBuf::from("..").join(tree);
+        for id in self.ids()? {
+            let link = self.place.release(&id).join("tree");
+            if fs::link_target(&link).as_ref() == Some(&target) {
+                fs::remove_file(&link)?;
+            }
+        }
+        Ok(())
+    }
+
     fn text(&self, id: &DeploymentId) -> Result<String> {
         let bytes = fs::read_if_there(&self.place.release(id).join(MANIFEST))?.ok_or_else(|| not_kept(id))?;
         String::from_utf8(bytes).context(|| format!("cannot read the manifest of {id}"))

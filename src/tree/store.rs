@@ -174,25 +174,45 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Where contents come from: the store first, then trees that hold them.
+/// A place that can write a content out, asked when neither the store nor a tree has it.
+pub trait Origin: Sync + std::fmt::Debug {
+    /// Whether the content is known here.
+    fn knows(&self, hash: &Hash) -> bool;
+
+    /// Writes the content to `out`; `false` if it is not known here. The caller verifies it.
+    ///
+    /// # Errors
+    /// If the place itself fails.
+    fn write(&self, hash: &Hash, out: &mut File) -> Result<bool>;
+}
+
+/// Where contents come from: the store first, then trees that hold them, then an origin.
 #[derive(Debug)]
 pub struct Supply<'a> {
     store: &'a Store,
     held: Vec<Held<'a>>,
     takeable: HashSet<Hash>,
+    origin: Option<&'a dyn Origin>,
 }
 
 impl<'a> Supply<'a> {
     /// A supply from the store and from trees.
     #[must_use]
     pub fn new(store: &'a Store, held: Vec<Held<'a>>) -> Self {
-        Self { store, held, takeable: HashSet::new() }
+        Self { store, held, takeable: HashSet::new(), origin: None }
     }
 
     /// Allows these contents to be renamed out of the store instead of copied.
     #[must_use]
     pub fn taking(mut self, takeable: HashSet<Hash>) -> Self {
         self.takeable = takeable;
+        self
+    }
+
+    /// Adds a last resort.
+    #[must_use]
+    pub fn with_origin(mut self, origin: &'a dyn Origin) -> Self {
+        self.origin = Some(origin);
         self
     }
 
@@ -218,7 +238,7 @@ impl<'a> Supply<'a> {
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok(self.origin.is_some_and(|origin| origin.knows(hash)))
     }
 
     /// Puts the content of `entry` into `parent` under the free name `temp`: renamed from the store where allowed, else
@@ -267,6 +287,15 @@ impl<'a> Supply<'a> {
             }
             rewind(out)?;
         }
+        if let Some(origin) = self.origin
+            && origin.write(hash, out)?
+        {
+            rewind_to_read(out)?;
+            let (found, _) = Hash::reading(out).context(|| format!("cannot verify content {hash}"))?;
+            if found == *hash {
+                return Ok(());
+            }
+        }
         Err(Error::failed(format!("content {hash} is in no tree and not in the store"))
             .hint("mc_project verify NAME tells which releases are complete"))
     }
@@ -286,6 +315,11 @@ fn copy_verified(from: &mut File, to: &mut File, hash: &Hash) -> Result<bool> {
 fn rewind(file: &mut File) -> Result<()> {
     use std::io::Seek;
     file.rewind().and_then(|()| file.set_len(0)).context(|| "cannot start a copy again".to_string())
+}
+
+fn rewind_to_read(file: &mut File) -> Result<()> {
+    use std::io::Seek;
+    file.rewind().context(|| "cannot read a copy again".to_string())
 }
 
 fn damaged(hash: &Hash) -> Error {

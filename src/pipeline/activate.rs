@@ -1,0 +1,424 @@
+//! The short part: stop, back up, switch, start, upgrade, and the commit that makes it final.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::draft::{Draft, Goal, Live, Version};
+use super::halt::{Halt, Step};
+use super::site::Site;
+use super::steps::{At, Place};
+use crate::project::ids::{DeploymentId, ObjectId, RefName};
+use crate::project::outcome::{Serving, SwitchKind};
+use crate::project::recipe::BackupWhen;
+use crate::project::stage::Stage;
+use crate::report::event::{Begin, Event, RestoreUnit};
+use crate::report::ledger::Last;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::git::Repo;
+use crate::sys::path::TreePath;
+use crate::sys::{clock, fault, fs};
+use crate::tree::drift::Drift;
+use crate::tree::release::Releases;
+use crate::tree::scan::identify;
+use crate::tree::snapshot::{Snapshots, Unit};
+use crate::tree::store::{Held, Store, Supply};
+use crate::tree::switch::{self, Inodes};
+use crate::tree::sync::{Keeping, Plan, Target, apply, seal};
+use crate::tree::witness::Witness;
+
+/// What a restore point says about itself (`archives/<id>/before.json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePoint {
+    /// Format of this file.
+    pub format: u32,
+    /// The deployment before which this was the state.
+    pub id: DeploymentId,
+    /// Its number.
+    pub seq: u64,
+    /// What served before.
+    pub before: Option<Serving>,
+    /// The pillar's commit before.
+    pub pillar: Option<ObjectId>,
+    /// Which part of `data/` the snapshot holds; `None`: all of it.
+    pub scope: Option<Vec<TreePath>>,
+    /// The commit whose recipe made the dumps, if there are any; its `restore` steps read them.
+    pub dumped_by: Option<ObjectId>,
+    /// The pillar's commit of that recipe.
+    pub dumped_with: Option<ObjectId>,
+}
+
+impl RestorePoint {
+    const FILE: &str = "before.json";
+
+    /// Reads a restore point; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn read(site: &Site, id: &DeploymentId) -> Result<Option<Self>> {
+        let path = site.place.archive(id).join(Self::FILE);
+        match fs::read_if_there(&path)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map(Some).context(|| format!("cannot understand {}", path.display())),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes it durably.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, site: &Site) -> Result<()> {
+        let dir = site.place.archive(&self.id);
+        fs::ensure_dir(&dir, 0o700)?;
+        let text = serde_json::to_vec_pretty(self).context(|| "cannot write a restore point".to_string())?;
+        fs::write_durable(&dir.join(Self::FILE), &text, 0o600)
+    }
+
+    /// All restore points of a project.
+    ///
+    /// # Errors
+    /// If one is damaged.
+    pub fn all(site: &Site) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for name in fs::names(&site.place.archives())? {
+            if let Ok(id) = name.parse() {
+                all.extend(Self::read(site, &id)?);
+            }
+        }
+        all.sort_by_key(|point| point.seq);
+        Ok(all)
+    }
+}
+
+/// The place of steps that work in `run`.
+#[must_use]
+pub fn in_run(site: &Site, version: &Version, id: &DeploymentId, dumps: Option<PathBuf>) -> Place {
+    let mut setting = version.setting(site, Some(id));
+    setting.dumps = dumps;
+    Place { at: At::Run, setting }
+}
+
+/// The directory of the dumps of a restore point.
+#[must_use]
+pub fn dumps_of(site: &Site, id: &DeploymentId) -> PathBuf {
+    site.place.archive(id).join("dumps")
+}
+
+impl Draft<'_> {
+    /// Stops the old services and makes the restore point.
+    ///
+    /// # Errors
+    /// The reason to stop; the old version is whole and has to be started again.
+    pub fn stop_and_back_up(&mut self) -> Step {
+        let snapshots_scope = self.next.recipe.snapshot.clone();
+        if self.next.recipe.backup_when == BackupWhen::Stopped {
+            // The bulk is copied while the old version serves; what changes meanwhile is copied after the stop.
+            let _ = Snapshots::new(&self.site.place, self.site.own).take(&snapshots_scope, true);
+        } else {
+            self.back_up()?;
+        }
+        self.tell(Event::Stopping)?;
+        fault::point("stop.before")?;
+        if let Some(old) = self.old_version().cloned() {
+            let place = in_run(self.site, &old, self.id(), None);
+            self.step_stage(&old, Stage::Stop, &place)?;
+        }
+        fault::point("stop.done")?;
+        if self.next.recipe.backup_when == BackupWhen::Stopped {
+            self.back_up()?;
+        }
+        self.tell(Event::BackedUp)
+    }
+
+    fn back_up(&mut self) -> Step {
+        self.stage(Stage::Backup, |draft| {
+            let site = draft.site;
+            let scope = draft.next.recipe.snapshot.clone();
+            let dumping = draft.dumping_version();
+            let point = RestorePoint {
+                format: 1,
+                id: draft.id().clone(),
+                seq: draft.begin.seq,
+                before: draft.begin.serves.clone(),
+                pillar: draft.live.as_ref().and_then(|live| live.provenance.pillar.clone()),
+                scope: scope.clone(),
+                dumped_by: dumping.as_ref().map(|version| version.commit.id.clone()),
+                dumped_with: dumping.as_ref().and_then(|version| version.pillar_commit.clone()),
+            };
+            point.write(site)?;
+            let tolerant = draft.next.recipe.backup_when == BackupWhen::Running;
+            let snapshots = Snapshots::new(&site.place, site.own);
+            let manifest = snapshots.take(&scope, tolerant)?;
+            fault::point("backup.done")?;
+            snapshots.record(&point.id, &manifest)?;
+            let mut note = format!("{} files, {} bytes of data", manifest.files(), manifest.bytes());
+            if let Some(version) = dumping {
+                let count = draft.dump(&version, &dumps_of(site, &point.id))?;
+                note = format!("{note}, {}", super::steps::steps_words(count));
+            }
+            Dir::open(&site.place.archives())?.sync_file_system()?;
+            Ok(((), Some(note)))
+        })
+    }
+
+    /// The version whose `backup` steps are run: the one whose data it is, else the new one's.
+    fn dumping_version(&self) -> Option<Version> {
+        let with_steps = |version: &&Version| !self.steps_of(version, Stage::Backup).is_empty();
+        self.old_version().filter(with_steps).or(Some(&self.next).filter(with_steps)).cloned()
+    }
+
+    /// Runs a version's `backup` steps into a directory.
+    ///
+    /// # Errors
+    /// The failed step.
+    pub fn dump(&mut self, version: &Version, dumps: &Path) -> Step<usize> {
+        fs::ensure_dir(dumps, 0o700)?;
+        let steps = self.steps_of(version, Stage::Backup);
+        let place = in_run(self.site, version, self.id(), Some(dumps.to_path_buf()));
+        self.run_steps(version, Stage::Backup, &steps, &place)
+    }
+
+    /// Switches, starts the new version, upgrades and asks for its health.
+    ///
+    /// # Errors
+    /// The reason to roll back.
+    pub fn activate(&mut self) -> Step {
+        let next = self.next.clone();
+        self.stage(Stage::Deploy, |draft| draft.switch().map(|note| ((), note)))?;
+        let place = in_run(self.site, &next, self.id(), None);
+        let after = [Stage::Deploy, Stage::PostDeploy, Stage::Start, Stage::PostInstall, Stage::Upgrade, Stage::Health];
+        let has_steps = after.iter().any(|stage| !self.steps_of(&next, *stage).is_empty());
+        let data_of = match &self.goal {
+            Goal::Release { data_of, .. } => data_of.clone(),
+            Goal::Commit => None,
+        };
+        if has_steps || data_of.is_some() {
+            self.tell(Event::Touched)?;
+            self.touched = true;
+            fault::point("touched.recorded")?;
+        }
+        if let Some(id) = data_of {
+            self.stage(Stage::Restore, |draft| {
+                draft.restore_data(&id)?;
+                draft.restore_dumps(&id)?;
+                Ok(((), Some(format!("data as before {id}"))))
+            })?;
+        }
+        for stage in after {
+            self.step_stage(&next, stage, &place)?;
+            if stage == Stage::Start {
+                fault::point("start.done")?;
+            }
+        }
+        fault::point("upgrade.done")?;
+        Ok(())
+    }
+
+    fn switch(&mut self) -> Step<Option<String>> {
+        let place = &self.site.place;
+        let kind = switch::kind(place)?;
+        if self.spare_in_use {
+            // Somebody could still write there: the proof is repeated now, after the old services stopped.
+            let spare = Dir::open(&place.spare())?;
+            seal(&spare, self.site.own, &self.candidate()?.manifest.clone())?;
+        }
+        let Inodes { run, spare } = switch::inodes(place)?;
+        self.tell(Event::Switching { how: kind, run_ino: run, spare_ino: spare })?;
+        fault::point("deploy.intent")?;
+        match kind {
+            SwitchKind::Exchange => switch::exchange(place)?,
+            SwitchKind::InPlace => self.switch_in_place()?,
+        }
+        self.switched = true;
+        fault::point("deploy.synced")?;
+        let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
+        self.tell(Event::Switched { boot: clock::boot_id(), uptime_ms })?;
+        Ok((kind == SwitchKind::InPlace).then(|| "file by file: run is a mount point or on another file system".to_string()))
+    }
+
+    /// The fallback: `run` is made the candidate file by file. What was changed in it by hand is kept first.
+    fn switch_in_place(&mut self) -> Step {
+        let manifest = self.candidate()?.manifest.clone();
+        if let Some(live) = self.live.clone() {
+            let run = Dir::open(&self.site.place.run())?;
+            let actual = identify(&run, self.site.own, None, &|_| true)?;
+            let ignore = live.version.as_ref().map(|version| version.recipe.ignore_drift.clone()).unwrap_or_default();
+            let drift = Drift::between(&live.manifest, &actual, &|path, is_dir| ignore.matches(path, is_dir));
+            super::settle::keep_drift(self.site, self.id(), &run, &drift)?;
+        }
+        Ok(make_run(self.site, &manifest)?)
+    }
+
+    /// Brings the data of a restore point back: by exchange, or by copying where data is a mount point.
+    ///
+    /// # Errors
+    /// If a content is missing or the data cannot be exchanged.
+    pub fn restore_data(&mut self, from: &DeploymentId) -> Step {
+        let site = self.site;
+        let Some(point) = RestorePoint::read(site, from)? else { return Ok(()) };
+        let snapshots = Snapshots::new(&site.place, site.own);
+        let Some(wanted) = snapshots.manifest(from)? else { return Ok(()) };
+        if snapshots.must_copy()? {
+            let aside = failed_data(site, self.id())?;
+            return Ok(snapshots.restore_by_copy(&point.scope, &wanted, &aside)?);
+        }
+        snapshots.materialise(&wanted)?;
+        let units = snapshots.units(&point.scope)?;
+        let told = units.iter().map(|u| RestoreUnit { path: u.path.clone(), live: u.live, snapshot: u.snapshot });
+        self.tell(Event::RestoringData { from: from.clone(), units: told.collect() })?;
+        restore_units(site, &units)?;
+        Ok(())
+    }
+
+    /// Runs the `restore` steps of the recipe that made a restore point's dumps.
+    ///
+    /// # Errors
+    /// The failed step.
+    pub fn restore_dumps(&mut self, from: &DeploymentId) -> Step {
+        let Some(point) = RestorePoint::read(self.site, from)? else { return Ok(()) };
+        let Some(commit) = &point.dumped_by else { return Ok(()) };
+        let version = Version::load(self.site, &self.repo, commit, point.dumped_with.as_ref(), self.next.mode)?;
+        let place = in_run(self.site, &version, self.id(), Some(dumps_of(self.site, from)));
+        let steps = self.steps_of(&version, Stage::Restore);
+        self.run_steps(&version, Stage::Restore, &steps, &place)?;
+        Ok(())
+    }
+
+    /// Commit: the durable record, then the ref, then `deploy/current`.
+    ///
+    /// # Errors
+    /// Before the record: the reason to roll back. After it nothing fails any more; what is left is done by recovery.
+    pub fn commit(&mut self) -> Step<Serving> {
+        self.stage(Stage::Commit, |draft| {
+            draft.refuse_moved_ref()?;
+            let serving = Serving { id: draft.id().clone(), commit: draft.next.commit.id.clone() };
+            draft.tell(Event::Commit { serves: serving.clone() })?;
+            fault::point("commit.record").unwrap_or_default();
+            if let Err(error) = finish_commit(draft.site, &draft.repo, &draft.begin, &serving) {
+                draft.warn(format!("committed, but not everything was recorded: {}", error.one_line()));
+            }
+            Ok((serving, None))
+        })
+    }
+
+    fn refuse_moved_ref(&self) -> Step {
+        let (Some(name), Some(old)) = (&self.begin.refname, &self.begin.old) else { return Ok(()) };
+        if !self.begin.moves_ref {
+            return Ok(());
+        }
+        let now = self.repo.read_ref(name)?;
+        let expected = if old.is_zero() { None } else { Some(old.clone()) };
+        if now == expected || now.as_ref() == Some(&self.begin.commit) {
+            return Ok(());
+        }
+        Err(Halt::failed(format!("{} was moved by somebody else during the deployment", name.shown())).hint("git fetch, then push again"))
+    }
+}
+
+/// Exchanges every unit that has not been exchanged yet.
+///
+/// # Errors
+/// If something else stands there now.
+pub fn restore_units(site: &Site, units: &[Unit]) -> Result<()> {
+    let snapshots = Snapshots::new(&site.place, site.own);
+    for unit in units {
+        fault::point("rollback.data-path")?;
+        snapshots.restore(unit)?;
+    }
+    Ok(())
+}
+
+/// The directory that keeps the data of a failed version.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn failed_data(site: &Site, id: &DeploymentId) -> Result<Dir> {
+    fs::ensure_dir(&site.place.archive(id).join("data.failed"), 0o700)?;
+    Dir::open(&site.place.archive(id).join("data.failed"))
+}
+
+/// Makes `run` exactly a manifest, file by file; contents come from the spare and the store.
+///
+/// # Errors
+/// If something cannot be written; recovery repeats it.
+pub fn make_run(site: &Site, manifest: &crate::tree::manifest::Manifest) -> Result<()> {
+    let place = &site.place;
+    let (run, spare, store) = (Dir::open(&place.run())?, Dir::open(&place.spare())?, Store::open(&place.store())?);
+    let witness_path = place.witness(&run.stat_self()?.ino.to_string());
+    let witness = Witness::read(&witness_path);
+    let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
+    let spare_now = identify(&spare, site.own, None, &|_| true)?;
+    let mut supply = Supply::new(&store, vec![Held::new(&spare, &spare_now.manifest), Held::new(&run, &actual.manifest)]);
+    let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
+    // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
+    apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside: None })?;
+    seal(&run, site.own, manifest)?.write(&witness_path)?;
+    run.sync_file_system()
+}
+
+/// Everything that follows the durable record of a commit; may be repeated.
+///
+/// # Errors
+/// If something cannot be written; the commit stands all the same.
+pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving) -> Result<()> {
+    let place = &site.place;
+    let last = Last { serves: Some(serving.clone()), ..Last::opened(begin.seq, begin.id.clone(), None) };
+    last.write(place)?;
+    fault::point("commit.ref")?;
+    let message = format!("mc_project: deployed as #{}", begin.seq);
+    if let (Some(name), Some(old), true) = (&begin.refname, &begin.old, begin.moves_ref)
+        && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
+        && !repo.move_ref(name, old, &begin.commit, &message)?
+    {
+        return Err(Error::failed(format!("{} was moved meanwhile", name.shown())).hint("git fetch, then push again"));
+    }
+    set_deploy_refs(repo, &[("current", &serving.commit), ("last-good", &serving.commit)], &message)?;
+    repo.set_ref(&kept_ref(&serving.id)?, &serving.commit, &message)?;
+    if let Some(pillar) = &begin.pillar {
+        Repo::open(&place.git_pillar())?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
+    }
+    fault::point("commit.current")?;
+    fs::replace_symlink(&place.current(), Path::new(serving.id.as_str()))?;
+    let releases = Releases::new(place);
+    releases.unlink_tree("../run")?;
+    releases.link_tree(&serving.id, Some("../run"))?;
+    if let Some(before) = &begin.serves
+        && releases.provenance(&before.id).is_ok()
+        && before.id != serving.id
+        && switch::kind(place)? == SwitchKind::Exchange
+    {
+        releases.link_tree(&before.id, Some("spare"))?;
+    }
+    fault::point("commit.done")
+}
+
+/// Points `refs/deploys/<name>` at commits.
+///
+/// # Errors
+/// If a ref cannot be written.
+pub fn set_deploy_refs(repo: &Repo, refs: &[(&str, &ObjectId)], message: &str) -> Result<()> {
+    for (name, commit) in refs {
+        repo.set_ref(&format!("refs/deploys/{name}").parse::<RefName>()?, commit, message)?;
+    }
+    Ok(())
+}
+
+/// The ref that keeps a release's commit from being collected.
+///
+/// # Errors
+/// Never for a good id.
+pub fn kept_ref(id: &DeploymentId) -> Result<RefName> {
+    format!("refs/deploys/kept/{id}").parse()
+}
+
+/// What serves, read again: for callers that only have the site.
+///
+/// # Errors
+/// If its record is damaged.
+pub fn live_of(site: &Site, repo: &Repo) -> Result<Option<Live>> {
+    match site.serves()? {
+        Some(serving) => Live::load(site, repo, &serving).map(Some),
+        None => Ok(None),
+    }
+}

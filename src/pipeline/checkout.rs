@@ -1,0 +1,346 @@
+//! From a commit to a manifest: every file of the commit is checked, its content taken into the store.
+//!
+//! Trees are written by us, from the store, with modes exactly 0644 and 0755; nobody else's checkout touches them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::draft::{Draft, Version};
+use super::halt::{Halt, Step};
+use super::site::Site;
+use crate::project::ids::ObjectId;
+use crate::project::recipe::Attributes;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::fault;
+use crate::sys::git::{AttributeUse, EntryKind, GitEntry, Repo, TreeLimits, attribute_uses, is_lfs_pointer};
+use crate::sys::path::TreePath;
+use crate::tree::hash::Hash;
+use crate::tree::manifest::{Content, Entry, Manifest};
+use crate::tree::scan::{Own, identify};
+use crate::tree::store::{Held, Origin, Store, Supply};
+use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
+use crate::tree::witness::Witness;
+
+/// The largest link target that Linux takes.
+const LONGEST_TARGET: u64 = 4095;
+
+/// Contents of git objects, by the digests that manifests name them with: the last resort where no tree has them.
+#[derive(Debug)]
+pub struct GitOrigin {
+    repo: Mutex<Repo>,
+    blobs: HashMap<Hash, ObjectId>,
+}
+
+impl GitOrigin {
+    /// The objects that these manifests name.
+    ///
+    /// # Errors
+    /// If the repository cannot be opened.
+    pub fn new(site: &Site, manifests: &[&Manifest]) -> Result<Self> {
+        let entries = manifests.iter().flat_map(|manifest| manifest.entries());
+        let blobs = entries.filter_map(|entry| Some((entry.hash()?, entry.blob.clone()?))).collect();
+        Ok(Self { repo: Mutex::new(Repo::open(&site.place.git_project())?), blobs })
+    }
+}
+
+impl Origin for GitOrigin {
+    fn knows(&self, hash: &Hash) -> bool {
+        self.blobs.contains_key(hash)
+    }
+
+    fn write(&self, hash: &Hash, out: &mut File) -> Result<bool> {
+        let Some(blob) = self.blobs.get(hash) else { return Ok(false) };
+        let repo = self.repo.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(repo.copy_blob(blob, out).is_ok())
+    }
+}
+
+impl Draft<'_> {
+    /// Lists the commit, refuses what must not be deployed, takes new contents into the store, and returns the commit's tree.
+    ///
+    /// # Errors
+    /// A refusal that names the path, or what could not be read.
+    pub fn source(&mut self, version: &Version, store: &Store) -> Step<Manifest> {
+        let commit = version.commit.id.clone();
+        let entries = match self.listing.take() {
+            Some(entries) => entries,
+            None => self.listed(version, &commit)?,
+        };
+        if entries.is_empty() && !version.recipe.allow_empty {
+            return Err(Halt::refused("the commit's tree is empty").hint("if that is meant, write `allow_empty: true` into mc_project.yaml"));
+        }
+        if version.recipe.attributes == Attributes::Git {
+            return Ok(checked_out_by_git(self.site, &self.repo, &commit, store)?);
+        }
+        for warning in refuse_attributes(&self.repo, &entries)? {
+            self.warn(warning);
+        }
+        let known = self.known_blobs();
+        let now = now_ns();
+        let mut files = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            files.push(take_in(&self.repo, entry, &known, store, now)?);
+        }
+        fault::point("store.ingested")?;
+        Ok(with_directories(files, now)?)
+    }
+
+    /// Lists all files of a commit, those of allowed submodules included.
+    ///
+    /// # Errors
+    /// A refusal that names the path.
+    pub fn listed(&mut self, version: &Version, commit: &ObjectId) -> Step<Vec<GitEntry>> {
+        let limits = self.limits();
+        let mut entries = self.repo.list(commit, &limits)?;
+        let modules: Vec<TreePath> =
+            entries.iter().filter(|e| e.kind == EntryKind::Submodule).map(|e| e.path.clone()).collect();
+        entries.retain(|entry| entry.kind != EntryKind::Submodule);
+        if let Some(first) = modules.first() {
+            let words = if version.recipe.submodules {
+                "submodules are not fetched by this version"
+            } else {
+                "submodules are off"
+            };
+            return Err(Halt::refused(format!("`{first}` is a submodule; {words}"))
+                .hint("commit the files themselves (git subtree add), or fetch them in a build step"));
+        }
+        Ok(entries)
+    }
+
+    fn limits(&self) -> TreeLimits {
+        let limits = &self.site.config.limits;
+        TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
+    }
+
+    /// Blobs whose digest is known from the live release: they need not be read again.
+    #[must_use]
+    pub fn known_blobs(&self) -> HashMap<ObjectId, (Hash, u64)> {
+        let live = self.live.iter().flat_map(|live| live.manifest.entries());
+        live.filter_map(|entry| Some((entry.blob.clone()?, (entry.hash()?, entry.size())))).collect()
+    }
+
+    /// Makes `project/` exactly the commit's tree.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn check_out_project(&mut self, source: &Manifest, store: &Store) -> Step<usize> {
+        let place = &self.site.place;
+        let run = Dir::open(&place.run())?;
+        let mut held = Vec::new();
+        if let Some(live) = &self.live {
+            held.push(Held::new(&run, &live.manifest));
+        }
+        let origin = GitOrigin::new(self.site, &[source])?;
+        let mut supply = Supply::new(store, held).with_origin(&origin);
+        let count = sync_tree(self.site, &place.project(), source, &mut supply, "checkout.project")?;
+        Ok(count)
+    }
+}
+
+/// Makes a tree of ours (`project/`, `pillar/`, `build/tree`) exactly a manifest, unchanged files keeping their times; returns
+/// how many files changed.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn sync_tree(site: &Site, path: &Path, wanted: &Manifest, supply: &mut Supply<'_>, point: &'static str) -> Result<usize> {
+    let tree = Dir::open(path)?;
+    let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
+    let witness = Witness::read(&witness_path);
+    let actual = identify(&tree, site.own, witness.as_ref(), &|_| true)?;
+    let mut wanted = wanted.clone();
+    wanted.inherit_times(&actual.manifest);
+    let plan = Plan::new(&actual, &wanted);
+    let count = plan.files();
+    if !plan.is_empty() {
+        apply(&Target { tree: &tree, own: site.own, point }, &plan, supply, &Keeping::default())?;
+    }
+    seal(&tree, site.own, &wanted)?.write(&witness_path)?;
+    Ok(count)
+}
+
+/// Makes `pillar/` exactly a commit of the pillar repository, or empty where there is none. Files are 0600.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize> {
+    let scratch = site.place.build().join("pillar-store");
+    fs_scratch(&scratch)?;
+    let store = Store::open(&scratch)?;
+    let mut files = Vec::new();
+    if let Some(commit) = commit {
+        let repo = Repo::open(&site.place.git_pillar())?;
+        let now = now_ns();
+        let limits = &site.config.limits;
+        let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
+        for entry in repo.list(commit, &limits)? {
+            if matches!(entry.kind, EntryKind::Submodule) {
+                continue;
+            }
+            let mut file = take_in(&repo, &entry, &HashMap::new(), &store, now)?;
+            file.mode = if file.hash().is_some() { file.mode & 0o700 } else { file.mode };
+            files.push(file);
+        }
+    }
+    let mut manifest = with_directories(files, now_ns())?;
+    manifest.restrict_directories(0o700);
+    let mut supply = Supply::new(&store, Vec::new());
+    let count = sync_tree(site, &site.place.pillar(), &manifest, &mut supply, "checkout.pillar")?;
+    Dir::open(&site.place.build())?.remove_tree(Path::new("pillar-store"))?;
+    Ok(count)
+}
+
+fn fs_scratch(path: &Path) -> Result<()> {
+    let parent = path.parent().ok_or_else(|| Error::bug("a scratch directory has no parent"))?;
+    let name = Path::new(path.file_name().unwrap_or_default());
+    let parent = Dir::open(parent)?;
+    parent.remove_tree(name)?;
+    parent.make_dir(name, 0o700)
+}
+
+/// Refuses what only git's own checkout could do right; returns warnings for what is written as stored.
+fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
+    let mut warnings = Vec::new();
+    for entry in entries.iter().filter(|e| e.path.name() == ".gitattributes" && e.kind != EntryKind::Symlink) {
+        let text = repo.blob(&entry.oid, 1024 * 1024)?;
+        for (line, found) in attribute_uses(&text) {
+            let at = format!("{}:{line}", entry.path);
+            match found {
+                AttributeUse::Filter(name) => return Err(attributes_refused(&format!("{at} sets the filter `{name}`"))),
+                AttributeUse::Encoding(name) => return Err(attributes_refused(&format!("{at} sets the encoding `{name}`"))),
+                AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),
+                AttributeUse::Ident => warnings.push(format!("{at} sets ident: files are written as they are stored")),
+            }
+        }
+    }
+    warnings.truncate(3);
+    Ok(warnings)
+}
+
+fn attributes_refused(what: &str) -> Halt {
+    Halt::refused(what).hint("write `attributes: git` into mc_project.yaml: then the git program makes the checkout")
+}
+
+/// The entry of a file of the commit; its content is in the store afterwards, or known to be in the live tree.
+fn take_in(
+    repo: &Repo,
+    entry: &GitEntry,
+    known: &HashMap<ObjectId, (Hash, u64)>,
+    store: &Store,
+    now: i64,
+) -> Result<Entry> {
+    let content = match entry.kind {
+        EntryKind::Symlink => Content::Symlink(repo.blob(&entry.oid, LONGEST_TARGET)?),
+        _ => match known.get(&entry.oid) {
+            Some((hash, size)) => Content::File { size: *size, hash: *hash },
+            None => take_blob_in(repo, entry, store)?,
+        },
+    };
+    let mode = match entry.kind {
+        EntryKind::Symlink => 0o777,
+        EntryKind::Executable => 0o755,
+        _ => 0o644,
+    };
+    let blob = matches!(content, Content::File { .. }).then(|| entry.oid.clone());
+    Ok(Entry { path: entry.path.clone(), mode, owner: None, mtime: now, content, hard_link: None, xattrs: Vec::new(), blob })
+}
+
+fn take_blob_in(repo: &Repo, entry: &GitEntry, store: &Store) -> Result<Content> {
+    if entry.size <= 1024 && is_lfs_pointer(&repo.blob(&entry.oid, 1024)?) {
+        return Err(Error::refused(format!("`{}` is a pointer of Git LFS, not the file itself", entry.path))
+            .hint("write `attributes: git` into mc_project.yaml and install git-lfs on the node, or commit the file itself"));
+    }
+    let mut failure = None;
+    let added = store.add_with(|file| {
+        let mut out = HashingWriter { file, hasher: blake3::Hasher::new(), count: 0 };
+        match repo.copy_blob(&entry.oid, &mut out) {
+            Ok(_) => Ok((out.hasher.finalize().to_hex().parse().unwrap_or(Hash::of(b"")), out.count)),
+            Err(error) => {
+                failure = Some(error);
+                Err(std::io::Error::other("git object"))
+            }
+        }
+    });
+    match (failure, added) {
+        (Some(error), _) => Err(error).context(|| format!("cannot read `{}`", entry.path)),
+        (None, added) => added.map(|(hash, size)| Content::File { size, hash }),
+    }
+}
+
+struct HashingWriter<'a> {
+    file: &'a mut File,
+    hasher: blake3::Hasher,
+    count: u64,
+}
+
+impl std::io::Write for HashingWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Adds the directories that files stand in, mode 0755.
+///
+/// # Errors
+/// If a file stands below a file.
+pub fn with_directories(files: Vec<Entry>, mtime: i64) -> Result<Manifest> {
+    let mut directories: BTreeMap<TreePath, Entry> = BTreeMap::new();
+    for file in &files {
+        let mut at = file.path.parent();
+        while let Some(path) = at {
+            at = path.parent();
+            if directories.contains_key(&path) {
+                break;
+            }
+            directories.insert(path.clone(), directory(path, mtime));
+        }
+    }
+    Manifest::new(directories.into_values().chain(files).collect())
+}
+
+/// The entry of a directory of mode 0755.
+#[must_use]
+pub fn directory(path: TreePath, mtime: i64) -> Entry {
+    Entry {
+        path,
+        mode: 0o755,
+        owner: None,
+        mtime,
+        content: Content::Dir,
+        hard_link: None,
+        xattrs: Vec::new(),
+        blob: None,
+    }
+}
+
+/// `attributes: git`: the git program makes the checkout, we take it in with our own modes.
+fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store) -> Result<Manifest> {
+    let path = site.place.build().join("checkout");
+    fs_scratch(&path)?;
+    repo.checkout_with_git(commit, &path)?;
+    let tree = Dir::open(&path)?;
+    let told = identify(&tree, Own::current(), None, &|_| true)?;
+    let now = now_ns();
+    let mut entries = Vec::new();
+    for entry in told.manifest.entries() {
+        let mut entry = Entry { mtime: now, hard_link: None, xattrs: Vec::new(), ..entry.clone() };
+        if entry.hash().is_some() {
+            store.add(&mut tree.open_file(entry.path.as_path())?)?;
+        }
+        if !matches!(entry.content, Content::Symlink(_)) {
+            entry.mode = if entry.is_dir() || entry.mode & 0o100 != 0 { 0o755 } else { 0o644 };
+        }
+        entries.push(entry);
+    }
+    Dir::open(&site.place.build())?.remove_tree(Path::new("checkout"))?;
+    Manifest::new(entries)
+}

@@ -1,0 +1,248 @@
+//! A deployment in progress: what it knows, and how it tells its stages.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::environment::{Setting, config_path, write_config};
+use super::halt::{Halt, Step};
+use super::site::Site;
+use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::mode::Mode;
+use crate::project::outcome::Serving;
+use crate::project::pillar::Pillar;
+use crate::project::recipe::Recipe;
+use crate::project::request::Options;
+use crate::project::stage::Stage;
+use crate::report::event::{Begin, Event};
+use crate::report::stream::Reporter;
+use crate::sys::error::{Error, Result};
+use crate::sys::fs;
+use crate::sys::git::{CommitInfo, GitEntry, Repo};
+use crate::sys::path::TreePath;
+use crate::tree::manifest::Manifest;
+use crate::tree::release::{Provenance, Releases};
+use crate::tree::scan::Identified;
+
+/// The name of the recipe at the root of a project.
+pub const RECIPE: &str = "mc_project.yaml";
+/// The pillar's file.
+pub const PILLAR: &str = "init.sls";
+
+/// A version of the project: what its steps need.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// The commit.
+    pub commit: CommitInfo,
+    /// Its recipe.
+    pub recipe: Recipe,
+    /// The pillar's commit, if there is one.
+    pub pillar_commit: Option<ObjectId>,
+    /// The configuration.
+    pub pillar: Pillar,
+    /// The mode that it is deployed in.
+    pub mode: Mode,
+}
+
+impl Version {
+    /// Reads recipe and pillar of a version from the repositories.
+    ///
+    /// # Errors
+    /// If the commit is gone, or recipe or pillar are invalid.
+    pub fn load(site: &Site, repo: &Repo, commit: &ObjectId, pillar_commit: Option<&ObjectId>, mode: Mode) -> Result<Self> {
+        let recipe = match repo.blob_at(commit, &TreePath::new(RECIPE.as_bytes())?, fs::CONFIG_LIMIT)? {
+            Some(bytes) => Recipe::parse(RECIPE, &bytes)?,
+            None => Recipe::default(),
+        };
+        let pillar = match pillar_commit {
+            Some(commit) => read_pillar(site, commit)?,
+            None => Pillar::default(),
+        };
+        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit: pillar_commit.cloned(), pillar, mode })
+    }
+
+    /// The setting of this version's programs, at the path of `run`.
+    #[must_use]
+    pub fn setting(&self, site: &Site, id: Option<&DeploymentId>) -> Setting {
+        Setting {
+            mode: self.mode,
+            id: id.cloned(),
+            commit: Some(self.commit.id.clone()),
+            commit_time: None,
+            run: site.place.run(),
+            dumps: None,
+            config: config_path(site, self.pillar_commit.as_ref()),
+        }
+    }
+
+    /// Makes sure that the configuration file of this version is there.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_config(&self, site: &Site) -> Result<PathBuf> {
+        write_config(site, self.pillar_commit.as_ref(), &self.pillar)
+    }
+}
+
+/// Reads and checks the configuration of a pillar commit.
+///
+/// # Errors
+/// If it is invalid; the message says file and line.
+pub fn read_pillar(site: &Site, commit: &ObjectId) -> Result<Pillar> {
+    let repo = Repo::open(&site.place.git_pillar())?;
+    match repo.blob_at(commit, &TreePath::new(PILLAR.as_bytes())?, fs::CONFIG_LIMIT)? {
+        Some(bytes) => Pillar::parse(&format!("pillar/{PILLAR}"), &bytes, site.place.name()),
+        None => Ok(Pillar::default()),
+    }
+}
+
+/// What serves while a deployment is made.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Its id and commit.
+    pub serving: Serving,
+    /// Where it came from.
+    pub provenance: Provenance,
+    /// Its tree.
+    pub manifest: Manifest,
+    /// What its steps need; `None` where its commit is gone from the repository.
+    pub version: Option<Version>,
+}
+
+impl Live {
+    /// Reads what serves.
+    ///
+    /// # Errors
+    /// If its record is damaged.
+    pub fn load(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
+        let releases = Releases::new(&site.place);
+        let provenance = releases.provenance(&serving.id)?;
+        let version =
+            Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
+        Ok(Self { serving: serving.clone(), manifest: releases.manifest(&serving.id)?, provenance, version })
+    }
+}
+
+/// What shall be made live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// The pushed commit.
+    Commit,
+    /// A kept release; its data too, from the restore point of this deployment.
+    Release {
+        /// The release.
+        id: DeploymentId,
+        /// The restore point whose data come back.
+        data_of: Option<DeploymentId>,
+    },
+}
+
+/// What a prepared candidate is.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The tree.
+    pub manifest: Manifest,
+    /// The tree at the end of the build, without configuration: what a deliverable holds.
+    pub built: Manifest,
+    /// Whether build steps ran.
+    pub was_built: bool,
+}
+
+/// A deployment in progress.
+#[derive(Debug)]
+pub struct Draft<'a> {
+    /// The project.
+    pub site: &'a Site,
+    /// The code repository.
+    pub repo: Repo,
+    /// Where everything is told.
+    pub telling: &'a mut Reporter,
+    /// What was known at the beginning.
+    pub begin: Begin,
+    /// Push options.
+    pub options: Options,
+    /// What shall be made live.
+    pub goal: Goal,
+    /// The new version.
+    pub next: Version,
+    /// What serves.
+    pub live: Option<Live>,
+    /// The candidate, once it is prepared.
+    pub candidate: Option<Candidate>,
+    /// The files of the commit, once they are listed.
+    pub listing: Option<Vec<GitEntry>>,
+    /// The walk that proves what the spare is, while other things are prepared.
+    pub proof: Option<std::thread::JoinHandle<Result<Identified>>>,
+    /// Processes that have something open in the spare: then the proof is repeated at the switch.
+    pub spare_in_use: bool,
+    /// Whether data may have been changed by the new version.
+    pub touched: bool,
+    /// Whether the switch was made, and since when it counts for recovery.
+    pub switched: bool,
+}
+
+impl Draft<'_> {
+    /// The deployment's id.
+    #[must_use]
+    pub fn id(&self) -> &DeploymentId {
+        &self.begin.id
+    }
+
+    /// Runs one stage: tells its beginning and its end with the time it took.
+    ///
+    /// # Errors
+    /// The stage's own reason to stop, with the stage filled in.
+    pub fn stage<T>(
+        &mut self,
+        stage: Stage,
+        work: impl FnOnce(&mut Self) -> Step<(T, Option<String>)>,
+    ) -> Step<T> {
+        let begin = Instant::now();
+        self.tell(Event::Stage { stage })?;
+        let result = work(self);
+        let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match result {
+            Ok((value, note)) => {
+                self.tell(Event::StageDone { stage, ms, note })?;
+                Ok(value)
+            }
+            Err(mut halt) => {
+                halt.stage.get_or_insert(stage);
+                let (reason, tail) = (halt.reason.clone(), halt.tail.clone());
+                self.tell(Event::StageFailed { stage, ms, reason, tail })?;
+                Err(halt)
+            }
+        }
+    }
+
+    /// Emits an event; one that cannot be recorded stops the pipeline.
+    ///
+    /// # Errors
+    /// If the journal cannot be written.
+    pub fn tell(&mut self, event: Event) -> Step {
+        self.telling.emit(event).map_err(Halt::from)
+    }
+
+    /// Tells something that is wrong but does not stop us.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        let _ = self.telling.emit(Event::Warning { text: text.into() });
+    }
+
+    /// Tells something once.
+    pub fn note(&mut self, text: impl Into<String>) {
+        let _ = self.telling.emit(Event::Note { text: text.into() });
+    }
+
+    /// The prepared candidate.
+    ///
+    /// # Errors
+    /// A bug, if it is asked for too early.
+    pub fn candidate(&self) -> Result<&Candidate> {
+        self.candidate.as_ref().ok_or_else(|| Error::bug("the candidate is not prepared yet"))
+    }
+
+    /// The recipe that the live version's steps come from; the new one's before the first deployment.
+    #[must_use]
+    pub fn old_version(&self) -> Option<&Version> {
+        self.live.as_ref().and_then(|live| live.version.as_ref())
+    }
+}

@@ -1,0 +1,94 @@
+//! The environment of every step, task and command: one function, built from nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::site::Site;
+use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::mode::Mode;
+use crate::project::pillar::Pillar;
+use crate::project::recipe::Recipe;
+use crate::sys::error::{Context, Result};
+use crate::sys::{fs, process};
+
+/// What the environment is made for.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The mode.
+    pub mode: Mode,
+    /// The deployment, if the program runs in one.
+    pub id: Option<DeploymentId>,
+    /// The commit whose tree the program works in.
+    pub commit: Option<ObjectId>,
+    /// The commit's time in seconds (`SOURCE_DATE_EPOCH`).
+    pub commit_time: Option<i64>,
+    /// Where the program sees the tree: the path of `run`, or `build/tree` where that is impossible.
+    pub run: PathBuf,
+    /// Where dumps are written to or read from.
+    pub dumps: Option<PathBuf>,
+    /// The JSON file of the merged configuration.
+    pub config: PathBuf,
+}
+
+/// Makes the environment of a step, a task or a command. Later sources win: node, recipe, pillar, step, ours.
+#[must_use]
+pub fn environment(
+    site: &Site,
+    recipe: &Recipe,
+    pillar: &Pillar,
+    setting: &Setting,
+    step: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let place = &site.place;
+    let mut all = process::base_environment(&place.build_home());
+    all.extend(site.config.env.clone());
+    all.extend(recipe.env.clone());
+    all.extend(pillar.exports());
+    all.extend(step.clone());
+    let text = |path: &Path| path.display().to_string();
+    let mut ours = |name: &str, value: String| all.insert(name.to_string(), value);
+    ours("MC_PROJECT", place.name().to_string());
+    ours("MC_MODE", setting.mode.name().to_string());
+    ours("MC_ENV", site.config.environment.name().to_string());
+    ours("MC_DEPLOYMENT", setting.id.as_ref().map(ToString::to_string).unwrap_or_default());
+    ours("MC_COMMIT", setting.commit.as_ref().map(ToString::to_string).unwrap_or_default());
+    ours("MC_RUN", text(&setting.run));
+    ours("MC_DATA", text(&place.data()));
+    ours("MC_BUILD", text(&place.build()));
+    ours("MC_PROJECT_DIR", text(place.dir()));
+    ours("MC_PILLAR", text(&place.pillar()));
+    ours("MC_CONFIG", text(&setting.config));
+    ours("MC_DUMPS", setting.dumps.as_deref().map(text).unwrap_or_default());
+    // One node until sets of nodes come: it is the primary of the only role.
+    ours("MC_PRIMARY", "1".to_string());
+    ours("MC_ROLE", "app".to_string());
+    all.entry("STATIC_URL".to_string()).or_insert_with(|| {
+        let version = setting.commit.as_ref().map_or("0", |commit| commit.short());
+        format!("/static/{version}/")
+    });
+    if let Some(time) = setting.commit_time {
+        all.insert("SOURCE_DATE_EPOCH".to_string(), time.to_string());
+    }
+    all
+}
+
+/// Writes the configuration of a pillar commit as JSON for `MC_CONFIG` and returns the path. One file per pillar commit: a
+/// rollback finds the file of its own configuration.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_config(site: &Site, commit: Option<&ObjectId>, pillar: &Pillar) -> Result<PathBuf> {
+    let path = config_path(site, commit);
+    let text = serde_json::to_vec_pretty(pillar.config()).context(|| "cannot write the configuration".to_string())?;
+    if fs::read_if_there(&path)?.as_deref() != Some(&text) {
+        fs::ensure_dir(&site.place.build().join("config"), 0o700)?;
+        fs::write_durable(&path, &text, 0o600)?;
+    }
+    Ok(path)
+}
+
+/// Where the configuration of a pillar commit stands.
+#[must_use]
+pub fn config_path(site: &Site, commit: Option<&ObjectId>) -> PathBuf {
+    site.place.build().join("config").join(format!("{}.json", commit.map_or("none", ObjectId::as_str)))
+}

@@ -1,0 +1,23 @@
+//! The pipelines: the only place that puts two acts in a row.
+//!
+//! [`worker`] takes the lock and closes what it opened; [`deploy`] is the main loop; [`prepare`], [`activate`], [`undo`]
+//! and [`settle`] are its parts; [`recover`] finishes what was interrupted.
+
+pub mod activate;
+pub mod checkout;
+pub mod deploy;
+pub mod draft;
+pub mod environment;
+pub mod halt;
+pub mod init;
+pub mod plan;
+pub mod prepare;
+pub mod queue;
+pub mod recover;
+pub mod settle;
+pub mod site;
+pub mod steps;
+pub mod tell;
+pub mod undo;
+pub mod verify;
+pub mod worker;

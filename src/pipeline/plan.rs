@@ -1,0 +1,119 @@
+//! The plan: what a deployment would do, told and not done.
+
+use super::draft::{Live, Version};
+use super::halt::Halt;
+use super::site::Site;
+use crate::project::mode::Mode;
+use crate::project::outcome::{Outcome, Verdict};
+use crate::project::stage::Stage;
+use crate::report::event::Event;
+use crate::report::stream::Reporter;
+use crate::sys::error::Result;
+use crate::sys::git::{Repo, TreeLimits};
+use crate::tree::deliverable::Deliverable;
+use crate::tree::manifest::Manifest;
+use crate::tree::snapshot::Snapshots;
+
+/// The most changed paths that are named.
+const NAMED: usize = 20;
+
+/// Tells the plan through the events and returns an outcome that changes nothing.
+///
+/// # Errors
+/// What would refuse the deployment at once.
+pub fn show(
+    site: &Site,
+    repo: &Repo,
+    next: &Version,
+    live: Option<&Live>,
+    telling: &mut Reporter,
+) -> std::result::Result<Outcome, Halt> {
+    for line in lines(site, repo, next, live)? {
+        telling.emit(Event::Note { text: line })?;
+    }
+    let outcome = Outcome {
+        verdict: Verdict::Prepared,
+        stage: None,
+        reason: Some("this was the plan; nothing was done".to_string()),
+        serves: live.map(|live| live.serving.clone()),
+        hints: Vec::new(),
+        exit: None,
+    };
+    telling.emit(Event::End { outcome: outcome.clone() })?;
+    Ok(outcome)
+}
+
+/// The plan as lines.
+///
+/// # Errors
+/// If the repository cannot be read.
+pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {
+    let mut lines = vec![format!(
+        "{} {} in {} mode ({}): {}",
+        site.place.name(),
+        next.commit.id.short(),
+        next.mode.name(),
+        site.config.environment.name(),
+        crate::sys::escape::visible_bounded(next.commit.subject.as_bytes(), 120),
+    )];
+    match live {
+        Some(live) if live.serving.commit == next.commit.id => lines.push("this commit is live already".into()),
+        Some(live) => lines.push(format!("replaces {}", live.serving.commit.short())),
+        None => lines.push("nothing is deployed yet".into()),
+    }
+    lines.extend(changed_files(site, repo, next, live)?);
+    if next.mode == Mode::Final {
+        lines.push(deliverable(site, next));
+    }
+    for stage in Stage::WITH_STEPS {
+        let steps = next.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
+        for step in steps.iter().filter(|step| step.applies(next.mode)) {
+            let never = next.mode == Mode::Final && matches!(stage, Stage::PreInstall | Stage::Build | Stage::PostBuild);
+            if !never {
+                lines.push(format!("{}: {}", stage.name(), step.title()));
+            }
+        }
+    }
+    let need = Snapshots::new(&site.place, site.own).measure(&next.recipe.snapshot)?;
+    lines.push(format!("data snapshot: {} of {} bytes would be copied", need.bytes, need.total));
+    Ok(lines)
+}
+
+fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {
+    let limits = &site.config.limits;
+    let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
+    let listed = repo.list(&next.commit.id, &limits)?;
+    let empty = Manifest::default();
+    let before = live.map_or(&empty, |live| &live.manifest);
+    let mut changed: Vec<String> = Vec::new();
+    for entry in &listed {
+        match before.get(&entry.path) {
+            None => changed.push(format!("  + {}", entry.path)),
+            Some(old) if old.blob.is_some() && old.blob.as_ref() != Some(&entry.oid) => changed.push(format!("  ~ {}", entry.path)),
+            Some(_) => {}
+        }
+    }
+    let names: std::collections::HashSet<_> = listed.iter().map(|entry| &entry.path).collect();
+    for old in before.entries().iter().filter(|old| old.blob.is_some() && !names.contains(&old.path)) {
+        changed.push(format!("  - {}", old.path));
+    }
+    let count = changed.len();
+    let mut lines = vec![format!("{count} of {} committed files change", listed.len())];
+    lines.extend(changed.into_iter().take(NAMED));
+    if count > NAMED {
+        lines.push(format!("  … and {} more", count - NAMED));
+    }
+    Ok(lines)
+}
+
+fn deliverable(site: &Site, next: &Version) -> String {
+    let sources = site.release_sources();
+    let found = sources.iter().map(|dir| Deliverable::new(dir, site.place.name(), &next.commit.id)).find(Deliverable::exists);
+    match found {
+        Some(found) => format!("deliverable: {}", found.file("tar.zst").display()),
+        None => {
+            let looked: Vec<String> = sources.iter().map(|dir| dir.display().to_string()).collect();
+            format!("no deliverable of this commit: it would be refused (looked in {})", looked.join(", "))
+        }
+    }
+}

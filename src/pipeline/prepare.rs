@@ -1,0 +1,471 @@
+//! Prepare: everything that happens while the old version serves. Whatever fails here has changed nothing that runs.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
+use super::draft::{Candidate, Draft, Goal, Version};
+use super::halt::{Halt, Step};
+use super::steps::{At, Place, seen_at_run};
+use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
+use crate::project::recipe::{BuildAt, Recipe};
+use crate::project::stage::Stage;
+use crate::report::event::Event;
+use crate::sys::dir::{Dir, Space};
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::path::TreePath;
+use crate::sys::{fault, process};
+use crate::tree::deliverable::{Deliverable, Limits};
+use crate::tree::hash::Hash;
+use crate::tree::manifest::{Content, Entry, Manifest};
+use crate::tree::release::{Provenance, Releases};
+use crate::tree::scan::{Identified, identify};
+use crate::tree::snapshot::Snapshots;
+use crate::tree::store::{Held, Store, Supply};
+use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
+use crate::tree::witness::Witness;
+
+/// Stages that build.
+const BUILDING: [Stage; 3] = [Stage::PreInstall, Stage::Build, Stage::PostBuild];
+
+impl Draft<'_> {
+    /// Prepares the candidate: after this, only the switch is missing.
+    ///
+    /// # Errors
+    /// The reason to stop; nothing that runs was changed.
+    pub fn prepare(&mut self) -> Step {
+        self.stage(Stage::Accept, |draft| draft.accept().map(|note| ((), note)))?;
+        fault::point("accept.caught-up")?;
+        let store = Store::open(&self.site.place.store())?;
+        let next = self.next.clone();
+        let (manifest, built, was_built) = match self.goal.clone() {
+            Goal::Release { id, .. } => self.kept_release(&next, &id, &store)?,
+            Goal::Commit => {
+                let source = self.check_out(&next, &store)?;
+                if next.mode == Mode::Final {
+                    let built = self.fetch(&store)?;
+                    (built.clone(), built, true)
+                } else {
+                    let (built, was_built) = self.build(&next, &source, &store)?;
+                    (built.clone(), built, was_built)
+                }
+            }
+        };
+        let is_kept = self.goal != Goal::Commit;
+        let manifest = if is_kept { manifest } else { with_shared(self.site.place.data_shared().as_path(), &next.recipe, manifest)? };
+        let manifest = self.stage(Stage::Candidate, |draft| draft.make_candidate(manifest, &store))?;
+        let manifest = if is_kept { manifest } else { self.configure(&next, manifest, &store)? };
+        self.candidate = Some(Candidate { manifest, built, was_built });
+        self.record_release()?;
+        self.tell(Event::Prepared)
+    }
+
+    /// Accept: room on the disk, and the walk over the spare begins.
+    fn accept(&mut self) -> Step<Option<String>> {
+        let place = self.site.place.clone();
+        let own = self.site.own;
+        self.proof = Some(std::thread::spawn(move || -> Result<Identified> {
+            let spare = Dir::open(&place.spare())?;
+            let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
+            identify(&spare, own, witness.as_ref(), &|_| true)
+        }));
+        let next = self.next.clone();
+        let (mut bytes, mut files) = (0, 0);
+        if self.goal == Goal::Commit && next.mode != Mode::Final {
+            let commit = next.commit.id.clone();
+            let listing = self.listed(&next, &commit)?;
+            let known = self.known_blobs();
+            let copies = if self.builds(&next) { 4 } else { 3 };
+            for entry in listing.iter().filter(|entry| !known.contains_key(&entry.oid)) {
+                bytes += copies * (entry.size + 4096);
+                files += copies;
+            }
+            self.listing = Some(listing);
+        }
+        let data = Snapshots::new(&self.site.place, self.site.own).measure(&next.recipe.snapshot)?;
+        let free = Dir::open(self.site.place.dir())?.free_space()?;
+        self.refuse_without_room(&Space { bytes, inodes: files }, &data, free)?;
+        Ok(None)
+    }
+
+    fn refuse_without_room(&self, code: &Space, data: &crate::tree::snapshot::Need, free: Space) -> Step {
+        let reserve = self.site.config.reserve_bytes;
+        let dir = self.site.place.dir().display();
+        if code.bytes.saturating_add(reserve) > free.bytes || code.inodes + data.files > free.inodes {
+            return Err(Halt::refused(format!(
+                "no space: the new files need {} bytes and {} inodes and {reserve} bytes stay free; {dir} has {} bytes and {} inodes",
+                code.bytes, code.inodes, free.bytes, free.inodes
+            ))
+            .hint("free some space, or lower `keep: {archives: …}` in mc_project.yaml"));
+        }
+        if code.bytes.saturating_add(data.bytes).saturating_add(reserve) > free.bytes {
+            return Err(Halt::refused(format!(
+                "no space for the data snapshot: it needs {} bytes of {} in data/; {dir} has {} bytes free",
+                data.bytes, data.total, free.bytes
+            ))
+            .hint("name what must be kept, in mc_project.yaml:\n    data:\n      snapshot: [uploads, db.sqlite3]"));
+        }
+        Ok(())
+    }
+
+    /// Checkout: `project/` and `pillar/` become the commits; the recipe's shared paths are checked against the commit.
+    fn check_out(&mut self, next: &Version, store: &Store) -> Step<Manifest> {
+        self.stage(Stage::Checkout, |draft| {
+            let source = draft.source(next, store)?;
+            refuse_committed_shared(&next.recipe, &source)?;
+            let changed = draft.check_out_project(&source, store)?;
+            let pillar = check_out_pillar(draft.site, next.pillar_commit.as_ref())?;
+            next.write_config(draft.site)?;
+            fault::point("checkout.pillar")?;
+            Ok((source, Some(changes_words(changed, pillar))))
+        })
+    }
+
+    fn builds(&self, next: &Version) -> bool {
+        BUILDING.iter().any(|stage| !self.steps_of(next, *stage).is_empty())
+    }
+
+    /// Build: `build/tree` is exactly the commit and the cache; then the steps. Returns the tree at the end of `post_build`.
+    fn build(&mut self, next: &Version, source: &Manifest, store: &Store) -> Step<(Manifest, bool)> {
+        if !self.builds(next) {
+            return Ok((without_excluded(&next.recipe, source)?, false));
+        }
+        let tree = self.site.place.build_tree();
+        let (at, setting_run) = self.build_place(next, &tree)?;
+        let origin = GitOrigin::new(self.site, &[source])?;
+        let project = Dir::open(&self.site.place.project())?;
+        let mut supply = Supply::new(store, vec![Held::new(&project, source)]).with_origin(&origin);
+        let wanted = self.with_cache(next, source)?;
+        sync_tree(self.site, &tree, &wanted, &mut supply, "build.tree-ready")?;
+        let mut setting = next.setting(self.site, Some(self.id()));
+        setting.commit_time = Some(next.commit.time);
+        setting.run = setting_run;
+        let place = Place { at, setting };
+        for stage in BUILDING {
+            self.step_stage(next, stage, &place)?;
+        }
+        fault::point("build.done")?;
+        let built = self.take_build_in(next, source, &tree, store)?;
+        Ok((built, true))
+    }
+
+    /// Where build steps work, and what `MC_RUN` tells them.
+    fn build_place(&mut self, next: &Version, tree: &Path) -> Step<(At, std::path::PathBuf)> {
+        let (at, impossible) = seen_at_run(self.site, tree)?;
+        let Some(reason) = impossible else { return Ok((at, self.site.place.run())) };
+        if next.recipe.build_at == BuildAt::Run {
+            return Err(Halt::refused(format!("the recipe builds at the path of run, which is impossible here: {reason}"))
+                .hint("mc_project doctor tells what is missing; without `build: {at: run}` the steps run in build/tree"));
+        }
+        self.note(format!("steps see build/tree at its own path: {reason}"));
+        Ok((at, tree.to_path_buf()))
+    }
+
+    /// The commit's tree with what stands at the recipe's cache paths in `build/tree`.
+    fn with_cache(&self, next: &Version, source: &Manifest) -> Result<Manifest> {
+        let tree = Dir::open(&self.site.place.build_tree())?;
+        let witness = Witness::read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
+        let present = identify(&tree, self.site.own, witness.as_ref(), &|_| true)?.manifest;
+        let cache = &next.recipe.cache;
+        let cached = present.entries().iter().filter(|entry| cache.iter().any(|path| entry.path.is_within(path)));
+        let cached: Vec<Entry> = cached.filter(|entry| source.get(&entry.path).is_none()).cloned().collect();
+        let mut more = Vec::new();
+        for path in cached.iter().filter_map(|entry| entry.path.parent()) {
+            let mut at = Some(path);
+            while let Some(path) = at.filter(|path| source.get(path).is_none()) {
+                at = path.parent();
+                more.push(present.get(&path).cloned().unwrap_or_else(|| directory(path, now_ns())));
+            }
+        }
+        let mut entries: std::collections::BTreeMap<TreePath, Entry> =
+            more.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+        entries.extend(cached.into_iter().map(|entry| (entry.path.clone(), entry)));
+        source.with(entries.into_values().collect(), &[])
+    }
+
+    /// Takes what the build made into the store and returns the tree at the end of `post_build`.
+    fn take_build_in(&mut self, next: &Version, source: &Manifest, tree: &Path, store: &Store) -> Step<Manifest> {
+        let dir = Dir::open(tree)?;
+        let witness_path = self.site.place.witness(&dir.stat_self()?.ino.to_string());
+        let witness = Witness::read(&witness_path);
+        let taken = now_ns();
+        let told = identify(&dir, self.site.own, witness.as_ref(), &|_| true)?;
+        let mut specials = told.specials.iter().filter(|path| !next.recipe.exclude.matches(path, false));
+        if let Some(path) = specials.next() {
+            return Err(Halt::failed(format!("the build made a device, fifo or socket: `{path}`"))
+                .hint("remove it in post_build, or name it under sync: {exclude: […]}"));
+        }
+        let built = without_excluded(&next.recipe, &told.manifest)?;
+        let built = with_blobs(built, source)?;
+        self.take_contents_in(&dir, &built, store)?;
+        Witness::new(told, taken, dir.stat_self()?.dev).write(&witness_path)?;
+        Ok(built)
+    }
+
+    /// Copies every content of `manifest` that neither the store nor the spare has from `dir` into the store.
+    fn take_contents_in(&mut self, dir: &Dir, manifest: &Manifest, store: &Store) -> Step {
+        let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
+        for entry in manifest.entries() {
+            let Some(hash) = entry.hash() else { continue };
+            if live.contains(&hash) || store.contains(&hash)? {
+                continue;
+            }
+            let (found, _) = store.add(&mut dir.open_file(entry.path.as_path())?)?;
+            if found != hash {
+                return Err(Halt::failed(format!("`{}` changed after its build", entry.path))
+                    .hint("a step left a process behind that still writes"));
+            }
+        }
+        fault::point("store.ingested")?;
+        Ok(())
+    }
+
+    /// Final: the deliverable of the commit is found, checked, and its contents taken into the store.
+    fn fetch(&mut self, store: &Store) -> Step<Manifest> {
+        self.stage(Stage::Fetch, |draft| {
+            let (name, commit) = (draft.site.place.name().clone(), draft.next.commit.id.clone());
+            let mut looked = Vec::new();
+            for source in draft.site.release_sources() {
+                let found = Deliverable::new(&source, &name, &commit);
+                if found.exists() {
+                    return draft.unpack(&found, store);
+                }
+                looked.push(source.display().to_string());
+            }
+            let file = Deliverable::new(Path::new(""), &name, &commit).name().to_string();
+            let places = if looked.is_empty() { "no release_sources are configured".into() } else { looked.join(", ") };
+            Err(Halt::refused(format!("no deliverable {file}.json of {} was found; looked in: {places}", commit.short()))
+                .hint("push this commit to the staging node first, which cooks it, and make its releases/ reachable here"))
+        })
+    }
+
+    fn unpack(&mut self, found: &Deliverable, store: &Store) -> Step<(Manifest, Option<String>)> {
+        let (statement, manifest) = found.verify(&self.site.trusted_keys()?)?;
+        let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
+        let wants = |hash: &Hash| Ok(!live.contains(hash));
+        let taken = found.unpack(&statement, &manifest, store, Limits::default(), &wants)?;
+        fault::point("fetch.verified")?;
+        Ok((manifest, Some(format!("{}, {taken} new contents, signature good", found.name()))))
+    }
+
+    /// A kept release: every content must be at hand before anything is touched.
+    fn kept_release(&mut self, next: &Version, id: &DeploymentId, store: &Store) -> Step<(Manifest, Manifest, bool)> {
+        let releases = Releases::new(&self.site.place);
+        let (manifest, built) = (releases.manifest(id)?, releases.built(id)?);
+        let was_built = releases.provenance(id)?.built;
+        let spare = Dir::open(&self.site.place.spare())?;
+        let run = Dir::open(&self.site.place.run())?;
+        let actual = self.proven_spare()?;
+        let origin = GitOrigin::new(self.site, &[&manifest])?;
+        let mut held = vec![Held::new(&spare, &actual.manifest)];
+        held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
+        let supply = Supply::new(store, held).with_origin(&origin);
+        for entry in manifest.entries() {
+            if let Some(hash) = entry.hash()
+                && !supply.has(&hash)?
+            {
+                return Err(Halt::refused(format!("release {id} is incomplete: the content of `{}` is missing", entry.path))
+                    .hint("mc_project verify NAME tells which releases are complete; mc_project history NAME lists them"));
+            }
+        }
+        self.proof = Some(std::thread::spawn(move || Ok(actual)));
+        self.check_out(next, store)?;
+        Ok((manifest, built, was_built))
+    }
+
+    /// What the spare is, as the walk that began at accept found it.
+    ///
+    /// # Errors
+    /// If the walk failed.
+    pub fn proven_spare(&mut self) -> Result<Identified> {
+        match self.proof.take() {
+            Some(walk) => walk.join().map_err(|_| Error::bug("the walk over the spare died"))?,
+            None => Err(Error::bug("the walk over the spare was asked for twice")),
+        }
+    }
+
+    /// Turns the spare into the candidate.
+    fn make_candidate(&mut self, mut manifest: Manifest, store: &Store) -> Step<(Manifest, Option<String>)> {
+        let place = self.site.place.clone();
+        let actual = self.proven_spare()?;
+        if let Some(live) = &self.live {
+            manifest.inherit_times(&live.manifest);
+        }
+        let (spare, run) = (Dir::open(&place.spare())?, Dir::open(&place.run())?);
+        self.warn_of_users(&spare)?;
+        let plan = Plan::new(&actual, &manifest);
+        let live_hashes: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
+        let origin = GitOrigin::new(self.site, &[&manifest])?;
+        let mut held = vec![Held::new(&spare, &actual.manifest)];
+        held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
+        let build = Dir::open(&place.build_tree())?;
+        if self.goal == Goal::Commit && self.builds(&self.next) {
+            held.push(Held::new(&build, &manifest));
+        }
+        Releases::new(&place).unlink_tree("spare")?;
+        // What the live tree has too may leave the store: after the switch that tree is the spare. The rest is copied, so
+        // that the next candidate finds it there.
+        let mut supply = Supply::new(store, held).with_origin(&origin).taking(live_hashes);
+        fault::point("candidate.dirty")?;
+        let target = Target { tree: &spare, own: self.site.own, point: "candidate.applying" };
+        apply(&target, &plan, &mut supply, &Keeping { store: Some(store), aside: None })?;
+        let witness = seal(&spare, self.site.own, &manifest)?;
+        witness.write(&place.witness(&spare.stat_self()?.ino.to_string()))?;
+        fault::point("candidate.done")?;
+        let changed = self.changed_files(&manifest);
+        Ok((manifest, Some(changed)))
+    }
+
+    fn changed_files(&self, manifest: &Manifest) -> String {
+        let empty = Manifest::default();
+        let live = self.live.as_ref().map_or(&empty, |live| &live.manifest);
+        let pairs = crate::tree::manifest::pairs(live.entries(), manifest.entries());
+        let is_file = |entry: Option<&Entry>| entry.is_some_and(|entry| !entry.is_dir());
+        let changed = pairs.filter(|(old, new)| old != new && (is_file(*old) || is_file(*new))).count();
+        format!("{} of {} files change", changed, manifest.files())
+    }
+
+    fn warn_of_users(&mut self, spare: &Dir) -> Result<()> {
+        let users = process::processes_using(spare.path())?;
+        self.spare_in_use = !users.is_empty();
+        if !users.is_empty() {
+            let names: Vec<String> = users.iter().take(5).map(|user| format!("{} ({})", user.name, user.pid)).collect();
+            self.warn(format!("processes still use the tree of the version before: {}", names.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// Configure: the steps work in the candidate; what they write is recorded as configuration.
+    fn configure(&mut self, next: &Version, manifest: Manifest, store: &Store) -> Step<Manifest> {
+        let stages = [Stage::Configure, Stage::Check];
+        if stages.iter().all(|stage| self.steps_of(next, *stage).is_empty()) {
+            return Ok(manifest);
+        }
+        let path = self.site.place.spare();
+        let (at, _) = seen_at_run(self.site, &path)?;
+        let place = Place { at, setting: next.setting(self.site, Some(self.id())) };
+        for stage in stages {
+            self.step_stage(next, stage, &place)?;
+        }
+        let spare = Dir::open(&path)?;
+        let witness_path = self.site.place.witness(&spare.stat_self()?.ino.to_string());
+        let witness = Witness::read(&witness_path);
+        let told = identify(&spare, self.site.own, witness.as_ref(), &|_| true)?;
+        if let Some(path) = told.specials.first() {
+            return Err(Halt::failed(format!("configure made a device, fifo or socket: `{path}`")));
+        }
+        let configured = with_blobs(told.manifest, &manifest)?;
+        self.take_contents_in(&spare, &configured, store)?;
+        seal(&spare, self.site.own, &configured)?.write(&witness_path)?;
+        Ok(configured)
+    }
+
+    /// Records the candidate as `deploy/<id>/`, and makes everything on the disk durable.
+    fn record_release(&mut self) -> Step {
+        let candidate = self.candidate()?;
+        let provenance = Provenance {
+            format: 1,
+            id: self.begin.id.clone(),
+            seq: self.begin.seq,
+            project: self.begin.project.clone(),
+            commit: self.next.commit.id.clone(),
+            commit_time: self.next.commit.time,
+            pillar: self.next.pillar_commit.clone(),
+            mode: self.next.mode,
+            built: candidate.was_built,
+            built_digest: candidate.built.tree_digest().hex(),
+            tree_digest: candidate.manifest.tree_digest().hex(),
+            created: crate::sys::clock::now(),
+            pusher: self.begin.pusher.clone(),
+        };
+        let before = self.live.as_ref().map(|live| (&live.serving.id, &live.manifest));
+        Releases::new(&self.site.place).save(&provenance, &candidate.manifest, &candidate.built, before)?;
+        Dir::open(self.site.place.dir())?.sync_file_system()?;
+        Ok(())
+    }
+}
+
+/// A tree without the recipe's excluded paths.
+fn without_excluded(recipe: &Recipe, manifest: &Manifest) -> Result<Manifest> {
+    let excluded: Vec<TreePath> = manifest
+        .entries()
+        .iter()
+        .filter(|entry| recipe.exclude.matches(&entry.path, entry.is_dir()))
+        .map(|entry| entry.path.clone())
+        .collect();
+    if excluded.is_empty() { Ok(manifest.clone()) } else { manifest.with(Vec::new(), &excluded) }
+}
+
+/// Names the git object of every file that is as it was committed, so that its content can be had from there.
+fn with_blobs(mut manifest: Manifest, source: &Manifest) -> Result<Manifest> {
+    let named: Vec<Entry> = manifest
+        .entries()
+        .iter()
+        .filter_map(|entry| {
+            let known = source.get(&entry.path)?;
+            let same = entry.blob.is_none() && known.blob.is_some() && known.hash() == entry.hash();
+            same.then(|| Entry { blob: known.blob.clone(), ..entry.clone() })
+        })
+        .collect();
+    if !named.is_empty() {
+        manifest = manifest.with(named, &[])?;
+    }
+    Ok(manifest)
+}
+
+fn refuse_committed_shared(recipe: &Recipe, source: &Manifest) -> Step {
+    for shared in &recipe.shared {
+        let mut at = Some(shared.path.clone());
+        while let Some(path) = at {
+            let committed = source.get(&path);
+            let in_the_way = committed.is_some_and(|entry| path == shared.path || !entry.is_dir());
+            if in_the_way {
+                return Err(Halt::refused(format!("`{}` is shared by the recipe, but `{path}` is also committed", shared.path))
+                    .hint(format!("git rm -r --cached {path}, or take it out of `shared`")));
+            }
+            at = path.parent();
+        }
+    }
+    Ok(())
+}
+
+/// Adds the links to the shared paths, and makes what they lead to below `data/shared`.
+fn with_shared(shared_dir: &Path, recipe: &Recipe, manifest: Manifest) -> Result<Manifest> {
+    if recipe.shared.is_empty() {
+        return Ok(manifest);
+    }
+    let base = Dir::open(shared_dir)?;
+    let now = now_ns();
+    let mut put = std::collections::BTreeMap::new();
+    let mut dropped = Vec::new();
+    for shared in &recipe.shared {
+        make_shared(&base, &shared.path, shared.is_dir)?;
+        let mut at = shared.path.parent();
+        while let Some(path) = at.filter(|path| manifest.get(path).is_none()) {
+            at = path.parent();
+            put.insert(path.clone(), directory(path, now));
+        }
+        dropped.extend(manifest.entries().iter().filter(|e| e.path.is_within(&shared.path)).map(|e| e.path.clone()));
+        let target = std::os::unix::ffi::OsStrExt::as_bytes(shared_dir.join(shared.path.as_path()).as_os_str()).to_vec();
+        let mut link = directory(shared.path.clone(), now);
+        (link.mode, link.content) = (0o777, Content::Symlink(target));
+        put.insert(shared.path.clone(), link);
+    }
+    manifest.with(put.into_values().collect(), &dropped)
+}
+
+fn make_shared(base: &Dir, path: &TreePath, is_dir: bool) -> Result<()> {
+    let mut at = base.again()?;
+    let names: Vec<_> = path.as_path().components().map(|name| name.as_os_str().to_os_string()).collect();
+    let parents = if is_dir { names.len() } else { names.len() - 1 };
+    for name in &names[..parents] {
+        at = at.ensure_dir(Path::new(name), 0o755).context(|| format!("cannot make data/shared/{path}"))?;
+    }
+    Ok(())
+}
+
+fn changes_words(files: usize, pillar: usize) -> String {
+    let word = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
+    if pillar == 0 { word } else { format!("{word}, pillar {pillar}") }
+}

@@ -1,0 +1,237 @@
+//! Recovery: whatever was killed, whenever, ends as the old state or the new one.
+//!
+//! Before the commit's record the deployment goes back; after it, it is finished. Only a version that may have served for
+//! more than a minute is not taken back unasked: then a person decides.
+
+use super::draft::{Draft, Goal, Live, Version};
+use super::halt::Halt;
+use super::site::Site;
+use super::worker::close;
+use crate::project::ids::DeploymentId;
+use crate::project::outcome::{Outcome, Serving, Verdict};
+use crate::project::request::Options;
+use crate::report::event::{Begin, Event, Record};
+use crate::report::journal::{self, Journal};
+use crate::report::ledger::Last;
+use crate::report::stream::Reporter;
+use crate::sys::error::{Error, Kind, Result};
+use crate::sys::git::Repo;
+use crate::sys::{clock, fault};
+use crate::tree::release::Releases;
+use crate::tree::snapshot::Snapshots;
+
+/// How long a version may have served and still be taken back unasked, in milliseconds.
+const UNASKED: u64 = 60_000;
+/// The longest time between two heartbeats, in milliseconds.
+const HEARTBEAT: u64 = 10_000;
+
+/// A person's decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Keep what is in `run`.
+    Forward,
+    /// Go back to the version before.
+    Back {
+        /// The data too.
+        with_data: bool,
+    },
+}
+
+/// Finishes an interrupted deployment, if there is one. The caller holds the lock.
+///
+/// # Errors
+/// If even the recovery is impossible; the project is left for the next try.
+pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
+    let Some(last) = Last::read(&site.place)?.filter(|last| last.open) else { return Ok(None) };
+    fault::point("recover.begin")?;
+    let records = journal::read(&site.place, &last.id).or_else(nothing_if_missing)?;
+    let Some(begin) = begin_of(&records) else {
+        // Killed before the journal's first record: nothing was begun.
+        Last { open: false, ..last }.write(&site.place)?;
+        return Ok(None);
+    };
+    let journal = Journal::open(&site.place, &last.id)?;
+    let mut telling = Reporter::new(&site.place, &last.id, Some(journal));
+    telling.emit(Event::Warning { text: "the worker died; recovering".to_string() })?;
+    let outcome = resolve(site, &mut telling, &begin, &records)?;
+    fault::point("recover.done")?;
+    close(site, &mut telling, &begin, &outcome)?;
+    Ok(Some(outcome))
+}
+
+/// Carries out a person's decision on the last deployment. The caller holds the lock.
+///
+/// # Errors
+/// If no decision is needed.
+pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
+    let last = Last::read(&site.place)?;
+    let Some(last) = last.filter(|last| last.needs_person.is_some()) else {
+        return Err(Error::usage("nothing waits for a decision").hint(format!("mc_project status {}", site.place.name())));
+    };
+    let records = journal::read(&site.place, &last.id)?;
+    let begin = begin_of(&records).ok_or_else(|| Error::failed(format!("the journal of {} has no beginning", last.id)))?;
+    let mut telling = Reporter::new(&site.place, &last.id, Some(Journal::open(&site.place, &last.id)?));
+    Last { open: true, needs_person: None, ..last }.write(&site.place)?;
+    let mut draft = rebuild(site, &mut telling, &begin, &records)?;
+    let outcome = match decision {
+        Decision::Forward => {
+            let serving = Serving { id: begin.id.clone(), commit: begin.commit.clone() };
+            draft.telling.emit(Event::Commit { serves: serving.clone() })?;
+            draft.finish(&serving)?;
+            super::deploy::deployed(serving)
+        }
+        Decision::Back { with_data } => {
+            draft.touched = with_data;
+            draft.roll_back(Halt::failed("a person decided to go back"), Some(&records))
+        }
+    };
+    close(site, &mut telling, &begin, &outcome)?;
+    Ok(outcome)
+}
+
+fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record]) -> Result<Outcome> {
+    let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));
+    if let Some(outcome) = records.iter().rev().find_map(|record| match &record.event {
+        Event::End { outcome } => Some(outcome.clone()),
+        _ => None,
+    }) {
+        return Ok(outcome);
+    }
+    let mut draft = rebuild(site, telling, begin, records)?;
+    if let Some(serving) = records.iter().find_map(|record| match &record.event {
+        Event::Commit { serves } => Some(serves.clone()),
+        _ => None,
+    }) {
+        draft.finish(&serving)?;
+        return Ok(super::deploy::deployed(serving));
+    }
+    let halt = Halt::failed("the worker died");
+    if !is(|event| matches!(event, Event::Switching { .. })) {
+        let outcome = if is(|event| matches!(event, Event::Stopping)) {
+            draft.start_again(halt)
+        } else {
+            draft.drop_candidate(halt)
+        };
+        let verdict = if outcome.verdict == Verdict::NeedsPerson { Verdict::NeedsPerson } else { Verdict::Interrupted };
+        return Ok(Outcome { verdict, ..outcome });
+    }
+    let has_begun_to_go_back = is(|event| matches!(event, Event::RollingBack { .. }));
+    let served = served_for(records, clock::since_boot().as_millis(), &clock::boot_id());
+    if served > UNASKED && !has_begun_to_go_back {
+        return Ok(ask(site, &draft, served));
+    }
+    Ok(draft.roll_back(halt, Some(records)))
+}
+
+/// A version that may have served too long: nothing is taken back, both commands are told.
+fn ask(site: &Site, draft: &Draft<'_>, served: u64) -> Outcome {
+    let reason = format!(
+        "the worker died before the commit, and {} may have served for {} s since",
+        draft.begin.commit.short(),
+        served / 1000
+    );
+    let mut outcome = draft.outcome(Verdict::NeedsPerson, Halt::failed(reason));
+    let name = site.place.name();
+    outcome.hints = vec![
+        format!("to keep the new version: mc_project recover {name} --forward"),
+        format!("to go back: mc_project recover {name} --back, or with the data as they were: --back --with data"),
+    ];
+    outcome
+}
+
+/// The longest time that the new version may have served, in milliseconds; 0 if the switch is not recorded.
+#[must_use]
+pub fn served_for(records: &[Record], uptime: u128, boot: &str) -> u64 {
+    let mut since: Option<(&str, u64)> = None;
+    let mut seen = 0;
+    for record in records {
+        match &record.event {
+            Event::Switched { boot, uptime_ms } => {
+                since = Some((boot, *uptime_ms));
+                seen = *uptime_ms;
+            }
+            Event::Heartbeat { uptime_ms, .. } => seen = seen.max(*uptime_ms),
+            _ => {}
+        }
+    }
+    let Some((switched_boot, switched)) = since else { return 0 };
+    let now = u64::try_from(uptime).unwrap_or(u64::MAX);
+    if switched_boot == boot {
+        now.saturating_sub(switched)
+    } else {
+        seen.saturating_sub(switched).saturating_add(HEARTBEAT).saturating_add(now)
+    }
+}
+
+/// Makes the draft of a deployment again from its journal.
+fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records: &[Record]) -> Result<Draft<'a>> {
+    let repo = Repo::open(&site.place.git_project())?;
+    let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
+    let live = begin.serves.as_ref().map(|serving| Live::load(site, &repo, serving)).transpose()?;
+    telling.set_secrets(&next.pillar.secrets().into_iter().map(|(_, value)| value).collect::<Vec<_>>());
+    let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));
+    let goal = match &begin.target {
+        Some(id) => Goal::Release { id: id.clone(), data_of: None },
+        None => Goal::Commit,
+    };
+    Ok(Draft {
+        site,
+        repo,
+        telling,
+        begin: begin.clone(),
+        options: Options::default(),
+        goal,
+        next,
+        live,
+        candidate: None,
+        listing: None,
+        proof: None,
+        spare_in_use: false,
+        touched: is(|event| matches!(event, Event::Touched)),
+        switched: is(|event| matches!(event, Event::Switching { .. })),
+    })
+}
+
+fn begin_of(records: &[Record]) -> Option<Begin> {
+    records.iter().find_map(|record| match &record.event {
+        Event::Begin(begin) => Some((**begin).clone()),
+        _ => None,
+    })
+}
+
+fn nothing_if_missing(error: Error) -> Result<Vec<Record>> {
+    if error.is_not_found() { Ok(Vec::new()) } else { Err(error) }
+}
+
+/// Refuses work on a project that waits for a person.
+///
+/// # Errors
+/// [`Kind::NeedsPerson`] with both commands.
+pub fn refuse_if_person_needed(site: &Site) -> Result<()> {
+    let Some(reason) = Last::read(&site.place)?.and_then(|last| last.needs_person) else { return Ok(()) };
+    let name = site.place.name();
+    Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}"))
+        .hint(format!("mc_project recover {name} --forward keeps what is in run, --back [--with data] goes back")))
+}
+
+/// The restore point whose data a rollback to `release` with data needs: the state of the data when that release was last
+/// replaced.
+///
+/// # Errors
+/// If no restore point has it.
+pub fn data_point(site: &Site, release: &DeploymentId) -> Result<DeploymentId> {
+    let points = super::activate::RestorePoint::all(site)?;
+    let found = points.iter().rev().find(|point| point.before.as_ref().is_some_and(|before| before.id == *release));
+    let snapshots = Snapshots::new(&site.place, site.own);
+    match found {
+        Some(point) if snapshots.manifest(&point.id)?.is_some() => Ok(point.id.clone()),
+        _ => Err(Error::refused(format!("no kept restore point has the data of {release}"))
+            .hint(format!("roll back without data: mc_project rollback {} --to {release}", site.place.name()))),
+    }
+}
+
+/// Whether a release is still recorded.
+#[must_use]
+pub fn is_kept(site: &Site, id: &DeploymentId) -> bool {
+    Releases::new(&site.place).provenance(id).is_ok()
+}

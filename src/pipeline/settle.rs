@@ -1,0 +1,408 @@
+//! Settle: what is done after the outcome is certain. Nothing here can change it, everything here may be repeated.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+
+use super::activate::{RestorePoint, failed_data, kept_ref, set_deploy_refs};
+use super::checkout::GitOrigin;
+use super::draft::Live;
+use super::site::Site;
+use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
+use crate::project::outcome::{Outcome, SwitchKind, Verdict};
+use crate::project::recipe::Recipe;
+use crate::report::event::{Begin, Event};
+use crate::report::stream::Reporter;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Result};
+use crate::sys::git::Repo;
+use crate::sys::keys::ReleaseKey;
+use crate::sys::{fault, fs};
+use crate::tree::deliverable::{Deliverable, Packing};
+use crate::tree::drift::Drift;
+use crate::tree::hash::Hash;
+use crate::tree::manifest::Manifest;
+use crate::tree::release::Releases;
+use crate::tree::scan::{Identified, identify};
+use crate::tree::snapshot::Snapshots;
+use crate::tree::store::{Held, Store, Supply};
+use crate::tree::switch;
+use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
+use crate::tree::witness::Witness;
+
+/// The most lines that drift takes.
+const DRIFT_LINES: usize = 20;
+
+/// A deployment whose outcome is certain.
+#[derive(Debug)]
+pub struct Settling<'a> {
+    /// The project.
+    pub site: &'a Site,
+    /// Where warnings are told.
+    pub telling: &'a mut Reporter,
+    /// How it began.
+    pub begin: &'a Begin,
+    /// How it ended.
+    pub outcome: &'a Outcome,
+    /// The recipe of what was deployed.
+    pub recipe: &'a Recipe,
+    /// What serves now.
+    pub live: Option<Live>,
+}
+
+impl Settling<'_> {
+    /// Does all of it; a part that fails is a warning.
+    pub fn settle(&mut self) {
+        let parts: [(&str, fn(&mut Self) -> Result<()>); 6] = [
+            ("the record in git could not be written", Self::record_in_git),
+            ("drift could not be kept", Self::look_at_spare),
+            ("what failed could not be kept", Self::keep_failed),
+            ("the deliverable could not be packed", Self::pack),
+            ("old deployments could not be removed", Self::rotate),
+            ("the store could not be swept", Self::sweep),
+        ];
+        for (what, part) in parts {
+            if let Err(error) = part(self) {
+                let _ = self.telling.emit(Event::Warning { text: format!("{what}: {}", error.one_line()) });
+            }
+        }
+    }
+
+    fn deployed(&self) -> bool {
+        self.outcome.verdict == Verdict::Deployed
+    }
+
+    /// `refs/deploys/*` and the note on the commit.
+    fn record_in_git(&mut self) -> Result<()> {
+        let repo = Repo::open(&self.site.place.git_project())?;
+        let commit = &self.begin.commit;
+        if !self.deployed() && !matches!(self.outcome.verdict, Verdict::Unchanged | Verdict::Prepared) {
+            set_deploy_refs(&repo, &[("last-failed", commit)], "mc_project: failed")?;
+        }
+        let line = crate::report::notes::line(self.begin, self.outcome, crate::sys::clock::now());
+        let marked = format!("#{} ", self.begin.seq);
+        if !repo.note(commit)?.is_some_and(|note| note.contains(&marked)) {
+            repo.add_note(commit, &line)?;
+        }
+        repo.delete_ref(&inflight_ref(&self.begin.id)?)
+    }
+
+    /// What the spare is now: after a deployment the version before with what was changed in it by hand, which is kept.
+    fn look_at_spare(&mut self) -> Result<()> {
+        let place = &self.site.place;
+        if !self.deployed() || switch::kind(place)? == SwitchKind::InPlace {
+            return Ok(());
+        }
+        let Some(before) = self.begin.serves.clone() else { return Ok(()) };
+        let spare = Dir::open(&place.spare())?;
+        let told = look(self.site, &spare)?;
+        let Ok(release) = Releases::new(place).manifest(&before.id) else { return Ok(()) };
+        let ignore = &self.recipe.ignore_drift;
+        let drift = Drift::between(&release, &told, &|path, is_dir| ignore.matches(path, is_dir));
+        if !drift.is_empty() {
+            let text = format!(
+                "run was changed by hand since {}; kept in {}",
+                before.commit.short(),
+                place.archive(&self.begin.id).join("drift").display()
+            );
+            self.telling.emit(Event::Warning { text })?;
+            for line in drift.lines(DRIFT_LINES) {
+                self.telling.emit(Event::Note { text: line })?;
+            }
+            keep_drift(self.site, &self.begin.id, &spare, &drift)?;
+        }
+        fault::point("settle.drift")
+    }
+
+    /// After a rollback: the files in which the failed version differs are moved aside, and the spare becomes what serves.
+    fn keep_failed(&mut self) -> Result<()> {
+        let site = self.site;
+        let place = &site.place;
+        if !matches!(self.outcome.verdict, Verdict::RolledBack | Verdict::Interrupted) {
+            return Ok(());
+        }
+        let archive = place.archive(&self.begin.id);
+        if !fs::exists(&archive) {
+            return Ok(());
+        }
+        if switch::kind(place)? == SwitchKind::Exchange {
+            let failed = archive.join("run.failed");
+            fs::ensure_dir(&failed.join("files"), 0o700)?;
+            let wanted = self.live.as_ref().map(|live| live.manifest.clone()).unwrap_or_default();
+            let spare = Dir::open(&place.spare())?;
+            let told = look(site, &spare)?;
+            let store = Store::open(&place.store())?;
+            let run = Dir::open(&place.run())?;
+            let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(wanted.hashes().collect());
+            let aside_dir = Dir::open(&failed.join("files"))?;
+            let target = Target { tree: &spare, own: site.own, point: "settle.failed-kept" };
+            let keeping = Keeping { store: None, aside: Some(Aside { dir: &aside_dir, only: None }) };
+            apply(&target, &Plan::new(&told, &wanted), &mut supply, &keeping)?;
+            seal(&spare, site.own, &wanted)?.write(&witness_path(site, &spare)?)?;
+        }
+        if let Some(point) = RestorePoint::read(site, &self.begin.id)? {
+            let snapshots = Snapshots::new(place, site.own);
+            let aside = failed_data(site, &self.begin.id)?;
+            snapshots.keep_failed(&point.scope, &aside)?;
+            if aside.names()?.is_empty() {
+                Dir::open(&archive)?.remove_dir(Path::new("data.failed"))?;
+            }
+        }
+        let text = format!("what failed is kept in {}", archive.display());
+        self.telling.emit(Event::Note { text })
+    }
+
+    /// Cooking: the tree at the end of the build becomes a deliverable.
+    fn pack(&mut self) -> Result<()> {
+        let is_deployed_commit = self.deployed() && self.begin.target.is_none();
+        if !is_deployed_commit || self.begin.mode != Mode::Cooking {
+            return Ok(());
+        }
+        let statement = pack_release(self.site, &self.begin.id)?;
+        fault::point("settle.pack")?;
+        let text = format!("deliverable {}-{} ({} bytes)", statement.project, statement.commit.short(), statement.size);
+        self.telling.emit(Event::Note { text })
+    }
+
+    /// Removes what the recipe no longer keeps: restore points by the number of good deployments, and what hangs on them.
+    fn rotate(&mut self) -> Result<()> {
+        rotate(self.site, self.live.as_ref(), self.recipe.keep_archives)?;
+        fault::point("settle.rotate")
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        for missing in sweep(self.site, self.live.as_ref())? {
+            let text = format!("content {missing} of a kept release is lost: mc_project verify {} tells which", self.begin.project);
+            self.telling.emit(Event::Warning { text })?;
+        }
+        fault::point("settle.sweep")
+    }
+}
+
+/// The ref that keeps a deployment's commit while it is under way.
+///
+/// # Errors
+/// Never for a good id.
+pub fn inflight_ref(id: &DeploymentId) -> Result<crate::project::ids::RefName> {
+    format!("refs/deploys/inflight/{id}").parse()
+}
+
+fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {
+    Ok(site.place.witness(&tree.stat_self()?.ino.to_string()))
+}
+
+/// Looks at a tree with its witness, and takes a new one.
+fn look(site: &Site, tree: &Dir) -> Result<Identified> {
+    let path = witness_path(site, tree)?;
+    let witness = Witness::read(&path);
+    let taken = now_ns();
+    let told = identify(tree, site.own, witness.as_ref(), &|_| true)?;
+    let copy = Identified { manifest: told.manifest.clone(), inodes: told.inodes.clone(), ..Identified::default() };
+    Witness::new(copy, taken, tree.stat_self()?.dev).write(&path)?;
+    Ok(told)
+}
+
+/// Copies the files that drifted below `archives/<id>/drift/files` and writes the list of all changes beside them.
+///
+/// # Errors
+/// If there is no space.
+pub fn keep_drift(site: &Site, id: &DeploymentId, tree: &Dir, drift: &Drift) -> Result<()> {
+    if drift.is_empty() {
+        return Ok(());
+    }
+    let dir = site.place.archive(id).join("drift");
+    fs::ensure_dir(&dir.join("files"), 0o700)?;
+    let list = serde_json::to_vec_pretty(drift).context(|| "cannot write the list of drift".to_string())?;
+    let files = Dir::open(&dir.join("files"))?;
+    for path in drift.files_to_keep() {
+        let mut place = files.again()?;
+        if let Some(parent) = path.parent() {
+            for name in parent.as_path().components() {
+                place = place.ensure_dir(Path::new(name.as_os_str()), 0o700)?;
+            }
+        }
+        let name = Path::new(path.name());
+        place.remove_tree(name)?;
+        let Some(meta) = tree.stat(path.as_path())? else { continue };
+        if meta.kind == crate::sys::dir::FileKind::Symlink {
+            place.symlink(&tree.read_link(path.as_path())?, name)?;
+        } else if meta.kind == crate::sys::dir::FileKind::File {
+            let (mut from, mut to) = (tree.open_file(path.as_path())?, place.create_file(name, 0o600)?);
+            std::io::copy(&mut from, &mut to).context(|| format!("cannot keep {path}"))?;
+        }
+    }
+    fs::write_durable(&dir.join("changes.json"), &list, 0o600)
+}
+
+/// Packs the deliverable of a kept release into `releases/`.
+///
+/// # Errors
+/// If a content is missing, a secret is in it, or it cannot be written.
+pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliverable::Statement> {
+    let place = &site.place;
+    let releases = Releases::new(place);
+    let (provenance, built) = (releases.provenance(id)?, releases.built(id)?);
+    let pillar = match &provenance.pillar {
+        Some(commit) => super::draft::read_pillar(site, commit)?,
+        None => crate::project::pillar::Pillar::default(),
+    };
+    let key = ReleaseKey::load_or_make(&place.node().keys())?;
+    let secrets = pillar.secrets();
+    let found = Deliverable::new(&place.releases(), place.name(), &provenance.commit);
+    with_contents(site, &[&built], |supply| {
+        let commit = (&provenance.commit, provenance.commit_time);
+        found.pack(place.name(), commit, &built, supply, &Packing { key: &key, secrets: &secrets })
+    })
+}
+
+/// Calls `work` with a supply of everything that this project holds: store, trees, git.
+///
+/// # Errors
+/// Those of `work`.
+pub fn with_contents<T>(site: &Site, manifests: &[&Manifest], work: impl FnOnce(&Supply<'_>) -> Result<T>) -> Result<T> {
+    let place = &site.place;
+    let store = Store::open(&place.store())?;
+    let mut trees = Vec::new();
+    for path in [place.spare(), place.run(), place.build_tree()] {
+        let dir = Dir::open(&path)?;
+        let witness = Witness::read(&witness_path(site, &dir)?);
+        trees.push((dir, witness));
+    }
+    let held = trees.iter().filter_map(|(dir, witness)| Some(Held::new(dir, witness.as_ref()?.manifest()))).collect();
+    let origin = GitOrigin::new(site, manifests)?;
+    work(&Supply::new(&store, held).with_origin(&origin))
+}
+
+/// Removes restore points, releases and deliverables that are not kept any more. Counts good deployments only; never removes
+/// what serves or what it can be rolled back to.
+///
+/// # Errors
+/// If something cannot be read or removed.
+pub fn rotate(site: &Site, live: Option<&Live>, keep: u32) -> Result<()> {
+    let place = &site.place;
+    let releases = Releases::new(place);
+    let kept_ids: BTreeSet<DeploymentId> = releases.ids()?.into_iter().collect();
+    let points = RestorePoint::all(site)?;
+    // A restore point is good if the deployment it belongs to became a release.
+    let good: Vec<&RestorePoint> = points.iter().filter(|point| kept_ids.contains(&point.id)).collect();
+    let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+    let kept_good: Vec<&RestorePoint> = good.iter().rev().take(keep).copied().collect();
+    let oldest = kept_good.last().map_or(0, |point| point.seq);
+    let failed: Vec<&RestorePoint> = points.iter().filter(|point| !kept_ids.contains(&point.id)).collect();
+    let kept_failed: Vec<&RestorePoint> =
+        failed.iter().rev().filter(|point| point.seq >= oldest).take(keep).copied().collect();
+    let kept_points: HashSet<&DeploymentId> = kept_good.iter().chain(&kept_failed).map(|point| &point.id).collect();
+    let archives = Dir::open(&place.archives())?;
+    for name in fs::names(&place.archives())? {
+        if name.parse::<DeploymentId>().is_ok_and(|id| !kept_points.contains(&id)) {
+            archives.remove_tree(Path::new(&name))?;
+        }
+    }
+    let mut kept_releases: HashSet<DeploymentId> = kept_good.iter().map(|point| point.id.clone()).collect();
+    kept_releases.extend(kept_good.iter().filter_map(|point| point.before.as_ref().map(|before| before.id.clone())));
+    kept_releases.extend(live.map(|live| live.serving.id.clone()));
+    remove_releases(site, &releases, &kept_ids, &kept_releases)?;
+    Snapshots::new(place, site.own).sweep()?;
+    Ok(())
+}
+
+fn remove_releases(
+    site: &Site,
+    releases: &Releases<'_>,
+    present: &BTreeSet<DeploymentId>,
+    kept: &HashSet<DeploymentId>,
+) -> Result<()> {
+    let place = &site.place;
+    let (repo, pillar) = (Repo::open(&place.git_project())?, Repo::open(&place.git_pillar())?);
+    let mut kept_commits = HashSet::new();
+    let mut kept_pillars = HashSet::new();
+    for id in present {
+        if kept.contains(id) {
+            let provenance = releases.provenance(id)?;
+            kept_commits.insert(provenance.commit);
+            kept_pillars.insert(provenance.pillar);
+        } else {
+            releases.remove(id)?;
+            repo.delete_ref(&kept_ref(id)?)?;
+            pillar.delete_ref(&kept_ref(id)?)?;
+        }
+    }
+    // What a crash left half made is no release; only our own names are touched.
+    for name in fs::names(&place.deploy())? {
+        if let Ok(id) = name.parse::<DeploymentId>()
+            && !kept.contains(&id)
+        {
+            Dir::open(&place.deploy())?.remove_tree(Path::new(&name))?;
+        }
+    }
+    for found in Deliverable::list(&place.releases(), place.name())? {
+        let commit = found.name().rsplit('-').next().unwrap_or_default();
+        if !kept_commits.iter().any(|kept| kept.as_str() == commit) {
+            found.remove()?;
+        }
+    }
+    remove_stale_state(site, &kept_pillars)
+}
+
+/// Witnesses of trees that are gone, and configurations that no release needs.
+fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids::ObjectId>>) -> Result<()> {
+    let place = &site.place;
+    let mut inodes = HashSet::new();
+    for path in [place.run(), place.spare(), place.project(), place.pillar(), place.build_tree(), place.data(), place.snapshot()] {
+        if let Ok(dir) = Dir::open(&path) {
+            inodes.insert(dir.stat_self()?.ino.to_string());
+        }
+    }
+    for name in fs::names(&place.state())? {
+        if name.strip_prefix("witness-").is_some_and(|ino| !inodes.contains(ino)) {
+            fs::remove_file(&place.state().join(&name))?;
+        }
+    }
+    let config = place.build().join("config");
+    for name in fs::names(&config)? {
+        let commit = name.strip_suffix(".json").unwrap_or(&name);
+        let needed = pillars.iter().any(|kept| kept.as_ref().map_or("none", |id| id.as_str()) == commit);
+        if !needed {
+            fs::remove_file(&config.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes from the store what no kept release needs or the spare holds; returns contents that a kept release needs and
+/// nobody has. What the live tree alone still has of them is copied into the store first.
+///
+/// # Errors
+/// If a manifest is damaged: then nothing is removed.
+pub fn sweep(site: &Site, live: Option<&Live>) -> Result<Vec<Hash>> {
+    let place = &site.place;
+    let releases = Releases::new(place);
+    let mut needed = releases.needed()?;
+    let spare = Dir::open(&place.spare())?;
+    for hash in look(site, &spare)?.manifest.hashes() {
+        needed.remove(&hash);
+    }
+    let store = Store::open(&place.store())?;
+    let present: HashSet<Hash> = store.list()?.into_iter().collect();
+    let mut missing: Vec<Hash> = needed.iter().filter(|hash| !present.contains(hash)).copied().collect();
+    missing.sort();
+    let mut lost = Vec::new();
+    if !missing.is_empty() {
+        let all: Vec<Manifest> = releases.ids()?.iter().filter_map(|id| releases.manifest(id).ok()).collect();
+        let run = Dir::open(&place.run())?;
+        let held = live.iter().map(|live| Held::new(&run, &live.manifest)).collect();
+        let origin = GitOrigin::new(site, &all.iter().collect::<Vec<_>>())?;
+        let supply = Supply::new(&store, held).with_origin(&origin);
+        for hash in missing {
+            let copied = store.add_with(|file| {
+                supply.copy(&hash, file).map_err(|_| std::io::Error::other("lost"))?;
+                Ok((hash, 0))
+            });
+            if copied.is_err() {
+                lost.push(hash);
+            }
+        }
+    }
+    store.sweep(&needed)?;
+    Ok(lost)
+}

@@ -1,0 +1,149 @@
+//! A project on this node, opened: its paths, its configuration, and who we are.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::project::ids::{ProjectName, RefName};
+use crate::project::mode::Environment;
+use crate::project::node::{NodeConfig, ProjectConfig};
+use crate::project::outcome::Serving;
+use crate::project::place::{NodePlace, Place};
+use crate::report::ledger::Last;
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::fs;
+use crate::tree::scan::Own;
+
+/// What `state/project.json` says: how a hook finds its node from the repository that it stands in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Format of this file.
+    pub format: u32,
+    /// The project's name.
+    pub name: ProjectName,
+    /// The node's root.
+    pub root: PathBuf,
+    /// The environment that `init` was told.
+    pub environment: Option<Environment>,
+}
+
+/// A node: its root and its configuration.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The paths.
+    pub place: NodePlace,
+    /// The configuration.
+    pub config: NodeConfig,
+}
+
+impl Node {
+    /// Opens the node below `root`; a missing `node.yaml` means defaults.
+    ///
+    /// # Errors
+    /// If `node.yaml` is invalid.
+    pub fn open(root: &Path) -> Result<Self> {
+        let place = NodePlace::new(root);
+        let path = place.config();
+        let config = match fs::read_bounded(&path, fs::CONFIG_LIMIT)? {
+            Some(bytes) => NodeConfig::parse(&path.display().to_string(), &bytes)?,
+            None => NodeConfig::default(),
+        };
+        let place = place.with_projects_dir(&config.projects_dir);
+        Ok(Self { place, config })
+    }
+
+    /// The names of all projects of this node, sorted.
+    ///
+    /// # Errors
+    /// If the directory of projects cannot be read.
+    pub fn projects(&self) -> Result<Vec<ProjectName>> {
+        let names = fs::names(self.place.projects())?;
+        let names = names.iter().filter_map(|name| name.parse::<ProjectName>().ok());
+        Ok(names.filter(|name| fs::exists(&self.place.project(name).identity())).collect())
+    }
+}
+
+/// A project, opened.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The paths.
+    pub place: Place,
+    /// What holds for this project on this node.
+    pub config: ProjectConfig,
+    /// Whose files are recorded without an owner.
+    pub own: Own,
+}
+
+impl Site {
+    /// Opens a project of a node.
+    ///
+    /// # Errors
+    /// If there is no such project or its state is of a newer version.
+    pub fn open(node: &Node, name: &ProjectName) -> Result<Self> {
+        let place = node.place.project(name);
+        let Some(identity) = read_identity(&place.identity())? else {
+            return Err(Error::usage(format!("there is no project `{name}` in {}", node.place.projects().display()))
+                .hint(format!("mc_project init {name}")));
+        };
+        let config = node.config.for_project(name, identity.environment);
+        Ok(Self { place, config, own: Own::current() })
+    }
+
+    /// Opens the project that a hook stands in: `dir` is the bare repository.
+    ///
+    /// # Errors
+    /// If `dir` is no repository of an initialised project.
+    pub fn of_repository(dir: &Path) -> Result<Self> {
+        let dir = fs::canonical(dir)?;
+        let project = dir.parent().and_then(Path::parent).unwrap_or(&dir);
+        let path = project.join("state/project.json");
+        let Some(identity) = read_identity(&path)? else {
+            return Err(Error::usage(format!("{} belongs to no project of a node", dir.display()))
+                .hint("the hook works in git/project or git/pillar of a project made by: mc_project init NAME"));
+        };
+        Self::open(&Node::open(&identity.root)?, &identity.name)
+    }
+
+    /// What serves now; `None` before the first successful deployment.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn serves(&self) -> Result<Option<Serving>> {
+        Ok(Last::read(&self.place)?.and_then(|last| last.serves))
+    }
+
+    /// The deploy branch: configured, or recorded by the first push.
+    ///
+    /// # Errors
+    /// If the record cannot be read.
+    pub fn deploy_branch(&self) -> Result<Option<RefName>> {
+        if let Some(branch) = &self.config.branch {
+            return RefName::of_branch(branch).map(Some);
+        }
+        match fs::read_if_there(&self.place.branch())? {
+            Some(bytes) => RefName::of_branch(String::from_utf8_lossy(&bytes).trim()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Records the deploy branch that the first push chose.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn record_branch(&self, branch: &str) -> Result<()> {
+        fs::write_durable(&self.place.branch(), format!("{branch}\n").as_bytes(), 0o644)
+    }
+}
+
+/// Reads an identity; `None` if there is none.
+///
+/// # Errors
+/// If it is damaged or of a newer version.
+pub fn read_identity(path: &Path) -> Result<Option<Identity>> {
+    let Some(bytes) = fs::read_if_there(path)? else { return Ok(None) };
+    let identity: Identity = serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+    if identity.format > 1 {
+        return Err(Error::refused(format!("{} was written by a newer mc_project", path.display())));
+    }
+    Ok(Some(identity))
+}

@@ -1,0 +1,167 @@
+//! Running the recipe's steps of a stage: where, with which environment, and what a failure tells.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::draft::{Draft, Version};
+use super::environment::{Setting, environment};
+use super::halt::{Halt, Step};
+use super::site::Site;
+use crate::project::recipe::{self, Command};
+use crate::project::stage::Stage;
+use crate::report::event::Event;
+use crate::report::stream::Reporter;
+use crate::sys::clock;
+use crate::sys::error::Result;
+use crate::sys::process::{self, StepStatus, StepWatcher};
+use crate::sys::step_exec::{Bind, StepOrder};
+
+/// How many lines of a failed step's output are told.
+const TAIL: usize = 30;
+
+/// Where steps work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// In `run`.
+    Run,
+    /// In this tree, which they see at the path of `run`.
+    Mounted(PathBuf),
+    /// In this tree, at its own path.
+    Plain(PathBuf),
+}
+
+/// What the steps of a stage need to know.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Where they work.
+    pub at: At,
+    /// Their setting.
+    pub setting: Setting,
+}
+
+impl Draft<'_> {
+    /// The steps of a version for a stage, in this mode and with these push options.
+    #[must_use]
+    pub fn steps_of(&self, version: &Version, stage: Stage) -> Vec<recipe::Step> {
+        let chosen = (self.options.only.is_empty() || self.options.only.contains(&stage))
+            && !self.options.skip.contains(&stage);
+        let steps = version.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
+        steps.iter().filter(|step| chosen && step.applies(version.mode)).cloned().collect()
+    }
+
+    /// Runs the steps of a stage as a stage of its own; nothing is told where there are none.
+    ///
+    /// # Errors
+    /// The first failed step.
+    pub fn step_stage(&mut self, version: &Version, stage: Stage, place: &Place) -> Step<usize> {
+        let steps = self.steps_of(version, stage);
+        if steps.is_empty() {
+            return Ok(0);
+        }
+        self.stage(stage, |draft| {
+            let count = draft.run_steps(version, stage, &steps, place)?;
+            Ok((count, Some(steps_words(count))))
+        })
+    }
+
+    /// Runs steps, in order, until one fails.
+    ///
+    /// # Errors
+    /// The failed step with the tail of its output.
+    pub fn run_steps(&mut self, version: &Version, stage: Stage, steps: &[recipe::Step], place: &Place) -> Step<usize> {
+        version.write_config(self.site)?;
+        for step in steps {
+            let beats = self.switched;
+            run_one(self.site, self.telling, version, (stage, step), place, beats)?;
+        }
+        Ok(steps.len())
+    }
+}
+
+/// Runs one step.
+///
+/// # Errors
+/// Why it failed, with the tail of its output.
+pub fn run_one(
+    site: &Site,
+    telling: &mut Reporter,
+    version: &Version,
+    (stage, step): (Stage, &recipe::Step),
+    place: &Place,
+    beats: bool,
+) -> Step {
+    let title = step.title();
+    telling.emit(Event::Step { stage, title: title.clone() })?;
+    let order = order(site, version, stage, step, place);
+    let mut watcher = Watcher { telling, tail: VecDeque::new(), beats };
+    let result = process::run_step(&order, step.timeout, &mut watcher)?;
+    let tail: Vec<String> = watcher.tail.into_iter().collect();
+    let ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX);
+    let status = result.status.words();
+    telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
+    match result.status {
+        StepStatus::Ok => Ok(()),
+        _ => Err(Halt::failed(status).tail(tail).hint(format!("the step was: {title}"))),
+    }
+}
+
+fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, place: &Place) -> StepOrder {
+    let argv: Vec<OsString> = match &step.command {
+        Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
+        Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
+    };
+    let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
+    let (cwd, bind) = match &place.at {
+        At::Run => (site.place.run(), None),
+        At::Plain(tree) => (tree.clone(), None),
+        At::Mounted(tree) => (site.place.run(), Some(Bind { source: tree.clone(), at: site.place.run() })),
+    };
+    let mut order = StepOrder::new(argv, env.into_iter().collect(), cwd);
+    order.bind = bind;
+    // A service that a step of `start` puts into the background must live on.
+    order.keep_background = stage == Stage::Start;
+    order
+}
+
+/// `1 step`, `3 steps`.
+#[must_use]
+pub fn steps_words(count: usize) -> String {
+    if count == 1 { "1 step".to_string() } else { format!("{count} steps") }
+}
+
+/// Tells lines of output and keeps the last ones; after the switch, writes heartbeats.
+struct Watcher<'a> {
+    telling: &'a mut Reporter,
+    tail: VecDeque<String>,
+    beats: bool,
+}
+
+impl StepWatcher for Watcher<'_> {
+    fn line(&mut self, line: &[u8]) {
+        let shown = self.telling.output(line);
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(shown);
+    }
+
+    fn tick(&mut self) -> bool {
+        if self.beats {
+            let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
+            let _ = self.telling.emit(Event::Heartbeat { boot: clock::boot_id(), uptime_ms });
+        }
+        true
+    }
+}
+
+/// Where steps that must see a tree at the path of `run` work: mounted there if this node can, else at the tree's own path.
+///
+/// # Errors
+/// If the probe itself fails.
+pub fn seen_at_run(site: &Site, tree: &Path) -> Result<(At, Option<String>)> {
+    Ok(match crate::sys::mount::probe_namespace(&site.place.build())? {
+        Ok(()) => (At::Mounted(tree.to_path_buf()), None),
+        Err(reason) => (At::Plain(tree.to_path_buf()), Some(reason)),
+    })
+}

@@ -1,0 +1,237 @@
+//! Undo: drop the candidate, start the old services again, or roll back code, configuration and data.
+
+use std::path::Path;
+
+use super::activate::{dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
+use super::checkout::check_out_pillar;
+use super::draft::{Draft, Version};
+use super::halt::{Halt, Step};
+use crate::project::outcome::{Outcome, SwitchKind, Verdict};
+use crate::project::stage::Stage;
+use crate::report::event::{Event, Record};
+use crate::sys::dir::Dir;
+use crate::sys::error::Result;
+use crate::sys::{fault, fs};
+use crate::tree::release::Releases;
+use crate::tree::snapshot::Unit;
+use crate::tree::store::Store;
+use crate::tree::switch::{self, Inodes};
+
+impl Draft<'_> {
+    /// Nothing was switched: the candidate is forgotten, `project/` and `pillar/` become the live version's again.
+    pub fn drop_candidate(&mut self, halt: Halt) -> Outcome {
+        if let Err(error) = self.forget_candidate() {
+            self.warn(format!("the checkouts could not be brought back: {}", error.reason));
+        }
+        self.outcome(halt.verdict(), halt)
+    }
+
+    /// The old services were stopped: they are started again, then as [`Draft::drop_candidate`].
+    pub fn start_again(&mut self, halt: Halt) -> Outcome {
+        let started = match self.old_version().cloned() {
+            Some(old) => {
+                let place = in_run(self.site, &old, self.id(), None);
+                self.step_stage(&old, Stage::Start, &place).map(|_| ())
+            }
+            None => Ok(()),
+        };
+        match started {
+            Ok(()) => self.drop_candidate(Halt { refused: false, ..halt }),
+            Err(second) => {
+                let reason = format!("{}; then the old version could not be started again: {}", halt.reason, second.reason);
+                self.needs_person(halt, reason)
+            }
+        }
+    }
+
+    /// The switch was made or may have been: everything goes back.
+    pub fn roll_back(&mut self, halt: Halt, died: Option<&[Record]>) -> Outcome {
+        let verdict = if died.is_some() { Verdict::Interrupted } else { Verdict::RolledBack };
+        let result = self.stage(Stage::Rollback, |draft| {
+            draft.tell(Event::RollingBack {
+                reason: halt.reason.clone(),
+                stage: halt.stage.unwrap_or(Stage::Deploy),
+                data: draft.touched,
+            })?;
+            fault::point("rollback.begin")?;
+            draft.go_back(died.unwrap_or_default())?;
+            Ok(((), Some(if draft.touched { "code, pillar and data".to_string() } else { "code and pillar".to_string() })))
+        });
+        let result = result.and_then(|()| self.start_old()).and_then(|()| self.forget_candidate());
+        match result {
+            Ok(()) => {
+                let _ = fault::point("rollback.done");
+                self.outcome(verdict, halt)
+            }
+            Err(second) => {
+                let reason = format!("{}; and the rollback failed: {}", halt.reason, second.reason);
+                self.needs_person(Halt { tail: second.tail, ..halt }, reason)
+            }
+        }
+    }
+
+    fn go_back(&mut self, records: &[Record]) -> Step {
+        let site = self.site;
+        let next = self.next.clone();
+        let place = in_run(site, &next, self.id(), None);
+        if self.touched {
+            if let Err(error) = self.step_stage(&next, Stage::Stop, &place) {
+                self.warn(format!("the failed version could not be stopped cleanly: {}", error.reason));
+            }
+            self.dump_failed()?;
+        }
+        fault::point("rollback.dumped")?;
+        self.switch_back(records)?;
+        fault::point("rollback.exchanged")?;
+        self.tell(Event::RolledBack)?;
+        if self.touched {
+            let units = restoring_units(records);
+            if units.is_empty() {
+                let id = self.id().clone();
+                self.restore_data(&id)?;
+            } else {
+                restore_units(site, &units)?;
+            }
+            let id = self.id().clone();
+            self.restore_dumps(&id)?;
+            self.tell(Event::DataRestored)?;
+        }
+        fault::point("rollback.data")?;
+        Ok(())
+    }
+
+    /// Before any `restore` step may overwrite what the failed version wrote, the `backup` steps keep it.
+    fn dump_failed(&mut self) -> Step {
+        let point = super::activate::RestorePoint::read(self.site, self.id())?;
+        let Some(commit) = point.as_ref().and_then(|point| point.dumped_by.clone()) else { return Ok(()) };
+        let with = point.and_then(|point| point.dumped_with);
+        let version = Version::load(self.site, &self.repo, &commit, with.as_ref(), self.next.mode)?;
+        if self.steps_of(&version, Stage::Restore).is_empty() {
+            return Ok(());
+        }
+        failed_data(self.site, self.id())?;
+        let dumps = self.site.place.archive(self.id()).join("data.failed/dumps");
+        self.dump(&version, &dumps).map(|_| ()).map_err(|error| {
+            let dumps = dumps_of(self.site, self.id());
+            Halt::failed(format!("the failed version's data could not be dumped, so nothing was restored over them: {}", error.reason))
+                .tail(error.tail)
+                .hint(format!("the dumps from before the deployment are in {}", dumps.display()))
+        })
+    }
+
+    fn switch_back(&mut self, records: &[Record]) -> Step {
+        let place = &self.site.place;
+        let switching = records.iter().rev().find_map(|record| match record.event {
+            Event::Switching { how, run_ino, spare_ino } => Some((how, Inodes { run: run_ino, spare: spare_ino })),
+            _ => None,
+        });
+        let (how, before) = match switching {
+            Some(known) => known,
+            None if self.switched => {
+                let now = switch::inodes(place)?;
+                (switch::kind(place)?, Inodes { run: now.spare, spare: now.run })
+            }
+            None => return Ok(()),
+        };
+        match how {
+            SwitchKind::Exchange => {
+                switch::ensure(place, before)?;
+            }
+            SwitchKind::InPlace => {
+                let manifest = self.live.as_ref().map(|live| live.manifest.clone()).unwrap_or_default();
+                make_run(self.site, &manifest)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_old(&mut self) -> Step {
+        let Some(old) = self.old_version().cloned() else { return Ok(()) };
+        if !self.touched {
+            // Nothing of the new version ran, but the old services were stopped.
+            let place = in_run(self.site, &old, self.id(), None);
+            self.step_stage(&old, Stage::Start, &place)?;
+            return Ok(());
+        }
+        let place = in_run(self.site, &old, self.id(), None);
+        self.step_stage(&old, Stage::Start, &place)?;
+        fault::point("rollback.started")?;
+        self.step_stage(&old, Stage::Health, &place)?;
+        Ok(())
+    }
+
+    /// `project/` and `pillar/` become the live version's again; the record of the candidate goes, its manifest is kept with
+    /// what failed.
+    fn forget_candidate(&mut self) -> Step {
+        self.listing = None;
+        let store = Store::open(&self.site.place.store())?;
+        let old = self.old_version().cloned();
+        let source = match &old {
+            Some(old) => self.source(old, &store)?,
+            None => crate::tree::manifest::Manifest::default(),
+        };
+        self.check_out_project(&source, &store)?;
+        check_out_pillar(self.site, old.as_ref().and_then(|old| old.pillar_commit.as_ref()))?;
+        let releases = Releases::new(&self.site.place);
+        let id = self.id().clone();
+        if fs::exists(&self.site.place.release(&id)) {
+            if let Ok(manifest) = releases.manifest(&id)
+                && self.switched
+            {
+                let failed = self.site.place.archive(&id).join("run.failed");
+                fs::ensure_dir(&failed, 0o700)?;
+                fs::write_durable(&failed.join("manifest"), manifest.to_text().as_bytes(), 0o600)?;
+            }
+            releases.remove(&id)?;
+        }
+        if !self.switched {
+            Dir::open(&self.site.place.archives())?.remove_tree(Path::new(id.as_str()))?;
+        }
+        Ok(())
+    }
+
+    fn needs_person(&mut self, halt: Halt, reason: String) -> Outcome {
+        let name = self.site.place.name();
+        let mut outcome = self.outcome(Verdict::NeedsPerson, Halt { reason, ..halt });
+        outcome.hints.push(format!("to try the rollback again: mc_project recover {name} --back --with data"));
+        outcome.hints.push(format!("to keep what is in run now: mc_project recover {name} --forward"));
+        outcome
+    }
+
+    /// The outcome of a deployment that did not become live.
+    #[must_use]
+    pub fn outcome(&self, verdict: Verdict, halt: Halt) -> Outcome {
+        Outcome {
+            verdict,
+            stage: halt.stage,
+            reason: Some(halt.reason),
+            serves: self.begin.serves.clone(),
+            hints: halt.hints,
+            exit: halt.exit.filter(|_| matches!(verdict, Verdict::Refused | Verdict::Failed)),
+        }
+    }
+
+    /// Completes a commit whose record is on disk.
+    ///
+    /// # Errors
+    /// If something cannot be written.
+    pub fn finish(&mut self, serving: &crate::project::outcome::Serving) -> Result<()> {
+        finish_commit(self.site, &self.repo, &self.begin, serving)
+    }
+}
+
+/// The units of a restore that had begun when the worker died, if it did not end.
+fn restoring_units(records: &[Record]) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let rolling_back = records.iter().rposition(|r| matches!(r.event, Event::RollingBack { .. }));
+    for record in &records[rolling_back.unwrap_or(0)..] {
+        match &record.event {
+            Event::RestoringData { units: told, .. } => {
+                units = told.iter().map(|u| Unit { path: u.path.clone(), live: u.live, snapshot: u.snapshot }).collect();
+            }
+            Event::DataRestored => units.clear(),
+            _ => {}
+        }
+    }
+    units
+}

@@ -1,0 +1,364 @@
+//! The worker: takes the lock, finishes what was interrupted, does what is asked, and closes what it opened.
+
+use std::time::{Duration, Instant};
+
+use super::draft::{Draft, Goal, Live, Version};
+use super::halt::Halt;
+use super::queue::Ticket;
+use super::recover::{self, Decision, data_point, refuse_if_person_needed};
+use super::settle::{Settling, inflight_ref};
+use super::site::Site;
+use super::{deploy, plan, tell};
+use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::mode::Mode;
+use crate::project::outcome::{Outcome, Verdict};
+use crate::project::recipe::Recipe;
+use crate::project::request::{Request, Want};
+use crate::project::stage::Stage;
+use crate::report::event::{Begin, Event, Work};
+use crate::report::journal::Journal;
+use crate::report::ledger::Last;
+use crate::report::stream::Reporter;
+use crate::report::history;
+use crate::sys::error::{Error, Kind, Result};
+use crate::sys::git::Repo;
+use crate::sys::lock::{Holder, Lock};
+use crate::sys::{clock, fault, fs};
+
+/// Does what a request wants and returns the outcome; everything is told through the deployment's events.
+pub fn work(site: &Site, request: &Request) -> Outcome {
+    let mut telling = Reporter::new(&site.place, &request.id, None);
+    let worked = under_lock(site, request, &mut telling);
+    let outcome = match worked {
+        Ok(outcome) => outcome,
+        Err(halt) => {
+            let outcome = refused(site, halt);
+            let _ = telling.emit(Event::End { outcome: outcome.clone() });
+            outcome
+        }
+    };
+    let _ = telling.emit(Event::Closed);
+    if let Err(error) = tell::send_spooled(site) {
+        tracing::warn!("mail: {error}");
+    }
+    outcome
+}
+
+fn refused(site: &Site, halt: Halt) -> Outcome {
+    let needs_person = halt.exit == Some(Kind::NeedsPerson.exit_code() as u8);
+    Outcome {
+        verdict: if needs_person { Verdict::NeedsPerson } else { halt.verdict() },
+        stage: halt.stage,
+        reason: Some(halt.reason),
+        serves: site.serves().ok().flatten(),
+        hints: halt.hints,
+        exit: halt.exit,
+    }
+}
+
+fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<Outcome, Halt> {
+    let refname = request.update.as_ref().map(|update| update.name.as_str());
+    let commit = request.update.as_ref().map(|update| &update.new);
+    let ticket = Ticket::take(&site.place, refname, commit)?;
+    let deadline = request.wait_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut lock = Lock::take(&site.place.lock(), deadline, |holder| wait(telling, &ticket, holder))?;
+    let what = match &request.want {
+        Want::Deploy { commit } => format!("deploys {}", commit.short()),
+        Want::Rollback { .. } => "rolls back".to_string(),
+        Want::Recover { .. } => "recovers".to_string(),
+    };
+    let since = clock::now().strftime("%H:%M:%S UTC").to_string();
+    lock.describe(&Holder { what, id: Some(request.id.to_string()), pid: std::process::id(), since })?;
+    if let Some(newer) = ticket.superseded_by()? {
+        return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
+    }
+    drop(ticket);
+    let recovered = recover::finish_interrupted(site)?;
+    if let Some(outcome) = &recovered {
+        let _ = telling.emit(Event::Note { text: format!("an interrupted deployment was finished first: {}", outcome.line()) });
+    }
+    let outcome = match &request.want {
+        Want::Deploy { commit } => begin_deploy(site, request, commit, telling),
+        Want::Rollback { to, with_data } => begin_rollback(site, request, to.as_deref(), *with_data, telling),
+        Want::Recover { forward, with_data } => {
+            let decision = forward.map(|f| if f { Decision::Forward } else { Decision::Back { with_data: *with_data } });
+            let outcome = match decision {
+                Some(decision) => recover::decide(site, decision)?,
+                None => recovered.unwrap_or(nothing_to_do(site)?),
+            };
+            telling.emit(Event::End { outcome: outcome.clone() })?;
+            Ok(outcome)
+        }
+    }?;
+    drop(lock);
+    Ok(outcome)
+}
+
+fn nothing_to_do(site: &Site) -> Result<Outcome> {
+    refuse_if_person_needed(site)?;
+    let serves = site.serves()?;
+    Ok(Outcome { verdict: Verdict::Unchanged, stage: None, reason: Some("nothing was interrupted".into()), serves, hints: vec![], exit: None })
+}
+
+fn wait(telling: &mut Reporter, ticket: &Ticket, holder: Option<&Holder>) -> Result<()> {
+    if let Some(newer) = ticket.superseded_by()? {
+        return Err(Error::refused(format!("superseded by {}, which was pushed later", newer.short())));
+    }
+    let holder = holder.map_or_else(|| "another command".to_string(), |h| format!("process {} {} since {}", h.pid, h.what, h.since));
+    telling.emit(Event::Waiting { holder })
+}
+
+fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut Reporter) -> Result<Outcome, Halt> {
+    refuse_if_person_needed(site)?;
+    let repo = Repo::open(&site.place.git_project())?;
+    let commit = repo
+        .peel_to_commit(commit)?
+        .ok_or_else(|| Halt::refused(format!("{} is no commit of this repository", commit.short())))?;
+    let old = check_ref(&repo, request, &commit)?;
+    let mode = match request.options.mode {
+        Some(mode) if !site.config.modes.contains(&mode) => {
+            let allowed: Vec<&str> = site.config.modes.iter().map(|mode| mode.name()).collect();
+            return Err(Halt::refused(format!("this node does not allow mode={}; it allows {}", mode.name(), allowed.join(", "))));
+        }
+        Some(mode) => mode,
+        None => site.config.mode,
+    };
+    if mode == Mode::Editable {
+        return Err(Halt::refused("editable mode comes with a later version").hint("init NAME --environment staging gives archives and rollback"));
+    }
+    let pillar = pillar_head(site)?;
+    let live = site.serves()?.map(|serving| Live::load(site, &repo, &serving)).transpose()?;
+    let is_live = live.as_ref().is_some_and(|live| live.serving.commit == commit && live.provenance.pillar == pillar);
+    if request.options.plan {
+        let version = Version::load(site, &repo, &commit, pillar.as_ref(), mode)?;
+        return plan::show(site, &repo, &version, live.as_ref(), telling);
+    }
+    if is_live && !request.options.deploy && !request.options.stage_only {
+        return Ok(unchanged(&repo, request, &commit, live.as_ref(), telling)?);
+    }
+    let info = repo.commit(&commit)?;
+    let mut begin = beginning(site, request, (commit, info.subject, info.author), mode)?;
+    begin.pillar = pillar;
+    begin.old = old;
+    begin.serves = live.as_ref().map(|live| live.serving.clone());
+    run(site, request, begin, Goal::Commit, live, telling)
+}
+
+fn begin_rollback(
+    site: &Site,
+    request: &Request,
+    to: Option<&str>,
+    with_data: bool,
+    telling: &mut Reporter,
+) -> Result<Outcome, Halt> {
+    refuse_if_person_needed(site)?;
+    let repo = Repo::open(&site.place.git_project())?;
+    let entries = history::read(&site.place, None)?;
+    let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
+    let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
+    if target == serving.id {
+        return Err(Halt::refused(format!("{} is live already", target)).hint("mc_project history NAME lists what can be rolled back to"));
+    }
+    let releases = crate::tree::release::Releases::new(&site.place);
+    let provenance = releases.provenance(&target)?;
+    let data_of = if with_data { Some(data_point(site, &target)?) } else { None };
+    let live = Live::load(site, &repo, &serving)?;
+    let info = repo.commit(&provenance.commit)?;
+    let mut begin = beginning(site, request, (provenance.commit, info.subject, info.author), provenance.mode)?;
+    begin.work = Work::Rollback;
+    begin.pillar = provenance.pillar;
+    begin.serves = Some(serving);
+    begin.target = Some(target.clone());
+    begin.with_data = with_data;
+    run(site, request, begin, Goal::Release { id: target, data_of }, Some(live), telling)
+}
+
+fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), mode: Mode) -> Result<Begin> {
+    let seq = Last::read(&site.place)?.map_or(0, |last| last.seq) + 1;
+    let update = request.update.as_ref();
+    Ok(Begin {
+        id: request.id.clone(),
+        seq,
+        project: site.place.name().to_string(),
+        work: Work::Deploy,
+        mode,
+        environment: site.config.environment,
+        commit: what.0,
+        subject: what.1,
+        author: what.2,
+        pillar: None,
+        refname: update.map(|update| update.name.clone()),
+        old: update.map(|update| update.old.clone()),
+        moves_ref: update.is_some_and(|update| update.moved_by_worker),
+        pusher: request.pusher.clone(),
+        reason: request.options.reason.clone(),
+        serves: None,
+        target: None,
+        with_data: false,
+        push: request.push.clone(),
+    })
+}
+
+/// Opens the deployment, runs it, closes it.
+fn run(
+    site: &Site,
+    request: &Request,
+    begin: Begin,
+    goal: Goal,
+    live: Option<Live>,
+    telling: &mut Reporter,
+) -> Result<Outcome, Halt> {
+    if fs::exists(&site.place.journal(&begin.id)) {
+        return Err(Halt::refused(format!("{} has been used already", begin.id)));
+    }
+    Last::opened(begin.seq, begin.id.clone(), begin.serves.clone()).write(&site.place)?;
+    telling.set_journal(Journal::create(&site.place, &begin.id)?);
+    telling.emit(Event::Begin(Box::new(begin.clone())))?;
+    fault::point("begin.recorded")?;
+    let outcome = attempt(site, request, &begin, goal, live, telling);
+    close(site, telling, &begin, &outcome)?;
+    Ok(outcome)
+}
+
+fn attempt(
+    site: &Site,
+    request: &Request,
+    begin: &Begin,
+    goal: Goal,
+    live: Option<Live>,
+    telling: &mut Reporter,
+) -> Outcome {
+    let loaded = Repo::open(&site.place.git_project()).and_then(|repo| {
+        repo.set_ref(&inflight_ref(&begin.id)?, &begin.commit, "mc_project: in flight")?;
+        let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
+        Ok((repo, next))
+    });
+    let (repo, next) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let mut halt = Halt::from(error);
+            halt.stage = Some(Stage::Accept);
+            return Outcome { serves: begin.serves.clone(), ..refused(site, halt) };
+        }
+    };
+    let secrets: Vec<String> = next.pillar.secrets().into_iter().map(|(_, value)| value).collect();
+    telling.set_secrets(&secrets);
+    let mut draft = Draft {
+        site,
+        repo,
+        telling,
+        begin: begin.clone(),
+        options: request.options.clone(),
+        goal,
+        next,
+        live,
+        candidate: None,
+        listing: None,
+        proof: None,
+        spare_in_use: false,
+        touched: false,
+        switched: false,
+    };
+    deploy::deploy(&mut draft)
+}
+
+/// Records the end, adds the line to the history, settles, and only then closes the deployment.
+///
+/// # Errors
+/// If the end cannot be recorded: then the next command finishes it.
+pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome) -> Result<()> {
+    let place = &site.place;
+    let has_ended = crate::report::journal::read(place, &begin.id)?
+        .iter()
+        .any(|record| matches!(&record.event, Event::End { outcome: told } if told == outcome));
+    if !has_ended {
+        telling.emit(Event::End { outcome: outcome.clone() })?;
+    }
+    let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
+    history::append(place, &entry)?;
+    fault::point("end.history")?;
+    let repo = Repo::open(&place.git_project())?;
+    let live = match &outcome.serves {
+        Some(serving) => Some(Live::load(site, &repo, serving)?),
+        None => None,
+    };
+    let recipe = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
+    let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
+    Settling { site, telling, begin, outcome, recipe: &recipe, live }.settle();
+    if let Err(error) = tell::spool(site, begin, outcome, &recipe) {
+        let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
+    }
+    fault::point("settle.done")?;
+    let needs_person = (outcome.verdict == Verdict::NeedsPerson).then(|| outcome.reason.clone().unwrap_or_default());
+    let last = Last::opened(begin.seq, begin.id.clone(), outcome.serves.clone());
+    Last { open: false, needs_person, ..last }.write(place)?;
+    fault::point("end.closed")
+}
+
+fn live_recipe(live: Option<&Live>) -> Recipe {
+    live.and_then(|live| live.version.as_ref()).map(|version| version.recipe.clone()).unwrap_or_default()
+}
+
+/// After the lock the ref is read again: one that moved meanwhile must be an ancestor of the new commit.
+fn check_ref(repo: &Repo, request: &Request, commit: &ObjectId) -> Result<Option<ObjectId>, Halt> {
+    let Some(update) = &request.update else { return Ok(None) };
+    if !update.moved_by_worker {
+        return Ok(Some(update.old.clone()));
+    }
+    let now = repo.read_ref(&update.name)?;
+    let expected = if update.old.is_zero() { None } else { Some(update.old.clone()) };
+    if now == expected {
+        return Ok(Some(update.old.clone()));
+    }
+    match now {
+        Some(now) if repo.is_ancestor(&now, commit)? => Ok(Some(now)),
+        Some(now) => Err(Halt::refused(format!("stale: {} is at {} meanwhile", update.name.shown(), now.short()))
+            .hint("git fetch, merge or rebase, then push again")),
+        None => Err(Halt::refused(format!("stale: {} was deleted meanwhile", update.name.shown()))),
+    }
+}
+
+fn unchanged(
+    repo: &Repo,
+    request: &Request,
+    commit: &ObjectId,
+    live: Option<&Live>,
+    telling: &mut Reporter,
+) -> Result<Outcome> {
+    if let Some(update) = &request.update
+        && update.moved_by_worker
+    {
+        let old = repo.read_ref(&update.name)?.unwrap_or_else(|| commit.zero_like());
+        repo.move_ref(&update.name, &old, commit, "mc_project: live already")?;
+    }
+    let outcome = Outcome {
+        verdict: Verdict::Unchanged,
+        stage: None,
+        reason: Some(format!("{} is live already", commit.short())),
+        serves: live.map(|live| live.serving.clone()),
+        hints: Vec::new(),
+        exit: None,
+    };
+    telling.emit(Event::End { outcome: outcome.clone() })?;
+    Ok(outcome)
+}
+
+/// The commit of the pillar that the next deployment uses: that of its HEAD branch.
+///
+/// # Errors
+/// If the repository cannot be read.
+pub fn pillar_head(site: &Site) -> Result<Option<ObjectId>> {
+    let repo = Repo::open(&site.place.git_pillar())?;
+    for branch in ["refs/heads/main", "refs/heads/master"] {
+        if let Some(commit) = repo.read_ref(&branch.parse()?)? {
+            return Ok(Some(commit));
+        }
+    }
+    Ok(None)
+}
+
+/// A new id for a deployment made by a command.
+#[must_use]
+pub fn new_id() -> DeploymentId {
+    DeploymentId::new(clock::now())
+}
