@@ -6,5 +6,8 @@ pub mod error;
 pub mod escape;
 pub mod fault;
 pub mod fs;
+pub mod lines;
 pub mod lock;
 pub mod path;
+pub mod pipe;
+pub mod watch;
