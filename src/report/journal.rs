@@ -212,7 +212,10 @@ mod tests {
             bad[at] ^= 1 << bit;
             match parse(&bad, "J") {
                 Ok((read, _)) => assert!(at > last && read == records[..2], "bit {bit} of byte {at} was not seen"),
-                Err(error) => assert!(error.message().contains(" of J is damaged"), "byte {at}: {error}"),
+                Err(error) => {
+                    let newer = at == 22 && error.kind() == Kind::Refused;
+                    assert!(newer || error.message().contains(" of J is damaged"), "byte {at}: {error}");
+                }
             }
         }
         let mut bad = bytes;

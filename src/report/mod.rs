@@ -5,3 +5,4 @@ pub mod journal;
 pub mod ledger;
 #[cfg(test)]
 pub mod samples;
+pub mod terminal;
