@@ -3,6 +3,8 @@
 pub mod event;
 pub mod journal;
 pub mod ledger;
+pub mod mask;
 #[cfg(test)]
 pub mod samples;
+pub mod stream;
 pub mod terminal;
