@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(table(&[], &Style::default()), "nothing was deployed yet\n");
         let narrow = table(&entries(), &Style { width: Some(110), ..Style::default() });
         assert!(narrow.lines().all(|line| line.chars().count() <= 110), "{narrow}");
-        assert!(narrow.contains("alice                 cart: n…\n"), "{narrow}");
+        assert!(narrow.contains("alice                 cart: no…\n"), "{narrow}");
         let coloured = table(&entries(), &Style { colour: true, ..Style::default() });
         assert!(coloured.contains("\u{1b}[33mrolled back at upgrade  \u{1b}[0m1a2b3c4d5e"), "{coloured}");
         assert!(table(&entries(), &Style { ascii: true, ..Style::default() }).is_ascii());

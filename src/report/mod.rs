@@ -5,8 +5,12 @@ pub mod history;
 pub mod journal;
 pub mod ledger;
 pub mod listing;
+pub mod mail;
 pub mod mask;
+pub mod notes;
+pub mod post;
 #[cfg(test)]
 pub mod samples;
+pub mod spool;
 pub mod stream;
 pub mod terminal;

@@ -73,3 +73,19 @@ pub fn end(verdict: Verdict, stage: Option<Stage>, reason: Option<&str>, serves:
         },
     }
 }
+
+/// The entry of deployment number 12, rolled back at `upgrade`.
+pub fn rolled_back_entry() -> super::history::Entry {
+    let mut end_event = end(Verdict::RolledBack, Some(Stage::Upgrade), Some("exit 2"), Some((9, "9f8e7d6c5b")));
+    if let Event::End { outcome } = &mut end_event {
+        outcome.hints = vec!["mc_project logs shop".into()];
+    }
+    let events = [
+        begin(12),
+        Event::StageDone { stage: Stage::Build, ms: 12_400, note: Some("3 steps".into()) },
+        Event::StageFailed { stage: Stage::Upgrade, ms: 2_100, reason: "exit 2".into(), tail: Vec::new() },
+        end_event,
+    ];
+    let records: Vec<Record> = events.into_iter().enumerate().map(|(n, event)| record(n as u64, event)).collect();
+    super::history::summarise(&records).unwrap()
+}
