@@ -1,5 +1,16 @@
 //! Telling: events and their readers.
 
 pub mod event;
-
+pub mod history;
+pub mod journal;
 pub mod ledger;
+pub mod listing;
+pub mod mail;
+pub mod mask;
+pub mod notes;
+pub mod post;
+#[cfg(test)]
+pub mod samples;
+pub mod spool;
+pub mod stream;
+pub mod terminal;
