@@ -1,5 +1,6 @@
 //! mc_project deploys to servers you own with `git push`.
 
+pub mod entrance;
 pub mod project;
 pub mod report;
 pub mod sys;
