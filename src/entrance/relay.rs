@@ -184,14 +184,33 @@ pub fn follow(
             }
         };
         doing.see(&record.event);
+        if let Event::End { outcome } = &record.event {
+            settle(run, render, tell)?;
+            render(&record).iter().for_each(|line| tell.line(line));
+            return Ok(Ending::Ended(outcome.clone()));
+        }
         for line in render(&record) {
             tell.line(&line);
             told = Instant::now();
         }
-        if let Event::End { outcome } = record.event {
-            return Ok(Ending::Ended(outcome));
+    }
+}
+
+/// How long the pusher waits after the end for what settling tells (drift, the deliverable); the verdict comes last.
+const SETTLING: Duration = Duration::from_millis(1500);
+
+/// Relays what is told while the deployment settles, for a bounded time.
+fn settle(run: &mut dyn Run, render: &dyn Fn(&Record) -> Vec<String>, tell: &mut dyn Tell) -> Result<()> {
+    let until = Instant::now() + SETTLING;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        match run.next(left.min(Duration::from_millis(100)))? {
+            Some(record) if record.event == Event::Closed => break,
+            Some(record) => render(&record).iter().for_each(|line| tell.line(line)),
+            None if run.is_gone() => break,
+            None => {}
         }
     }
+    Ok(())
 }
 
 /// What the deployment does at the moment, for the lines of long silence.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use super::activate::{RestorePoint, failed_data, kept_ref, set_deploy_refs};
+use super::activate::{RestorePoint, failed_data, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::Live;
 use super::site::Site;
@@ -12,6 +12,8 @@ use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::recipe::Recipe;
 use crate::report::event::{Begin, Event};
+use crate::report::history::Entry;
+use crate::report::notes;
 use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
@@ -44,6 +46,8 @@ pub struct Settling<'a> {
     pub begin: &'a Begin,
     /// How it ended.
     pub outcome: &'a Outcome,
+    /// Its line in the history.
+    pub entry: &'a Entry,
     /// The recipe of what was deployed.
     pub recipe: &'a Recipe,
     /// What serves now.
@@ -75,14 +79,14 @@ impl Settling<'_> {
     /// `refs/deploys/*` and the note on the commit.
     fn record_in_git(&mut self) -> Result<()> {
         let repo = Repo::open(&self.site.place.git_project())?;
-        let commit = &self.begin.commit;
-        if !self.deployed() && !matches!(self.outcome.verdict, Verdict::Unchanged | Verdict::Prepared) {
-            set_deploy_refs(&repo, &[("last-failed", commit)], "mc_project: failed")?;
+        let message = format!("mc_project: #{}", self.begin.seq);
+        for (name, commit) in notes::refs(self.entry) {
+            repo.set_ref(&name.parse()?, &commit, &message)?;
         }
-        let line = crate::report::notes::line(self.begin, self.outcome, crate::sys::clock::now());
-        let marked = format!("#{} ", self.begin.seq);
+        let commit = &self.begin.commit;
+        let marked = format!(" #{} ", self.begin.seq);
         if !repo.note(commit)?.is_some_and(|note| note.contains(&marked)) {
-            repo.add_note(commit, &line)?;
+            repo.add_note(commit, &notes::line(self.entry))?;
         }
         repo.delete_ref(&inflight_ref(&self.begin.id)?)
     }

@@ -284,8 +284,8 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     };
     let recipe = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
     let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
-    Settling { site, telling, begin, outcome, recipe: &recipe, live }.settle();
-    if let Err(error) = tell::spool(site, begin, outcome, &recipe) {
+    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, live }.settle();
+    if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
     }
     fault::point("settle.done")?;

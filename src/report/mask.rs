@@ -83,7 +83,7 @@ impl Mask {
             Event::End { outcome } => Event::End {
                 outcome: Outcome { reason: self.option(outcome.reason), hints: self.all(outcome.hints), ..outcome },
             },
-            // These carry no text of strangers; the path of `RestoringPath` is what a recovery goes by.
+            // These carry no text of strangers; the paths of `RestoringData` are what a recovery goes by.
             other @ (Event::Stage { .. }
             | Event::Prepared
             | Event::Stopping
@@ -93,7 +93,7 @@ impl Mask {
             | Event::Touched
             | Event::Heartbeat { .. }
             | Event::Commit { .. }
-            | Event::RestoringPath { .. }
+            | Event::RestoringData { .. }
             | Event::RolledBack
             | Event::DataRestored
             | Event::Closed) => other,

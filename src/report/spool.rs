@@ -96,6 +96,15 @@ fn pause(attempts: u32) -> SignedDuration {
     }
 }
 
+/// Keeps a mail that is to be sent as soon as the deployment is closed.
+///
+/// # Errors
+/// If the spool cannot be written.
+pub fn put_new(place: &Place, id: &DeploymentId, mail: &Mail, now: Timestamp) -> Result<()> {
+    let error = "not tried yet".to_string();
+    Waiting { format: 1, deployment: id.clone(), mail: mail.clone(), attempts: 0, first: now, last: now, error }.write(place)
+}
+
 /// Keeps a mail that could not be sent because of `error`; one that waits already for the same deployment and receiver
 /// is replaced. Gives back what was given up to make room.
 ///

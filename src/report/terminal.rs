@@ -132,7 +132,7 @@ fn verbose_lines(event: &Event, style: &Style) -> Vec<String> {
         Event::Switched { .. } => act("run is the new version"),
         Event::Touched => act("steps of the new version run: data may change from here on"),
         Event::Commit { serves } => act(&format!("committed: {} is live", serves.commit.short())),
-        Event::RestoringPath { path, .. } => act(&format!("data go back: {}", shown(path))),
+        Event::RestoringData { from, .. } => act(&format!("data go back to before {from}")),
         Event::RolledBack => act("run is the old version again"),
         Event::DataRestored => act("data are as they were at the restore point"),
         _ => Vec::new(),
@@ -356,7 +356,6 @@ mc_project: shop #12 cooking (staging) 1a2b3c4d5e \"cart: no empty orders\"
             Event::Note { text: text() },
             Event::Warning { text: text() },
             Event::RollingBack { reason: text(), stage: Stage::Build, data: false },
-            Event::RestoringPath { path: text(), live_ino: 0, snapshot_ino: 0 },
             verdict,
         ];
         for verbose in [false, true] {

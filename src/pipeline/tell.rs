@@ -1,0 +1,127 @@
+//! Telling people: the mail of a deployment is written while it is closed and sent afterwards. A fault of mail changes no
+//! outcome and delays nobody.
+
+use std::time::{Duration, Instant};
+
+use super::site::Site;
+use crate::project::outcome::Verdict;
+use crate::project::recipe::{NotifyOn, Recipe};
+use crate::report::event::{Begin, Event, Record};
+use crate::report::history::Entry;
+use crate::report::mail::{CommitLine, MailFacts, compose_all};
+use crate::report::{journal, post, spool};
+use crate::sys::clock;
+use crate::sys::error::Result;
+use crate::sys::fs;
+use crate::sys::git::Repo;
+use crate::sys::lock::Lock;
+
+/// How many commits a mail names.
+const COMMITS: usize = 20;
+/// How long one worker tries to send mail after its deployment.
+const BUDGET: Duration = Duration::from_secs(30);
+
+/// Writes the mails of a deployment into the spool.
+///
+/// # Errors
+/// If the spool cannot be written.
+pub fn spool(site: &Site, begin: &Begin, entry: &Entry, recipe: &Recipe) -> Result<()> {
+    let to = receivers(site, entry, recipe);
+    if to.is_empty() {
+        return Ok(());
+    }
+    let facts = facts(site, begin, entry)?;
+    for mail in compose_all(entry, &facts, &to, clock::now()) {
+        spool::put_new(&site.place, &begin.id, &mail, clock::now())?;
+    }
+    Ok(())
+}
+
+/// Who is told: the recipe's addresses and the node's, where the recipe wants this kind of outcome to be told.
+fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Vec<String> {
+    let kind = match entry.verdict {
+        Verdict::Deployed => NotifyOn::Success,
+        Verdict::Interrupted => NotifyOn::Recovered,
+        Verdict::Refused | Verdict::Failed | Verdict::RolledBack | Verdict::NeedsPerson => NotifyOn::Failure,
+        Verdict::Unchanged | Verdict::Prepared => return Vec::new(),
+    };
+    let mut to: Vec<String> = Vec::new();
+    if recipe.notify.on.contains(&kind) {
+        to.extend(recipe.notify.to.iter().cloned());
+    }
+    to.extend(site.config.mail.to.iter().cloned());
+    to.sort();
+    to.dedup();
+    to
+}
+
+fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
+    let records = journal::read(&site.place, &begin.id)?;
+    let before = begin.serves.as_ref().map(|serving| &serving.commit);
+    let repo = Repo::open(&site.place.git_project())?;
+    let mut commits: Vec<CommitLine> = repo
+        .log(&begin.commit, before, COMMITS + 1)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|info| CommitLine { id: info.id.short().to_string(), subject: info.subject, author: info.author })
+        .collect();
+    let more_commits = commits.len().saturating_sub(COMMITS);
+    commits.truncate(COMMITS);
+    let archive = site.place.archive(&begin.id);
+    let kept = ["run.failed", "data.failed", "drift", "dumps", "data"];
+    let kept = kept.iter().map(|name| archive.join(name)).filter(|path| fs::exists(path));
+    Ok(MailFacts {
+        project: begin.project.clone(),
+        node: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        from: site.config.mail.from.clone(),
+        commits,
+        more_commits,
+        tail: last_tail(&records),
+        drift: texts(&records, |event| matches!(event, Event::Note { text } if text.contains("/: "))),
+        kept: kept.map(|path| path.display().to_string()).collect(),
+        warnings: texts(&records, |event| matches!(event, Event::Warning { .. })),
+        log: site.place.log(&entry.id).display().to_string(),
+        command: command(site),
+    })
+}
+
+/// How the command is called for this node.
+#[must_use]
+pub fn command(site: &Site) -> String {
+    let root = site.place.node().root();
+    if root == std::path::Path::new("/") { "mc_project".to_string() } else { format!("mc_project --root {}", root.display()) }
+}
+
+fn last_tail(records: &[Record]) -> Vec<String> {
+    let tails = records.iter().filter_map(|record| match &record.event {
+        Event::StageFailed { tail, .. } if !tail.is_empty() => Some(tail.clone()),
+        _ => None,
+    });
+    tails.last().unwrap_or_default()
+}
+
+fn texts(records: &[Record], wanted: impl Fn(&Event) -> bool) -> Vec<String> {
+    let found = records.iter().filter(|record| wanted(&record.event));
+    found
+        .filter_map(|record| match &record.event {
+            Event::Note { text } | Event::Warning { text } => Some(text.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Sends what is in the spool and due. The caller holds no lock of the project.
+///
+/// # Errors
+/// If the spool cannot be read; that a mail cannot be sent is no error.
+pub fn send_spooled(site: &Site) -> Result<()> {
+    if spool::list(&site.place)?.is_empty() {
+        return Ok(());
+    }
+    let _one_at_a_time = Lock::take(&site.place.spool().join(".door"), Some(Instant::now() + BUDGET), |_| Ok(()))?;
+    let round = spool::retry(&site.place, clock::now(), BUDGET, &mut |mail| post::send(mail, &site.config.mail.transport))?;
+    for given_up in round.given_up {
+        tracing::error!("the mail about {} was given up: {}", given_up.deployment, given_up.error);
+    }
+    Ok(())
+}
