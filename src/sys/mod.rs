@@ -7,4 +7,7 @@ pub mod escape;
 pub mod fault;
 pub mod fs;
 pub mod lock;
+pub mod mount;
 pub mod path;
+pub mod process;
+pub mod step_exec;

@@ -1,0 +1,3 @@
+//! Tests of the library together with the built binary.
+
+mod process;
