@@ -12,4 +12,6 @@ pub mod lock;
 pub mod mount;
 pub mod path;
 pub mod pipe;
+pub mod process;
+pub mod step_exec;
 pub mod watch;

@@ -1,17 +1,209 @@
-//! temp
-use super::error::{Context, Result};
-use std::path::Path;
-/// Whether.
+//! Mounts: what is mounted where, and whether steps can be given a view of their own.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+
+use super::error::{Context, Error, Result};
+use super::process::{self, StepStatus};
+use super::step_exec::{Bind, StepOrder};
+
+/// One line of a `mountinfo` file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The file system, as `major:minor`.
+    pub device: String,
+    /// Which directory of that file system is mounted.
+    pub root: PathBuf,
+    /// Where, as seen from the process's root.
+    pub point: PathBuf,
+}
+
+/// The mounts that a process sees, in the order in which they were mounted; `None` asks for our own.
 ///
 /// # Errors
-/// x
-pub fn is_mount_point(path: &Path) -> Result<bool> {
-    let st = rustix::fs::statx(
-        rustix::fs::CWD,
-        path,
-        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-        rustix::fs::StatxFlags::BASIC_STATS,
-    )
-    .context(|| format!("cannot examine {}", path.display()))?;
-    Ok(st.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
+/// If the process is gone or may not be examined.
+pub fn mounts_of(pid: Option<i32>) -> Result<Vec<Mount>> {
+    let path = pid.map_or_else(|| PathBuf::from("/proc/self/mountinfo"), |pid| format!("/proc/{pid}/mountinfo").into());
+    let bytes = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes.split(|b| *b == b'\n').filter_map(parse_mount).collect())
+}
+
+/// `36 35 98:0 /root /point options ...` (proc_pid_mountinfo(5)); blanks in names are written `\040`.
+fn parse_mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|b| *b == b' ').skip(2);
+    let device = String::from_utf8(fields.next()?.to_vec()).ok()?;
+    let root = PathBuf::from(unescape_octal(fields.next()?));
+    let point = PathBuf::from(unescape_octal(fields.next()?));
+    Some(Mount { device, root, point })
+}
+
+fn unescape_octal(bytes: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, after)) = rest.split_first() {
+        let code =
+            (*first == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// Whether something is mounted at this directory.
+///
+/// # Errors
+/// If the directory cannot be examined.
+pub fn is_mount_point(dir: &Path) -> Result<bool> {
+    let stat = rustix::fs::statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS)
+        .context(|| format!("cannot examine {}", dir.display()))?;
+    if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // Linux < 5.8.
+    let real = super::fs::canonical(dir)?;
+    Ok(mounts_of(None)?.iter().any(|mount| mount.point == real))
+}
+
+/// Whether two paths lie on the same file system and within the same mount, so that names can be exchanged between them.
+///
+/// # Errors
+/// If one of them cannot be examined.
+pub fn same_file_system(one: &Path, other: &Path) -> Result<bool> {
+    let place = |path: &Path| {
+        rustix::fs::statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
+            .context(|| format!("cannot examine {}", path.display()))
+    };
+    let (one, other) = (place(one)?, place(other)?);
+    let known = |mask: u32| StatxFlags::from_bits_retain(mask).contains(StatxFlags::MNT_ID);
+    let same_mount = !known(one.stx_mask) || !known(other.stx_mask) || one.stx_mnt_id == other.stx_mnt_id;
+    Ok(same_mount && (one.stx_dev_major, one.stx_dev_minor) == (other.stx_dev_major, other.stx_dev_minor))
+}
+
+/// Really tries, in a child process, whether a step can see one directory at the place of another, and says why not.
+/// `scratch` is a directory of ours in which two directories are made for the test.
+///
+/// The environment variable `MC_NO_NAMESPACES=1` makes the answer "no", for tests of what happens then.
+///
+/// # Errors
+/// If the test itself could not be made.
+pub fn probe_namespace(scratch: &Path) -> Result<Result<(), String>> {
+    if std::env::var_os("MC_NO_NAMESPACES").is_some_and(|value| value == "1") {
+        return Ok(Err("switched off by MC_NO_NAMESPACES".into()));
+    }
+    let name = format!(".probe-{}", uuid::Uuid::now_v7().simple());
+    let (place, dir) = (scratch.join(&name), super::dir::Dir::open(scratch)?);
+    let answer = probe_in(&place);
+    dir.remove_tree(Path::new(&name))?;
+    answer
+}
+
+fn probe_in(place: &Path) -> Result<Result<(), String>> {
+    let (source, at) = (place.join("source"), place.join("at"));
+    super::fs::ensure_dir(&source, 0o755)?;
+    super::fs::ensure_dir(&at, 0o755)?;
+    super::fs::write_durable(&source.join("seen"), b"", 0o644)?;
+    let argv = ["/bin/sh", "-c", "test -e ./seen && test -e \"$1/seen\"", "sh"].map(OsString::from);
+    let mut order = StepOrder::new(argv.into_iter().chain([at.clone().into()]).collect(), Vec::new(), at.clone());
+    order.bind = Some(Bind { source, at: at.clone() });
+    let mut silent = Silent;
+    let result = process::run_step(&order, Duration::from_secs(20), &mut silent)?;
+    if super::fs::exists(&at.join("seen")) {
+        return Err(Error::bug(format!("a mount for a step alone is seen by all at {}", at.display())));
+    }
+    Ok(match result.status {
+        StepStatus::Ok => Ok(()),
+        StepStatus::CouldNotStart(reason) => Err(reason),
+        other => Err(format!("a step does not see the directory: {}", other.words())),
+    })
+}
+
+struct Silent;
+
+impl process::StepWatcher for Silent {
+    fn line(&mut self, _line: &[u8]) {}
+}
+
+/// The path of `inner` below `outer`; empty if they are the same.
+pub fn below<'a>(inner: &'a Path, outer: &Path) -> Option<&'a Path> {
+    inner.strip_prefix(outer).ok()
+}
+
+/// Every place at which a process with these mounts sees the directory `dir` or a part of it; `ours` are our own mounts,
+/// in which `dir` is named by its real path.
+#[must_use]
+pub fn places_of(dir: &Path, ours: &[Mount], theirs: &[Mount]) -> Vec<PathBuf> {
+    let depth = |mount: &&Mount| mount.point.as_os_str().len();
+    let Some(home) = ours.iter().filter(|mount| dir.starts_with(&mount.point)).max_by_key(depth) else {
+        return Vec::new();
+    };
+    let in_fs = join(&home.root, below(dir, &home.point).unwrap_or(dir));
+    let mut places = Vec::new();
+    for mount in theirs.iter().filter(|mount| mount.device == home.device) {
+        if mount.root.starts_with(&in_fs) {
+            places.push(mount.point.clone());
+        } else if let Some(rest) = below(&in_fs, &mount.root) {
+            places.push(join(&mount.point, rest));
+        }
+    }
+    places.sort();
+    places.dedup();
+    places
+}
+
+fn join(path: &Path, rest: &Path) -> PathBuf {
+    // `Path::join` with an empty path would add a slash.
+    if rest.as_os_str() == OsStr::from_bytes(b"") { path.to_path_buf() } else { path.join(rest) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(device: &str, root: &str, point: &str) -> Mount {
+        Mount { device: device.into(), root: root.into(), point: point.into() }
+    }
+
+    #[test]
+    fn mountinfo_lines_read_back_with_blanks_in_names() {
+        let line = b"36 35 98:0 /mnt1 /a\\040b\\134c rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(parse_mount(line).unwrap(), mount("98:0", "/mnt1", "/a b\\c"));
+        assert!(parse_mount(b"").is_none());
+        assert!(mounts_of(None).unwrap().iter().any(|m| m.point == Path::new("/")));
+    }
+
+    #[test]
+    fn proc_is_a_mount_point_and_a_new_directory_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_mount_point(Path::new("/proc")).unwrap());
+        assert!(!is_mount_point(dir.path()).unwrap());
+        assert!(is_mount_point(&dir.path().join("none")).is_err());
+        assert!(!same_file_system(Path::new("/proc"), dir.path()).unwrap());
+        assert!(same_file_system(dir.path(), &std::env::temp_dir()).unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_found_at_every_place_where_it_is_mounted() {
+        let ours = [mount("8:1", "/", "/"), mount("0:4", "/", "/proc")];
+        let theirs = [
+            mount("8:1", "/", "/host"),
+            mount("8:1", "/p/spare", "/p/run"),
+            mount("8:1", "/p/spare/sub", "/x"),
+            mount("8:1", "/p/spare2", "/y"),
+            mount("8:2", "/p/spare", "/z"),
+        ];
+        let places = places_of(Path::new("/p/spare"), &ours, &theirs);
+        assert_eq!(places, [Path::new("/host/p/spare"), Path::new("/p/run"), Path::new("/x")]);
+    }
 }
