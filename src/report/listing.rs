@@ -19,20 +19,20 @@ pub fn table(entries: &[Entry], style: &Style) -> String {
     if entries.is_empty() {
         return "nothing was deployed yet\n".to_string();
     }
-    let live = history::live(entries).map(|entry| &entry.id);
+    let serving = history::live(entries).map(|entry| &entry.id);
     let table: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_string))
-        .chain(entries.iter().rev().map(|entry| row(entry, live == Some(&entry.id))))
+        .chain(entries.iter().rev().map(|entry| row(entry, serving == Some(&entry.id))))
         .collect();
     let widths: [usize; 8] = std::array::from_fn(|at| table.iter().map(|r| r[at].chars().count()).max().unwrap_or(0));
     let before_subject: usize = widths[..7].iter().map(|width| width + 2).sum();
-    let free = style.width.map(|width| width.saturating_sub(before_subject));
+    let subject_width = style.width.map(|width| width.saturating_sub(before_subject));
     let mut text = String::new();
     for (at, cells) in table.iter().enumerate() {
         let mut line = String::new();
         for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
             let padded = match column {
                 0 | 5 => format!("{cell:>width$}  "),
-                7 => terminal::cut(cell, free),
+                7 => terminal::cut(cell, subject_width),
                 _ => format!("{cell:<width$}  "),
             };
             let verdict = (column == 2 && at > 0).then(|| entries[entries.len() - at].verdict);
