@@ -121,11 +121,12 @@ impl Entry {
 /// # Errors
 /// If the journal has no beginning or no end.
 pub fn summarise(records: &[Record]) -> Result<Entry> {
-    let begun = records.iter().find_map(|r| match &r.event {
+    let beginning = records.iter().find_map(|r| match &r.event {
         Event::Begin(begin) => Some((r.at, begin)),
         _ => None,
     });
-    let (started, begin) = begun.ok_or_else(|| Error::failed("the journal does not tell how the deployment began"))?;
+    let (started, begin) =
+        beginning.ok_or_else(|| Error::failed("the journal does not tell how the deployment began"))?;
     let ended = records.iter().rev().find_map(|r| match &r.event {
         Event::End { outcome } => Some((r.at, outcome)),
         _ => None,

@@ -192,7 +192,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).unwrap();
-            let lines = bytes[..cut].iter().filter(|b| **b == b'\n').count();
+            let lines = memchr::memchr_iter(b'\n', &bytes[..cut]).count();
             let whole = &records[..lines.saturating_sub(1)];
             assert_eq!(read(&place, &id).unwrap(), whole, "cut at {cut}");
             Journal::open(&place, &id).unwrap().append(&records[3]).unwrap();

@@ -1,5 +1,7 @@
 //! The history as text for people: the table of all, the long form of one.
 
+use std::fmt::Write as _;
+
 use super::event::{Event, Record, Work};
 use super::history::{self, Entry};
 use super::terminal::{self, Style};
@@ -17,20 +19,20 @@ pub fn table(entries: &[Entry], style: &Style) -> String {
     if entries.is_empty() {
         return "nothing was deployed yet\n".to_string();
     }
-    let live = history::live(entries).map(|entry| &entry.id);
-    let rows: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_string))
-        .chain(entries.iter().rev().map(|entry| row(entry, live == Some(&entry.id))))
+    let serving = history::live(entries).map(|entry| &entry.id);
+    let table: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_string))
+        .chain(entries.iter().rev().map(|entry| row(entry, serving == Some(&entry.id))))
         .collect();
-    let widths: [usize; 8] = std::array::from_fn(|at| rows.iter().map(|r| r[at].chars().count()).max().unwrap_or(0));
+    let widths: [usize; 8] = std::array::from_fn(|at| table.iter().map(|r| r[at].chars().count()).max().unwrap_or(0));
     let before_subject: usize = widths[..7].iter().map(|width| width + 2).sum();
-    let room = style.width.map(|width| width.saturating_sub(before_subject));
+    let subject_width = style.width.map(|width| width.saturating_sub(before_subject));
     let mut text = String::new();
-    for (at, cells) in rows.iter().enumerate() {
+    for (at, cells) in table.iter().enumerate() {
         let mut line = String::new();
         for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
             let padded = match column {
                 0 | 5 => format!("{cell:>width$}  "),
-                7 => terminal::cut(cell, room),
+                7 => terminal::cut(cell, subject_width),
                 _ => format!("{cell:<width$}  "),
             };
             let verdict = (column == 2 && at > 0).then(|| entries[entries.len() - at].verdict);
@@ -81,10 +83,10 @@ fn coloured(padded: &str, verdict: Option<Verdict>, style: &Style) -> String {
 pub fn show(entry: &Entry, records: &[Record], style: &Style) -> String {
     let mut text = format!("#{} {}\n", entry.seq, escape::visible(&entry.outcome().line()));
     for (name, value) in facts(entry) {
-        text.push_str(&format!("  {name:<9}{}\n", escape::visible(&value)));
+        let _ = writeln!(text, "  {name:<9}{}", escape::visible(&value));
     }
     for hint in &entry.hints {
-        text.push_str(&format!("  {:<9}{}\n", "hint", escape::visible(hint)));
+        let _ = writeln!(text, "  {:<9}{}", "hint", escape::visible(hint));
     }
     text.push_str("stages\n");
     for line in stage_lines(entry, records, style) {

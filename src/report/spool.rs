@@ -262,7 +262,7 @@ mod tests {
     /// One round at this minute; how many attempts were made, and the round.
     fn round(place: &Place, minute: i64, works: bool) -> (usize, Round) {
         let mut tried = 0;
-        let round = retry(place, at(minute), Duration::from_secs(60), &mut |_| {
+        let round = retry(place, at(minute), Duration::from_mins(1), &mut |_| {
             tried += 1;
             if works { Ok(()) } else { Err(Error::failed("still refused")) }
         });
@@ -276,8 +276,8 @@ mod tests {
         let mut tries = Vec::new();
         let mut given_up = Vec::new();
         for minute in 0..5 * 24 * 60 {
-            let (tried, round) = round(&place, minute, false);
-            if tried > 0 {
+            let (count, round) = round(&place, minute, false);
+            if count > 0 {
                 tries.push(minute);
             }
             given_up.extend(round.given_up.into_iter().map(|w| (minute, w.attempts, w.error)));

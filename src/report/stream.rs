@@ -402,7 +402,7 @@ mc_project: failed at build: exit 2; nothing is deployed yet";
         assert_eq!(reporter.tail().len(), TAIL_LINES);
         assert_eq!(reporter.tail().last().unwrap(), "line 99");
         for _ in 0..10 {
-            reporter.output(&[b'y'; 100_000]);
+            reporter.output(&vec![b'y'; 100_000]);
         }
         assert!(reporter.tail().concat().len() <= TAIL_BYTES);
         reporter.emit(Event::Step { stage: Stage::Build, title: "next".into() }).unwrap();

@@ -31,9 +31,9 @@ impl LineFile {
     /// # Errors
     /// If something stands there already or it cannot be made.
     pub fn create(path: &Path, mode: u32) -> Result<Self> {
-        let made = Self::open_with(path, OpenOptions::new().create_new(true), mode)?;
-        made.set_up(mode)?;
-        Ok(made)
+        let new = Self::open_with(path, OpenOptions::new().create_new(true), mode)?;
+        new.set_up(mode)?;
+        Ok(new)
     }
 
     /// Opens a file for appending; makes it with this mode, durably by name, if there is none.
@@ -297,8 +297,8 @@ pub mod small_files {
             .env("MC_TEST_CHILD", "1")
             .output()
             .unwrap();
-        let text = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&out.stderr));
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&out.stderr));
         false
     }
 }
@@ -334,7 +334,7 @@ mod tests {
         let path = dir.path().join("x");
         let mut file = LineFile::create(&path, 0o600).unwrap();
         file.append(b"one\n").unwrap();
-        let result = file.append(&[b'x'; 200_000]);
+        let result = file.append(&vec![b'x'; 200_000]);
         assert!(result.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"one\n");
         file.append(b"two\n").unwrap();
