@@ -7,7 +7,9 @@
 pub mod call;
 #[cfg(test)]
 mod fake;
+pub mod desk;
 pub mod hook;
+pub mod launch;
 pub mod options;
 pub mod pktline;
 pub mod proc_receive;

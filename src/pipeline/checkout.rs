@@ -111,7 +111,7 @@ impl Draft<'_> {
     }
 
     fn limits(&self) -> TreeLimits {
-        let limits = &self.site.config.limits;
+        let limits = &self.site.node.config.limits;
         TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
     }
 
@@ -173,7 +173,7 @@ pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize>
     if let Some(commit) = commit {
         let repo = Repo::open(&site.place.git_pillar())?;
         let now = now_ns();
-        let limits = &site.config.limits;
+        let limits = &site.node.config.limits;
         let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
         for entry in repo.list(commit, &limits)? {
             if matches!(entry.kind, EntryKind::Submodule) {
@@ -205,9 +205,9 @@ fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
     let mut warnings = Vec::new();
     for entry in entries.iter().filter(|e| e.path.name() == ".gitattributes" && e.kind != EntryKind::Symlink) {
         let text = repo.blob(&entry.oid, 1024 * 1024)?;
-        for (line, found) in attribute_uses(&text) {
-            let at = format!("{}:{line}", entry.path);
-            match found {
+        for found in attribute_uses(&text) {
+            let at = format!("{}:{}", entry.path, found.line);
+            match found.attribute {
                 AttributeUse::Filter(name) => return Err(attributes_refused(&format!("{at} sets the filter `{name}`"))),
                 AttributeUse::Encoding(name) => return Err(attributes_refused(&format!("{at} sets the encoding `{name}`"))),
                 AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),

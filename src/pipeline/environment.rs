@@ -41,7 +41,7 @@ pub fn environment(
 ) -> BTreeMap<String, String> {
     let place = &site.place;
     let mut all = process::base_environment(&place.build_home());
-    all.extend(site.config.env.clone());
+    all.extend(site.node.config.env.clone());
     all.extend(recipe.env.clone());
     all.extend(pillar.exports());
     all.extend(step.clone());

@@ -80,7 +80,7 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
 }
 
 fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {
-    let limits = &site.config.limits;
+    let limits = &site.node.config.limits;
     let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
     let listed = repo.list(&next.commit.id, &limits)?;
     let empty = Manifest::default();

@@ -90,7 +90,7 @@ impl Draft<'_> {
     }
 
     fn refuse_without_room(&self, code: &Space, data: &crate::tree::snapshot::Need, free: Space) -> Step {
-        let reserve = self.site.config.reserve_bytes;
+        let reserve = self.site.node.config.reserve.bytes;
         let dir = self.site.place.dir().display();
         if code.bytes.saturating_add(reserve) > free.bytes || code.inodes + data.files > free.inodes {
             return Err(Halt::refused(format!(
@@ -328,9 +328,9 @@ impl Draft<'_> {
 
     fn warn_of_users(&mut self, spare: &Dir) -> Result<()> {
         let users = process::processes_using(spare.path())?;
-        self.spare_in_use = !users.is_empty();
-        if !users.is_empty() {
-            let names: Vec<String> = users.iter().take(5).map(|user| format!("{} ({})", user.name, user.pid)).collect();
+        self.spare_in_use = !users.found.is_empty();
+        if self.spare_in_use {
+            let names: Vec<String> = users.found.iter().take(5).map(|user| format!("{} ({})", user.name, user.pid)).collect();
             self.warn(format!("processes still use the tree of the version before: {}", names.join(", ")));
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::project::place::{NodePlace, Place};
 use crate::report::ledger::Last;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
+use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKeys};
 use crate::tree::scan::Own;
 
 /// What `state/project.json` says: how a hook finds its node from the repository that it stands in.
@@ -66,6 +67,8 @@ impl Node {
 /// A project, opened.
 #[derive(Debug, Clone)]
 pub struct Site {
+    /// The node.
+    pub node: Node,
     /// The paths.
     pub place: Place,
     /// What holds for this project on this node.
@@ -86,7 +89,7 @@ impl Site {
                 .hint(format!("mc_project init {name}")));
         };
         let config = node.config.for_project(name, identity.environment);
-        Ok(Self { place, config, own: Own::current() })
+        Ok(Self { node: node.clone(), place, config, own: Own::current() })
     }
 
     /// Opens the project that a hook stands in: `dir` is the bare repository.
@@ -110,6 +113,37 @@ impl Site {
     /// If the state cannot be read.
     pub fn serves(&self) -> Result<Option<Serving>> {
         Ok(Last::read(&self.place)?.and_then(|last| last.serves))
+    }
+
+    /// The directories in which a deliverable is looked for, in order: the node's sources (each may be a directory of
+    /// deliverables, of one project, or of all projects of a staging node), then the project's own.
+    #[must_use]
+    pub fn release_sources(&self) -> Vec<PathBuf> {
+        let name = self.place.name().as_str();
+        let mut all = Vec::new();
+        for source in &self.node.config.release_sources {
+            let candidates = [source.clone(), source.join(name).join("releases"), source.join("releases"), source.join(name)];
+            let found = candidates.into_iter().filter(|dir| fs::exists(dir)).collect::<Vec<_>>();
+            if found.is_empty() { all.push(source.clone()) } else { all.extend(found) }
+        }
+        all.push(self.place.releases());
+        all
+    }
+
+    /// The keys whose deliverables this node accepts: those of `node.yaml`, those that were trusted by command, its own.
+    ///
+    /// # Errors
+    /// If a key cannot be read.
+    pub fn trusted_keys(&self) -> Result<TrustedKeys> {
+        let keys = self.place.node().keys();
+        let mut all: Vec<PublicKey> = self.node.config.trusted_release_keys.clone();
+        for line in fs::read_if_there(&keys.join("trusted"))?.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default().lines() {
+            all.push(PublicKey::parse(line)?);
+        }
+        if fs::exists(&keys.join("release.key")) {
+            all.push(ReleaseKey::load_or_make(&keys)?.public());
+        }
+        Ok(TrustedKeys::new(all))
     }
 
     /// The deploy branch: configured, or recorded by the first push.

@@ -1,6 +1,5 @@
 //! Running the recipe's steps of a stage: where, with which environment, and what a failure tells.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -14,11 +13,8 @@ use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::clock;
 use crate::sys::error::Result;
-use crate::sys::process::{self, StepStatus, StepWatcher};
+use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
 use crate::sys::step_exec::{Bind, StepOrder};
-
-/// How many lines of a failed step's output are told.
-const TAIL: usize = 30;
 
 /// Where steps work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,9 +90,8 @@ pub fn run_one(
     let title = step.title();
     telling.emit(Event::Step { stage, title: title.clone() })?;
     let order = order(site, version, stage, step, place);
-    let mut watcher = Watcher { telling, tail: VecDeque::new(), beats };
-    let result = process::run_step(&order, step.timeout, &mut watcher)?;
-    let tail: Vec<String> = watcher.tail.into_iter().collect();
+    let result = process::run_step(&order, step.timeout, &mut Watcher { telling, beats })?;
+    let tail = telling.tail();
     let ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX);
     let status = result.status.words();
     telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
@@ -130,28 +125,23 @@ pub fn steps_words(count: usize) -> String {
     if count == 1 { "1 step".to_string() } else { format!("{count} steps") }
 }
 
-/// Tells lines of output and keeps the last ones; after the switch, writes heartbeats.
+/// Tells lines of output; after the switch, writes heartbeats.
 struct Watcher<'a> {
     telling: &'a mut Reporter,
-    tail: VecDeque<String>,
     beats: bool,
 }
 
 impl StepWatcher for Watcher<'_> {
     fn line(&mut self, line: &[u8]) {
-        let shown = self.telling.output(line);
-        if self.tail.len() == TAIL {
-            self.tail.pop_front();
-        }
-        self.tail.push_back(shown);
+        self.telling.output(line);
     }
 
-    fn tick(&mut self) -> bool {
+    fn tick(&mut self) -> Tick {
         if self.beats {
             let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
             let _ = self.telling.emit(Event::Heartbeat { boot: clock::boot_id(), uptime_ms });
         }
-        true
+        Tick::GoOn
     }
 }
 

@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::site::Site;
+use crate::project::mail::{MailTransport, SmtpTls};
+use crate::project::node::{Tls, Transport};
 use crate::project::outcome::Verdict;
 use crate::project::recipe::{NotifyOn, Recipe};
 use crate::report::event::{Begin, Event, Record};
@@ -49,10 +51,37 @@ fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Vec<String> {
     if recipe.notify.on.contains(&kind) {
         to.extend(recipe.notify.to.iter().cloned());
     }
-    to.extend(site.config.mail.to.iter().cloned());
+    to.extend(site.node.config.mail.to.iter().cloned());
+    if to.is_empty() && matches!(site.node.config.mail.transport, Transport::Maildir(_)) {
+        // A node that was told nothing about mail keeps it where it can be read.
+        to.push(site.node.config.mail.from.clone());
+    }
     to.sort();
     to.dedup();
     to
+}
+
+/// The way out as the sender of mail knows it.
+fn transport(site: &Site) -> MailTransport {
+    match &site.node.config.mail.transport {
+        Transport::None => MailTransport::None,
+        Transport::Maildir(path) => {
+            MailTransport::Maildir { path: path.clone().unwrap_or_else(|| site.place.node().maildir()) }
+        }
+        Transport::Sendmail(program) => MailTransport::Sendmail { program: program.clone() },
+        Transport::Smtp(smtp) => MailTransport::Smtp {
+            host: smtp.host.clone(),
+            port: smtp.port,
+            tls: match smtp.tls {
+                Tls::None => SmtpTls::None,
+                Tls::Starttls => SmtpTls::Starttls,
+                Tls::Tls => SmtpTls::Tls,
+            },
+            user: smtp.login.as_ref().map(|login| login.user.clone()),
+            password_file: smtp.login.as_ref().map(|login| login.password_file.clone()),
+            timeout: smtp.timeout,
+        },
+    }
 }
 
 fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
@@ -73,7 +102,7 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
     Ok(MailFacts {
         project: begin.project.clone(),
         node: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        from: site.config.mail.from.clone(),
+        from: site.node.config.mail.from.clone(),
         commits,
         more_commits,
         tail: last_tail(&records),
@@ -119,7 +148,8 @@ pub fn send_spooled(site: &Site) -> Result<()> {
         return Ok(());
     }
     let _one_at_a_time = Lock::take(&site.place.spool().join(".door"), Some(Instant::now() + BUDGET), |_| Ok(()))?;
-    let round = spool::retry(&site.place, clock::now(), BUDGET, &mut |mail| post::send(mail, &site.config.mail.transport))?;
+    let way = transport(site);
+    let round = spool::retry(&site.place, clock::now(), BUDGET, &mut |mail| post::send(mail, &way))?;
     for given_up in round.given_up {
         tracing::error!("the mail about {} was given up: {}", given_up.deployment, given_up.error);
     }

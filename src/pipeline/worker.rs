@@ -61,7 +61,8 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     let commit = request.update.as_ref().map(|update| &update.new);
     let ticket = Ticket::take(&site.place, refname, commit)?;
     let deadline = request.wait_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut lock = Lock::take(&site.place.lock(), deadline, |holder| wait(telling, &ticket, holder))?;
+    let mut told = String::new();
+    let mut lock = Lock::take(&site.place.lock(), deadline, |holder| wait(telling, &ticket, holder, &mut told))?;
     let what = match &request.want {
         Want::Deploy { commit } => format!("deploys {}", commit.short()),
         Want::Rollback { .. } => "rolls back".to_string(),
@@ -100,12 +101,16 @@ fn nothing_to_do(site: &Site) -> Result<Outcome> {
     Ok(Outcome { verdict: Verdict::Unchanged, stage: None, reason: Some("nothing was interrupted".into()), serves, hints: vec![], exit: None })
 }
 
-fn wait(telling: &mut Reporter, ticket: &Ticket, holder: Option<&Holder>) -> Result<()> {
+fn wait(telling: &mut Reporter, ticket: &Ticket, holder: Option<&Holder>, told: &mut String) -> Result<()> {
     if let Some(newer) = ticket.superseded_by()? {
         return Err(Error::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
     let holder = holder.map_or_else(|| "another command".to_string(), |h| format!("process {} {} since {}", h.pid, h.what, h.since));
-    telling.emit(Event::Waiting { holder })
+    if *told != holder {
+        told.clone_from(&holder);
+        telling.emit(Event::Waiting { holder })?;
+    }
+    Ok(())
 }
 
 fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut Reporter) -> Result<Outcome, Halt> {

@@ -1,0 +1,453 @@
+//! The command line: what was typed, and which command it means.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::pipeline::site::{Node, Site};
+use crate::project::ids::ProjectName;
+use crate::project::mode::Environment;
+use crate::sys::error::Result;
+
+pub mod deploying;
+pub mod keeping;
+pub mod making;
+pub mod reading;
+pub mod screen;
+
+/// Deploy to servers you own with git push.
+#[derive(Debug, Parser)]
+#[command(name = "mc_project", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// The node's root: a directory that holds a whole node
+    #[arg(long, value_name = "DIR", env = "MC_ROOT", default_value = "/", global = true, hide_env_values = true)]
+    pub root: PathBuf,
+    /// The command
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "Exit codes: 0 done or nothing to do, 1 failed and the node is as before or rolled back, 2 usage, \
+3 recipe or pillar invalid, 4 busy, 5 a person is needed, 70 a bug.";
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a project on this node, or repair it; prints the URLs to push to
+    Init(InitArgs),
+    /// Deploy by hand: the deploy branch's commit, or another one
+    Deploy(DeployArgs),
+    /// Show what a deployment would do, and do nothing
+    Plan(PlanArgs),
+    /// Make a kept release live again
+    Rollback(RollbackArgs),
+    /// List past deployments
+    History(HistoryArgs),
+    /// Say what serves now and whether anything needs attention
+    Status(StatusArgs),
+    /// Show one deployment: stages, reasons, what was kept
+    Show(ShowArgs),
+    /// List the files in which two releases differ
+    Diff(DiffArgs),
+    /// List what was changed by hand in run since its release
+    Drift(NameArgs),
+    /// Check that everything on the disk fits together
+    Verify(VerifyArgs),
+    /// Print the log of a deployment
+    Logs(LogsArgs),
+    /// Run the start steps of the live version
+    Start(OneName),
+    /// Run the stop steps of the live version
+    Stop(OneName),
+    /// Run the stop steps, then the start steps of the live version
+    Restart(OneName),
+    /// Run a command in the environment of the live version
+    Run(RunArgs),
+    /// Run a task of the recipe; without a task, list them
+    Task(TaskArgs),
+    /// Finish an interrupted deployment, or decide what a person must decide
+    Recover(RecoverArgs),
+    /// Work with deliverables and kept releases
+    #[command(subcommand)]
+    Release(ReleaseCommand),
+    /// Show or trust the keys that sign deliverables
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print the merged configuration of a project
+    Config(NameArgs),
+    /// Print the directories of a project and what each is for
+    Layout(NameArgs),
+    /// List the projects of this node
+    List(JsonArgs),
+    /// Examine the node and its projects, and say what to do
+    Doctor(JsonArgs),
+    /// Remove a project; its data are moved aside unless told otherwise
+    Destroy(DestroyArgs),
+    /// Show it all: a node in a directory, a push, a broken push, a rollback, the mail
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    #[command(name = crate::entrance::launch::WATCH, hide = true)]
+    Watch,
+    #[command(name = crate::entrance::launch::WORK, hide = true)]
+    Work,
+}
+
+/// A project alone.
+#[derive(Debug, Args)]
+pub struct OneName {
+    /// The project
+    pub name: ProjectName,
+}
+
+/// A project, and whether to print JSON.
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether to print JSON.
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The object format of new repositories.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Format {
+    /// sha1, git's default
+    #[default]
+    Sha1,
+    /// sha256
+    Sha256,
+}
+
+/// `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The project: a letter, then at most 30 of a-z 0-9 and -
+    pub name: ProjectName,
+    /// What the node is for: staging cooks and deploys, prod deploys what was cooked
+    #[arg(long, value_enum)]
+    pub environment: Option<Environment>,
+    /// The object format of the repositories
+    #[arg(long, value_enum, default_value_t)]
+    pub object_format: Format,
+}
+
+/// `deploy`.
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The commit; the deploy branch if not given
+    #[arg(long, value_name = "REV")]
+    pub commit: Option<String>,
+    /// Deploy even if this commit is live already
+    #[arg(long)]
+    pub force: bool,
+    /// Another of the modes that the node allows, and other push options: -o mode=…, -o skip=…, -o reason=…
+    #[arg(short = 'o', value_name = "OPTION")]
+    pub options: Vec<String>,
+    /// How long to wait for the lock, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The commit; the deploy branch if not given
+    #[arg(long, value_name = "REV")]
+    pub commit: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What may be rolled back beside code and pillar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum With {
+    /// The data as they were when that version was replaced
+    Data,
+}
+
+/// `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Whose state: an id, the beginning of one, #42, a commit, or -1 (the good one before, the default)
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    pub to: Option<String>,
+    /// Bring the data back too; says what was written since and asks
+    #[arg(long, value_enum)]
+    pub with: Option<With>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Why, for history and mail
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The project
+    pub name: ProjectName,
+    /// How many, newest first
+    #[arg(short = 'n', long, default_value_t = 20)]
+    pub limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The project; all of them if not given
+    pub name: Option<ProjectName>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which deployment: an id, the beginning of one, #42, a commit, -1; the last one if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The project
+    pub name: ProjectName,
+    /// One kept release
+    #[arg(allow_hyphen_values = true)]
+    pub a: String,
+    /// The other one; what is live if not given
+    #[arg(allow_hyphen_values = true)]
+    pub b: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The project
+    #[arg(required_unless_present = "all")]
+    pub name: Option<ProjectName>,
+    /// All projects of this node
+    #[arg(long, conflicts_with = "name")]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which deployment; the last one if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Follow it to its end
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `task`.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The task
+    pub task: Option<String>,
+}
+
+/// `recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The project
+    pub name: ProjectName,
+    /// A person's decision: keep what is in run
+    #[arg(long, conflicts_with = "back")]
+    pub forward: bool,
+    /// A person's decision: go back to the version before
+    #[arg(long)]
+    pub back: bool,
+    /// With --back: the data too
+    #[arg(long, value_enum, requires = "back")]
+    pub with: Option<With>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `release …`.
+#[derive(Debug, Subcommand)]
+pub enum ReleaseCommand {
+    /// List kept releases and deliverables
+    List(NameArgs),
+    /// Pack a kept release as a deliverable
+    Pack(PickArgs),
+    /// Write a kept or failed release as a tree into a new directory
+    Checkout {
+        /// The project
+        name: ProjectName,
+        /// Which release
+        #[arg(allow_hyphen_values = true)]
+        id: String,
+        /// The directory; it must not exist
+        dir: PathBuf,
+    },
+    /// Check the deliverable of a commit or release: signature, digests, content
+    Verify(PickArgs),
+}
+
+/// A project and one of its releases.
+#[derive(Debug, Args)]
+pub struct PickArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which release; what is live if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `keys …`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Print this node's public key and the keys it trusts
+    Show(JsonArgs),
+    /// Accept deliverables that are signed with this key
+    Trust {
+        /// The key, as `keys show` prints it on the other node
+        key: String,
+    },
+}
+
+/// `destroy`.
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Do not ask for the name
+    #[arg(long)]
+    pub yes: bool,
+    /// Remove the data too
+    #[arg(long, value_enum)]
+    pub with: Option<With>,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where to build the node; a new directory below the temporary one if not given
+    pub dir: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The node of this command.
+    ///
+    /// # Errors
+    /// If its root does not exist or `node.yaml` is invalid.
+    pub fn node(&self) -> Result<Node> {
+        Node::open(&self.absolute_root()?)
+    }
+
+    /// The root as an absolute path, whether it exists or not.
+    ///
+    /// # Errors
+    /// If the current directory is gone.
+    pub fn absolute_root(&self) -> Result<PathBuf> {
+        crate::sys::fs::absolute(&self.root)
+    }
+
+    /// The project of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn site(&self, name: &ProjectName) -> Result<Site> {
+        Site::open(&self.node()?, name)
+    }
+
+    /// Does what was typed; the result is the process's exit code.
+    ///
+    /// # Errors
+    /// What could not be done.
+    pub fn run(&self) -> Result<u8> {
+        match &self.command {
+            Command::Init(args) => making::init(self, args),
+            Command::Destroy(args) => making::destroy(self, args),
+            Command::Doctor(args) => making::doctor(self, args),
+            Command::Layout(args) => making::layout(self, args),
+            Command::List(args) => making::list(self, args),
+            Command::Keys(command) => making::keys(self, command),
+            Command::Demo(args) => crate::demo::run(args.dir.as_deref()),
+            Command::Completions { shell } => {
+                screen::completions(*shell);
+                Ok(0)
+            }
+            Command::Deploy(args) => deploying::deploy(self, args),
+            Command::Plan(args) => deploying::plan(self, args),
+            Command::Rollback(args) => deploying::rollback(self, args),
+            Command::Recover(args) => deploying::recover(self, args),
+            Command::Start(args) => deploying::service(self, &args.name, false, true),
+            Command::Stop(args) => deploying::service(self, &args.name, true, false),
+            Command::Restart(args) => deploying::service(self, &args.name, true, true),
+            Command::Run(args) => deploying::run(self, args),
+            Command::Task(args) => deploying::task(self, args),
+            Command::Watch => deploying::watch(self),
+            Command::Work => deploying::work(self),
+            Command::History(args) => reading::history(self, args),
+            Command::Status(args) => reading::status(self, args),
+            Command::Show(args) => reading::show(self, args),
+            Command::Diff(args) => reading::diff(self, args),
+            Command::Drift(args) => reading::drift(self, args),
+            Command::Verify(args) => reading::verify(self, args),
+            Command::Logs(args) => reading::logs(self, args),
+            Command::Config(args) => reading::config(self, args),
+            Command::Release(command) => keeping::release(self, command),
+        }
+    }
+}

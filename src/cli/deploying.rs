@@ -1,0 +1,296 @@
+//! Commands that change what runs. They start the same detached worker as a push does, and follow it.
+
+use std::io::Read;
+
+use super::screen;
+use super::{Cli, DeployArgs, PlanArgs, RecoverArgs, RollbackArgs, RunArgs, TaskArgs, With};
+use crate::entrance::launch::{self, launch};
+use crate::entrance::options;
+use crate::entrance::relay::{Ending, Pace, Tell, follow};
+use crate::pipeline::draft::Version;
+use crate::pipeline::environment::environment;
+use crate::pipeline::site::{Node, Site};
+use crate::pipeline::steps::{At, Place, run_one};
+use crate::pipeline::{plan as plans, recover as recovery, worker};
+use crate::project::ids::{ObjectId, ProjectName};
+use crate::project::outcome::Outcome;
+use crate::project::request::{Options, Request, Want};
+use crate::project::stage::Stage;
+use crate::report::event::{Event, Record};
+use crate::report::history;
+use crate::report::stream::Reporter;
+use crate::report::terminal;
+use crate::sys::error::{Context, Error, Kind, Result};
+use crate::sys::git::Repo;
+use crate::sys::lock::Lock;
+use crate::sys::process;
+use crate::tree::snapshot::Snapshots;
+
+/// `deploy`.
+///
+/// # Errors
+/// If the commit does not exist or the worker cannot be started.
+pub fn deploy(cli: &Cli, args: &DeployArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let mut options = options::parse(&args.options)?;
+    options.deploy |= args.force;
+    let commit = commit_of(&site, args.commit.as_deref())?;
+    let request = Request { wait_seconds: args.wait, ..request(&site, Want::Deploy { commit }, options) };
+    show(&site, &request)
+}
+
+/// `plan`.
+///
+/// # Errors
+/// If the commit does not exist or cannot be deployed at all.
+pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let repo = Repo::open(&site.place.git_project())?;
+    let commit = commit_of(&site, args.commit.as_deref())?;
+    let pillar = worker::pillar_head(&site)?;
+    let version = Version::load(&site, &repo, &commit, pillar.as_ref(), site.config.mode)?;
+    let live = crate::pipeline::activate::live_of(&site, &repo)?;
+    let lines = plans::lines(&site, &repo, &version, live.as_ref())?;
+    if args.json {
+        screen::json(&serde_json::json!({"project": site.place.name(), "commit": commit, "plan": lines}))?;
+    } else {
+        lines.iter().for_each(screen::line);
+    }
+    Ok(0)
+}
+
+/// `rollback`.
+///
+/// # Errors
+/// If there is nothing to go back to, or the question was answered with no.
+pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let with_data = args.with == Some(With::Data);
+    if with_data {
+        tell_data_changes(&site, args)?;
+    }
+    let options = Options { reason: args.reason.clone(), ..Options::default() };
+    show(&site, &request(&site, Want::Rollback { to: args.to.clone(), with_data }, options))
+}
+
+/// Says what was written since the restore point, and asks.
+fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
+    let entries = history::read(&site.place, None)?;
+    let target = history::find(&entries, args.to.as_deref().unwrap_or("-1"))?;
+    let point = recovery::data_point(site, &target.id)?;
+    let (changed, examples) = crate::pipeline::data::written_since(site, &point)?;
+    screen::line(format!("data/ goes back to what it was before {point}: {changed} files differ"));
+    examples.iter().for_each(|path| screen::line(format!("  {path}")));
+    screen::line(format!("what is there now is kept in the restore point of this rollback below {}", site.place.archives().display()));
+    if !args.yes && !screen::confirm("go back with the data? (yes/no)", "yes")? {
+        return Err(Error::refused("not confirmed; nothing was done"));
+    }
+    Ok(())
+}
+
+/// `recover`.
+///
+/// # Errors
+/// If nothing waits for a decision.
+pub fn recover(cli: &Cli, args: &RecoverArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let forward = if args.forward { Some(true) } else { args.back.then_some(false) };
+    let with_data = args.with == Some(With::Data);
+    let request = request(&site, Want::Recover { forward, with_data }, Options::default());
+    let outcome = worker::work(&site, &request);
+    if args.json {
+        screen::json(&outcome)?;
+    } else {
+        screen::line(outcome.line());
+        outcome.hints.iter().for_each(|hint| screen::line(format!("hint: {hint}")));
+    }
+    Ok(outcome.exit_code())
+}
+
+/// `start`, `stop`, `restart`: the steps of the live version.
+///
+/// # Errors
+/// If nothing is deployed or the lock is held.
+pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result<u8> {
+    let site = cli.site(name)?;
+    let _lock = lock_for_a_command(&site)?;
+    let version = live_version(&site)?;
+    let stages = [(Stage::Stop, stop), (Stage::Start, start)];
+    for (stage, _) in stages.iter().filter(|(_, wanted)| *wanted) {
+        let steps = version.recipe.stages.get(stage).cloned().unwrap_or_default();
+        if steps.is_empty() {
+            screen::line(format!("{name}: the recipe has no `{}` steps", stage.name()));
+        }
+        for step in steps.iter().filter(|step| step.applies(version.mode)) {
+            if let Some(code) = step_by_hand(&site, &version, *stage, step)? {
+                return Ok(code);
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// `task`.
+///
+/// # Errors
+/// If there is no such task or nothing is deployed.
+pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let version = live_version(&site)?;
+    let names: Vec<&str> = version.recipe.tasks.keys().map(String::as_str).collect();
+    let Some(task) = &args.task else {
+        names.iter().for_each(screen::line);
+        return Ok(0);
+    };
+    let Some(steps) = version.recipe.tasks.get(task) else {
+        let known = if names.is_empty() { "the recipe has none".to_string() } else { names.join(", ") };
+        return Err(Error::usage(format!("there is no task `{}`", crate::sys::escape::visible(task))).hint(format!("tasks: {known}")));
+    };
+    let steps = steps.clone();
+    for step in steps.iter().filter(|step| step.applies(version.mode)) {
+        if let Some(code) = step_by_hand(&site, &version, Stage::PostInstall, step)? {
+            return Ok(code);
+        }
+    }
+    Ok(0)
+}
+
+/// Runs one step outside of a deployment, its output shown; `Some` is the exit code of a failed one.
+fn step_by_hand(site: &Site, version: &Version, stage: Stage, step: &crate::project::recipe::Step) -> Result<Option<u8>> {
+    let id = worker::new_id();
+    let mut telling = Reporter::new(&site.place, &id, None);
+    let secrets: Vec<String> = version.pillar.secrets().into_iter().map(|(_, value)| value).collect();
+    telling.set_secrets(&secrets);
+    version.write_config(site)?;
+    let place = Place { at: At::Run, setting: version.setting(site, None) };
+    let done = run_one(site, &mut telling, version, (stage, step), &place, false);
+    telling.emit(Event::Closed)?;
+    let mut follower = launch::follower(&site.place, &id);
+    while let Some(record) = follower.next(std::time::Duration::ZERO)? {
+        if let Event::Output { line } = &record.event {
+            screen::line(line);
+        }
+    }
+    match done {
+        Ok(()) => Ok(None),
+        Err(halt) => {
+            screen::error_line(format!("error: {} failed: {}", step.title(), halt.reason));
+            Ok(Some(1))
+        }
+    }
+}
+
+/// `run`: the command takes our place, in the environment of the live version.
+///
+/// # Errors
+/// If nothing is deployed or the command cannot be started.
+pub fn run(cli: &Cli, args: &RunArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let version = live_version(&site)?;
+    version.write_config(&site)?;
+    let env = environment(&site, &version.recipe, &version.pillar, &version.setting(&site, None), &std::collections::BTreeMap::new());
+    process::run_attached(&args.command, &env, &site.place.run())
+}
+
+/// The hidden `watch-worker`.
+///
+/// # Errors
+/// If the request cannot be understood.
+pub fn watch(cli: &Cli) -> Result<u8> {
+    let request = read_request()?;
+    process::name_self("mc_watch")?;
+    launch::watch(&cli.site(&request.project)?, &request)?;
+    Ok(0)
+}
+
+/// The hidden `work`.
+///
+/// # Errors
+/// If the request cannot be understood.
+pub fn work(cli: &Cli) -> Result<u8> {
+    let request = read_request()?;
+    process::name_self("mc_worker")?;
+    process::keep_descriptors_from_children()?;
+    let node: Node = cli.node()?;
+    Ok(worker::work(&Site::open(&node, &request.project)?, &request).exit_code())
+}
+
+fn read_request() -> Result<Request> {
+    let mut text = Vec::new();
+    std::io::stdin().take(1024 * 1024).read_to_end(&mut text).context(|| "cannot read the request".to_string())?;
+    serde_json::from_slice(&text).context(|| "cannot understand the request".to_string())
+}
+
+fn request(site: &Site, want: Want, options: Options) -> Request {
+    Request {
+        project: site.place.name().clone(),
+        id: worker::new_id(),
+        want,
+        update: None,
+        options,
+        pusher: process::user_name(),
+        push: None,
+        wait_seconds: Some(site.node.config.wait.as_secs()),
+    }
+}
+
+/// Starts the worker and shows what it does.
+fn show(site: &Site, request: &Request) -> Result<u8> {
+    let mut launched = launch(site, request)?;
+    let style = screen::style();
+    let render = |record: &Record| terminal::lines(record, &style);
+    match follow(&mut launched, &render, &mut Printing, Pace::default())? {
+        Ending::Ended(outcome) => Ok(exit(site, &mut launched, &outcome)),
+        Ending::Died => Err(Error::failed("the worker died before it could say how it ended")
+            .hint(format!("mc_project recover {}", site.place.name()))),
+    }
+}
+
+/// A command waits until everything is settled, so that the next one finds the project free.
+fn exit(site: &Site, launched: &mut dyn crate::entrance::Run, outcome: &Outcome) -> u8 {
+    while !launched.is_gone() && crate::sys::lock::holder(&site.place.lock()).ok().flatten().is_some() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    outcome.exit_code()
+}
+
+struct Printing;
+
+impl Tell for Printing {
+    fn line(&mut self, text: &str) {
+        screen::line(text);
+    }
+}
+
+/// The commit that was named, or the head of the deploy branch.
+fn commit_of(site: &Site, revision: Option<&str>) -> Result<ObjectId> {
+    let repo = Repo::open(&site.place.git_project())?;
+    match revision {
+        Some(revision) => repo.resolve_commit(revision)?.ok_or_else(|| {
+            let shown = crate::sys::escape::visible(revision);
+            Error::usage(format!("`{shown}` is no commit in {}", site.place.git_project().display()))
+                .hint("push it first: git push NODE HEAD:some-branch")
+        }),
+        None => {
+            let branch = site.deploy_branch()?.ok_or_else(|| no_commit(site))?;
+            repo.read_ref(&branch)?.ok_or_else(|| no_commit(site))
+        }
+    }
+}
+
+fn no_commit(site: &Site) -> Error {
+    Error::usage("nothing was pushed yet").hint(format!("git push {} main", site.place.git_project().display()))
+}
+
+fn live_version(site: &Site) -> Result<Version> {
+    let repo = Repo::open(&site.place.git_project())?;
+    let live = crate::pipeline::activate::live_of(site, &repo)?;
+    live.and_then(|live| live.version).ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))
+}
+
+fn lock_for_a_command(site: &Site) -> Result<Lock> {
+    let lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
+    recovery::finish_interrupted(site)?;
+    let _ = Snapshots::new(&site.place, site.own);
+    Ok(lock)
+}

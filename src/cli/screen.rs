@@ -1,0 +1,65 @@
+//! What commands print. Output that nobody reads any more (a closed pipe) is no error.
+
+use std::io::{IsTerminal, Write};
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use crate::report::terminal::Style;
+use crate::sys::error::{Context, Error, Result};
+
+/// Prints one line to standard output.
+pub fn line(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+}
+
+/// Prints one line to standard error.
+pub fn error_line(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Prints a value as JSON.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string_pretty(value).context(|| "cannot write JSON".to_string())?);
+    Ok(())
+}
+
+/// Tells an error as every command does: `error: …`, then `hint: …`.
+pub fn error(error: &Error) {
+    error_line(format!("error: {}", crate::sys::escape::visible_lines(&error.one_line())));
+    for hint in error.hint_text().unwrap_or_default().lines() {
+        error_line(format!("hint: {hint}"));
+    }
+}
+
+/// How to print on this standard output: colour only on a terminal and without `NO_COLOR`.
+#[must_use]
+pub fn style() -> Style {
+    let is_terminal = std::io::stdout().is_terminal();
+    let colour = is_terminal && std::env::var_os("NO_COLOR").is_none();
+    Style { colour, ..Style::default() }
+}
+
+/// Asks a question that only the given answer confirms.
+///
+/// # Errors
+/// If there is nobody to answer.
+pub fn confirm(question: &str, answer: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::usage("this needs an answer, and nobody is at the keyboard").hint("add --yes"));
+    }
+    let _ = write!(std::io::stderr().lock(), "{question} ");
+    let mut typed = String::new();
+    std::io::stdin().read_line(&mut typed).context(|| "cannot read the answer".to_string())?;
+    Ok(typed.trim() == answer)
+}
+
+/// Prints the completion script of a shell.
+pub fn completions(shell: clap_complete::Shell) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut super::Cli::command(), "mc_project", &mut script);
+    let _ = std::io::stdout().lock().write_all(&script);
+}

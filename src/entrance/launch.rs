@@ -1,0 +1,89 @@
+//! Starting the worker: detached, with a watcher that recovers at once when it dies.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Run;
+use crate::pipeline::site::Site;
+use crate::project::ids::DeploymentId;
+use crate::project::place::Place;
+use crate::project::request::Request;
+use crate::report::event::Record;
+use crate::report::stream::Follower;
+use crate::sys::error::{Context, Result};
+use crate::sys::process::{Detached, DetachedOrder, StepStatus, spawn_detached};
+
+/// The hidden command of the watcher.
+pub const WATCH: &str = "watch-worker";
+/// The hidden command of the worker.
+pub const WORK: &str = "work";
+
+/// A deployment that was started.
+#[derive(Debug)]
+pub struct Launched {
+    follower: Follower,
+    process: Detached,
+}
+
+/// Starts watcher and worker for a request; they outlive us.
+///
+/// # Errors
+/// If they cannot be started.
+pub fn launch(site: &Site, request: &Request) -> Result<Launched> {
+    let process = spawn_detached(&order(site.place.node().root(), WATCH, request, false)?)?;
+    Ok(Launched { follower: Follower::open(&site.place, &request.id), process })
+}
+
+/// Follows a deployment that somebody else started.
+#[must_use]
+pub fn follower(place: &Place, id: &DeploymentId) -> Follower {
+    Follower::open(place, id)
+}
+
+impl Run for Launched {
+    fn next(&mut self, wait: Duration) -> Result<Option<Record>> {
+        self.follower.next(wait)
+    }
+
+    fn is_gone(&mut self) -> bool {
+        self.process.wait_gone(Duration::ZERO).unwrap_or(false)
+    }
+}
+
+/// The watcher: starts the worker, waits for it, and recovers if it died without an end.
+///
+/// # Errors
+/// If the worker cannot be started.
+pub fn watch(site: &Site, request: &Request) -> Result<()> {
+    let mut worker = spawn_detached(&order(site.place.node().root(), WORK, request, true)?)?;
+    let status = worker.wait_child()?;
+    // The worker's exit codes are the documented ones; everything that is none of them is a death.
+    if matches!(status, StepStatus::Ok | StepStatus::Exit(0..=5)) {
+        return Ok(());
+    }
+    tracing::error!("the worker of {} ended with {}; recovering", request.id, status.words());
+    crate::pipeline::recover::after_death(site, &request.id)
+}
+
+fn order(root: &Path, command: &str, request: &Request, as_child: bool) -> Result<DetachedOrder> {
+    let input = serde_json::to_vec(request).context(|| "cannot write the request".to_string())?;
+    let args = [OsString::from("--root"), root.as_os_str().to_os_string(), OsString::from(command)];
+    Ok(DetachedOrder { args: args.to_vec(), input, env: environment(), log: None, as_child })
+}
+
+/// Nothing of a pusher's environment is passed on; tests pass their fault.
+fn environment() -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([
+        ("PATH".to_string(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()),
+        ("LANG".to_string(), "C.UTF-8".to_string()),
+    ]);
+    let passed: &[&str] = if cfg!(feature = "failpoints") { &["MC_FAIL", "SSL_CERT_FILE"] } else { &["SSL_CERT_FILE"] };
+    for name in passed {
+        if let Ok(value) = std::env::var(name) {
+            env.insert((*name).to_string(), value);
+        }
+    }
+    env
+}

@@ -1,0 +1,157 @@
+//! Making a project on this node, repairing it, and taking it away.
+
+use std::path::{Path, PathBuf};
+
+use super::site::{Identity, Node, Site, read_identity};
+use crate::project::ids::{ProjectName, RefName};
+use crate::project::layout::layout;
+use crate::project::mode::Environment;
+use crate::project::node::Answer;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::git::{ObjectFormat, Repo, program_version};
+use crate::sys::{fs, mount, process};
+use crate::tree::layout::{self as trees, Change};
+
+/// What `init` made or found.
+#[derive(Debug)]
+pub struct Initialised {
+    /// The project.
+    pub site: Site,
+    /// What was changed; empty if everything was in order.
+    pub changes: Vec<String>,
+    /// Whether steps can be run at the path of `run` while it serves; else the reason.
+    pub namespaces: std::result::Result<(), String>,
+}
+
+/// The hooks, by the name that git calls them by.
+const HOOKS: [&str; 3] = ["pre-receive", "proc-receive", "post-receive"];
+
+/// Makes a project, or repairs it: layout, repositories, hooks, settings. May be repeated.
+///
+/// # Errors
+/// If something is in the way or cannot be made.
+pub fn init(node: &Node, name: &ProjectName, environment: Option<Environment>, format: ObjectFormat) -> Result<Initialised> {
+    let place = node.place.project(name);
+    let recorded = read_identity(&place.identity())?;
+    let environment = environment.or(recorded.as_ref().and_then(|identity| identity.environment));
+    let config = node.config.for_project(name, environment);
+    let layout = layout(config.mode, name)?;
+    fs::ensure_dir(node.place.root(), 0o755)?;
+    let mut changes: Vec<String> = trees::build(&node.place, &layout)?.iter().map(Change::to_string).collect();
+    let root = fs::canonical(node.place.root())?;
+    let identity = Identity { format: 1, name: name.clone(), root, environment };
+    if recorded.as_ref() != Some(&identity) {
+        let text = serde_json::to_vec_pretty(&identity).context(|| "cannot write the project's identity".to_string())?;
+        fs::write_durable(&place.identity(), &text, 0o644)?;
+        changes.push("state/project.json: written".to_string());
+    }
+    let site = Site::open(node, name)?;
+    for path in [place.git_project(), place.git_pillar()] {
+        changes.extend(repository(&site, &path, format)?);
+    }
+    let namespaces = mount::probe_namespace(&place.build())?;
+    Ok(Initialised { site, changes, namespaces })
+}
+
+/// Makes a bare repository with our hooks and settings, or repairs it.
+fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<String>> {
+    let mut changes = Vec::new();
+    let is_new = !fs::exists(&path.join("HEAD"));
+    let repo = if is_new { Repo::init_bare(path, format)? } else { Repo::open(path)? };
+    if is_new {
+        changes.push(format!("{}: new repository", path.display()));
+        repo.set_head(&RefName::of_branch("main")?)?;
+    }
+    let has_proc_receive = program_version()? >= (2, 29);
+    let deploys_before_answer = has_proc_receive && site.config.answer == Answer::Push;
+    let settings: [(&str, &str); 7] = [
+        ("receive.advertisePushOptions", "true"),
+        ("receive.fsckObjects", "true"),
+        // A mode such as 104755 would make a setuid file; git itself lets it pass.
+        ("receive.fsck.badFilemode", "error"),
+        ("receive.procReceiveRefs", if deploys_before_answer { "refs" } else { "" }),
+        ("receive.denyDeleteCurrent", "refuse"),
+        ("receive.autogc", "false"),
+        ("transfer.hideRefs", "refs/deploys/inflight"),
+    ];
+    for (key, value) in settings {
+        if repo.config(key)?.as_deref().unwrap_or_default() != value {
+            repo.set_config(key, value)?;
+            changes.push(format!("{}: {key} = {value}", path.display()));
+        }
+    }
+    changes.extend(hooks(path)?);
+    Ok(changes)
+}
+
+/// Links the binary under the hooks' names; a foreign hook is kept beside as `<name>.local`, which ours runs too.
+fn hooks(repository: &Path) -> Result<Vec<String>> {
+    let mut changes = Vec::new();
+    let dir = repository.join("hooks");
+    fs::ensure_dir(&dir, 0o755)?;
+    let binary = process::self_exe();
+    for name in HOOKS {
+        let path = dir.join(name);
+        if fs::link_target(&path).as_deref() == Some(binary) {
+            continue;
+        }
+        let is_ours = fs::link_target(&path).is_some_and(|target| target.file_name() == binary.file_name());
+        if fs::exists(&path) && !is_ours {
+            let kept = dir.join(format!("{name}.local"));
+            if fs::exists(&kept) {
+                return Err(Error::refused(format!("{} is no hook of ours, and {} is taken too", path.display(), kept.display()))
+                    .hint("put both into one file named <hook>.local, then run init again"));
+            }
+            fs::rename_durable(&path, &kept)?;
+            changes.push(format!("{}: kept as {name}.local, which runs too", path.display()));
+        }
+        fs::replace_symlink(&path, binary)?;
+        changes.push(format!("{}: linked", path.display()));
+    }
+    Ok(changes)
+}
+
+/// What `init` would repair, without doing it.
+///
+/// # Errors
+/// If the layout cannot be examined.
+pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
+    let layout = layout(site.config.mode, site.place.name())?;
+    let mut repairs: Vec<String> = trees::check(site.place.node(), &layout)?.iter().map(Change::to_string).collect();
+    for repository in [site.place.git_project(), site.place.git_pillar()] {
+        for name in HOOKS {
+            let path = repository.join("hooks").join(name);
+            match fs::link_target(&path) {
+                Some(target) if fs::exists(&target) => {}
+                Some(target) => repairs.push(format!("{}: its program {} is gone", path.display(), target.display())),
+                None => repairs.push(format!("{}: missing", path.display())),
+            }
+        }
+    }
+    Ok(repairs)
+}
+
+/// Removes a project. Its data are moved aside unless they shall go too; returns where they are.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn destroy(site: &Site, with_data: bool) -> Result<Option<PathBuf>> {
+    let place = &site.place;
+    let projects = Dir::open(place.node().projects())?;
+    let mut kept = None;
+    if !with_data && !fs::names(&place.data())?.is_empty() {
+        let label = crate::sys::clock::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let target = place.node().projects().join(format!("{}.data-{label}", place.name()));
+        fs::rename_durable(&place.data(), &target)?;
+        kept = Some(target);
+    }
+    for link in ["srv/pillar/makina-projects", "srv/salt/makina-projects"] {
+        fs::remove_file(&place.node().root().join(link).join(place.name().as_str()))?;
+    }
+    projects.remove_tree(Path::new(place.name().as_str()))?;
+    if let Ok(logs) = Dir::open(&place.node().root().join("var/log/mc_project")) {
+        logs.remove_tree(Path::new(place.name().as_str()))?;
+    }
+    Ok(kept)
+}
