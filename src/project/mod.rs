@@ -4,5 +4,7 @@ pub mod ids;
 pub mod mode;
 pub mod outcome;
 pub mod place;
+pub mod recipe;
 pub mod request;
 pub mod stage;
+pub mod yaml;
