@@ -2,7 +2,9 @@
 
 pub mod ids;
 pub mod mode;
+pub mod node;
 pub mod outcome;
+pub mod pillar;
 pub mod place;
 pub mod recipe;
 pub mod request;
