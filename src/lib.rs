@@ -3,3 +3,4 @@
 pub mod project;
 pub mod report;
 pub mod sys;
+pub mod tree;

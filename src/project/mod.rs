@@ -1,6 +1,7 @@
 //! The words: plain data with pure parsing. Nothing here touches the disk.
 
 pub mod ids;
+pub mod layout;
 pub mod mode;
 pub mod node;
 pub mod outcome;

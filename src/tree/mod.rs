@@ -1,0 +1,3 @@
+//! Trees of files on disk.
+
+pub mod layout;
