@@ -1,9 +1,14 @@
 //! The words: plain data with pure parsing. Nothing here touches the disk.
 
 pub mod ids;
+pub mod layout;
 pub mod mail;
 pub mod mode;
+pub mod node;
 pub mod outcome;
+pub mod pillar;
 pub mod place;
+pub mod recipe;
 pub mod request;
 pub mod stage;
+pub mod yaml;

@@ -3,6 +3,7 @@
 pub mod deliverable;
 pub mod drift;
 pub mod hash;
+pub mod layout;
 pub mod manifest;
 pub mod release;
 pub mod scan;

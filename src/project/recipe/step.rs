@@ -1,0 +1,258 @@
+//! A step: one program of the recipe, written as text, as a list of arguments or as a mapping.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::project::mode::Mode;
+use crate::project::yaml::scalar::{Span, Variables, check_value};
+use crate::project::yaml::with_hint;
+use crate::sys::escape::visible;
+
+/// The longest title of a step, in characters.
+const MAX_TITLE: usize = 120;
+
+/// What a step runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A text for `/bin/sh -euc`.
+    Shell(String),
+    /// A program and its arguments.
+    Argv(Vec<String>),
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What is run.
+    pub command: Command,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// The modes in which it runs; `None`: in all.
+    pub modes: Option<Vec<Mode>>,
+    /// Variables for this step alone.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Step {
+    /// The command as written, on one line, escaped, at most 120 characters long.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let line = match &self.command {
+            Command::Shell(text) => {
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+            }
+            Command::Argv(words) => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+        };
+        let shown = visible(&line);
+        if shown.chars().count() <= MAX_TITLE {
+            return shown;
+        }
+        let mut short: String = shown.chars().take(MAX_TITLE - 1).collect();
+        short.push('…');
+        short
+    }
+
+    /// Whether the step runs in this mode.
+    #[must_use]
+    pub fn applies(&self, mode: Mode) -> bool {
+        self.modes.as_ref().is_none_or(|modes| modes.contains(&mode))
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_string() } else { format!("'{word}'") }
+}
+
+/// A step as written, without the defaults.
+#[derive(Debug, Clone)]
+pub struct StepFile {
+    command: Command,
+    timeout: Option<Duration>,
+    modes: Option<Vec<Mode>>,
+    env: BTreeMap<String, String>,
+}
+
+impl StepFile {
+    /// The step with the default timeout where none is written.
+    #[must_use]
+    pub fn resolve(self, timeout: Duration) -> Step {
+        Step { command: self.command, timeout: self.timeout.unwrap_or(timeout), modes: self.modes, env: self.env }
+    }
+
+    fn of(command: Command) -> Self {
+        Self { command, timeout: None, modes: None, env: BTreeMap::new() }
+    }
+}
+
+impl<'de> Deserialize<'de> for StepFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StepVisitor)
+    }
+}
+
+/// The mapping form of a step.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StepMap {
+    run: CommandFile,
+    timeout: Option<Span>,
+    modes: Option<Modes>,
+    #[serde(default)]
+    env: Variables,
+}
+
+struct StepVisitor;
+
+impl<'de> Visitor<'de> for StepVisitor {
+    type Value = StepFile;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a step: a text, a list of arguments or a mapping with `run`")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<StepFile, E> {
+        CommandVisitor.visit_str(text).map(StepFile::of)
+    }
+
+    // `- true` and `- false` are the programs.
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<StepFile, E> {
+        CommandVisitor.visit_bool(value).map(StepFile::of)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<StepFile, A::Error> {
+        CommandVisitor.visit_seq(items).map(StepFile::of)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<StepFile, A::Error> {
+        let map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
+        Ok(StepFile {
+            command: map.run.0,
+            timeout: map.timeout.map(|span| span.0),
+            modes: map.modes.map(|modes| modes.0),
+            env: map.env.0,
+        })
+    }
+}
+
+/// The value of `run`.
+struct CommandFile(Command);
+
+impl<'de> Deserialize<'de> for CommandFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CommandVisitor).map(Self)
+    }
+}
+
+struct CommandVisitor;
+
+impl<'de> Visitor<'de> for CommandVisitor {
+    type Value = Command;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a command: a text for the shell or a list of arguments")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Command, E> {
+        check_value(text).map_err(E::custom)?;
+        if text.trim().is_empty() {
+            return Err(E::custom("the command is empty"));
+        }
+        Ok(Command::Shell(text.to_string()))
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Command, E> {
+        Ok(Command::Shell(value.to_string()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Command, A::Error> {
+        let mut words = Vec::new();
+        while let Some(Word(word)) = items.next_element()? {
+            words.push(word);
+        }
+        if words.first().is_none_or(|program| program.trim().is_empty()) {
+            return Err(A::Error::custom("the command is empty"));
+        }
+        Ok(Command::Argv(words))
+    }
+}
+
+/// One argument; a number or `true` is the text that was written.
+struct Word(String);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        crate::project::yaml::scalar::from_text(deserializer, "an argument: a text", |text| {
+            check_value(text).map(|()| Self(text.to_string()))
+        })
+    }
+}
+
+/// A list of modes with at least one.
+struct Modes(Vec<Mode>);
+
+impl<'de> Deserialize<'de> for Modes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Modes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of modes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Modes, A::Error> {
+                let modes = Vec::<Mode>::deserialize(SeqAccessDeserializer::new(items))?;
+                if modes.is_empty() {
+                    let hint = "leave `modes` out to run in every mode";
+                    return Err(A::Error::custom(with_hint("the list of modes is empty", hint)));
+                }
+                Ok(Modes(modes))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
+/// The value of a stage: a list of steps or a single one.
+#[derive(Debug, Default)]
+pub struct StepsFile(pub Vec<StepFile>);
+
+impl<'de> Deserialize<'de> for StepsFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Steps;
+        impl<'de> Visitor<'de> for Steps {
+            type Value = StepsFile;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of steps or one step")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<StepsFile, E> {
+                StepVisitor.visit_str(text).map(|step| StepsFile(vec![step]))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<StepsFile, E> {
+                StepVisitor.visit_bool(value).map(|step| StepsFile(vec![step]))
+            }
+
+            // A stage whose steps are all commented out.
+            fn visit_unit<E: serde::de::Error>(self) -> Result<StepsFile, E> {
+                Ok(StepsFile::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<StepsFile, A::Error> {
+                StepVisitor.visit_map(entries).map(|step| StepsFile(vec![step]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<StepsFile, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(items)).map(StepsFile)
+            }
+        }
+        deserializer.deserialize_any(Steps)
+    }
+}
