@@ -6,5 +6,6 @@ pub mod error;
 pub mod escape;
 pub mod fault;
 pub mod fs;
+pub mod git;
 pub mod lock;
 pub mod path;
