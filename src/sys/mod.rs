@@ -6,6 +6,7 @@ pub mod error;
 pub mod escape;
 pub mod fault;
 pub mod fs;
+pub mod git;
 pub mod keys;
 pub mod lines;
 pub mod lock;
