@@ -7,6 +7,7 @@ mod crash;
 mod docs;
 mod examples;
 mod final_mode;
+mod harness;
 mod imports;
 mod mail;
 mod options;

@@ -252,9 +252,9 @@ fn steps_run_in_the_order_of_the_stages() {
         "health",
         "notify",
     ];
-    let lines: String = stages.iter().rev().map(|s| format!("  {s}: ['echo {s} >> $MC_DATA/order']\n")).collect();
+    let lines: Vec<String> = stages.iter().rev().map(|s| format!("  {s}: ['echo {s} >> $MC_DATA/order']\n")).collect();
     let (world, _) = World::serving(&[("a", "1")]);
-    push_recipe(&world, &format!("stages:\n{lines}")).ok();
+    push_recipe(&world, &format!("stages:\n{}", lines.concat())).ok();
     world.settle("shop");
     let order = std::fs::read_to_string(world.project("shop").join("data/order")).unwrap();
     let order: Vec<&str> = order.lines().collect();

@@ -23,7 +23,7 @@ pub use world::World;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is not expected to hang; generous, since machines that test are busy.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Waits until `what` is so.
 ///
