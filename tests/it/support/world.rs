@@ -197,7 +197,7 @@ impl World {
     }
 
     /// Everything on the node that a refused push must not change: all but the project's bare repositories, its state
-    /// and its log, and but the mails.
+    /// and its log, its working copies (the spare, the newest snapshot, the pools of contents), and but the mails.
     pub fn unchangeable(&self, name: &str) -> Tree {
         let p = format!("srv/projects/{name}");
         let except = [
@@ -207,6 +207,9 @@ impl World {
             format!("{p}/project"),
             format!("{p}/pillar"),
             format!("{p}/deploy/spare"),
+            format!("{p}/deploy/store"),
+            format!("{p}/archives/data"),
+            format!("{p}/archives/store"),
             format!("var/log/mc_project/{name}"),
             "var/mail".to_string(),
         ];
