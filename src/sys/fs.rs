@@ -2,6 +2,7 @@
 //!
 //! Every durable write goes one way: write a new file beside the old one, sync it, rename it over, sync the
 //! directory. After a crash the old content or the new content stands there, never a part.
+#![expect(clippy::disallowed_methods, reason = "this module is the door")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};

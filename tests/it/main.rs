@@ -1,4 +1,20 @@
-//! The integration tests: one binary.
+//! The one integration test binary: the real program, real git, real sshd, real mail server, in private directories.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test stands outside the program and looks at it with its own eyes")]
 
+mod bad_pushes;
+mod crash;
+mod docs;
+mod examples;
+mod final_mode;
+mod harness;
+mod imports;
+mod mail;
+mod options;
 mod process;
+mod push;
+mod recipe;
+mod rollback;
+mod ssh;
+mod support;
 mod trees;

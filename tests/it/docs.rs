@@ -1,0 +1,186 @@
+//! The documents say what the program does: commands, exit codes, recipe keys, links.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use mc_project::project::stage::Stage;
+
+use crate::support::{Finished, Home, assert_has};
+
+fn read(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn mc(home: &Home, args: &[&str]) -> Finished {
+    let mut command = home.command(env!("CARGO_BIN_EXE_mc_project"));
+    command.args(args);
+    Finished::of(command)
+}
+
+/// The subcommands that the help lists.
+fn commands(home: &Home) -> BTreeSet<String> {
+    let help = mc(home, &["--help"]).ok().stdout;
+    let list = help.split("Commands:\n").nth(1).expect("a list of commands").split("\n\n").next().unwrap();
+    let names: BTreeSet<String> = list
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .map(|line| line.split_whitespace().next().unwrap().to_string())
+        .filter(|name| name != "help")
+        .collect();
+    assert!(names.len() > 10, "{help}");
+    names
+}
+
+#[test]
+fn the_readme_names_every_command_and_no_other() {
+    let home = Home::new();
+    let readme = read("README.md");
+    let known = commands(&home);
+    for name in &known {
+        assert!(
+            readme.contains(&format!("mc_project {name}")) || readme.contains(&format!("`{name}")),
+            "README lacks `{name}`"
+        );
+    }
+    let used: BTreeSet<String> = readme
+        .match_indices("mc_project ")
+        .map(|(at, word)| {
+            readme[at + word.len()..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect()
+        })
+        .filter(|name: &String| name.len() > 2)
+        .collect();
+    // In running text the program's name is followed by ordinary words: only those that stand in code count.
+    for name in used.iter().filter(|name| readme.contains(&format!("`mc_project {name}"))) {
+        assert!(known.contains(name), "README uses `mc_project {name}`, which is no command");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let home = Home::new();
+    for name in commands(&home) {
+        let help = mc(&home, &[&name, "--help"]).ok().stdout;
+        let first = help.lines().next().unwrap();
+        assert!(first.len() > 10 && first.starts_with(|c: char| c.is_uppercase()), "{name}: {first:?}");
+        assert_has(&help, "Usage:");
+    }
+}
+
+#[test]
+fn the_readme_tells_every_exit_code() {
+    let readme = read("README.md");
+    for code in ["0", "1", "2", "3", "4", "5", "70"] {
+        let in_a_table = readme.lines().any(|line| {
+            let cell = line.trim_start_matches('|').trim_start().trim_start_matches('`');
+            line.starts_with('|') && cell.strip_prefix(code).is_some_and(|rest| rest.starts_with([' ', '`', '|']))
+        });
+        assert!(in_a_table, "README's table of exit codes lacks {code}");
+    }
+    let home = Home::new();
+    mc(&home, &["no-such-command"]).code(2);
+    mc(&home, &["status", "shop", "--no-such-option"]).code(2);
+    mc(&home, &["init", "-rf"]).code(2);
+}
+
+#[test]
+fn the_readme_tells_every_stage_and_key_of_the_recipe() {
+    let readme = read("README.md");
+    for stage in Stage::WITH_STEPS {
+        assert!(readme.contains(stage.name()), "README lacks the stage {}", stage.name());
+    }
+    for key in [
+        "stages",
+        "tasks",
+        "cache",
+        "shared",
+        "sync",
+        "exclude",
+        "ignore_drift",
+        "data",
+        "snapshot",
+        "backup",
+        "keep",
+        "archives",
+        "build",
+        "notify",
+        "attributes",
+        "submodules",
+        "allow_empty",
+        "env",
+        "timeout",
+        "modes",
+    ] {
+        assert!(
+            readme.contains(&format!("{key}:")) || readme.contains(&format!("`{key}`")),
+            "README lacks the key {key}"
+        );
+    }
+    for option in ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy"] {
+        assert!(readme.contains(option), "README lacks the push option {option}");
+    }
+}
+
+#[test]
+fn the_readme_names_what_steps_get() {
+    let readme = read("README.md");
+    for name in [
+        "MC_PROJECT",
+        "MC_MODE",
+        "MC_ENV",
+        "MC_DEPLOYMENT",
+        "MC_COMMIT",
+        "MC_RUN",
+        "MC_DATA",
+        "MC_BUILD",
+        "MC_PROJECT_DIR",
+        "MC_PILLAR",
+        "MC_CONFIG",
+        "MC_DUMPS",
+    ] {
+        assert!(readme.contains(name), "README lacks {name}");
+    }
+}
+
+#[test]
+fn links_in_the_documents_lead_somewhere() {
+    for file in ["README.md", "CHANGELOG.md"] {
+        let text = read(file);
+        for (at, _) in text.match_indices("](") {
+            let target: String = text[at + 2..].chars().take_while(|c| *c != ')').collect();
+            if target.contains("://") || target.starts_with('#') {
+                continue;
+            }
+            let path = target.split('#').next().unwrap();
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{file} links to {target}");
+        }
+    }
+}
+
+#[test]
+fn the_changelog_knows_this_version() {
+    assert_has(&read("CHANGELOG.md"), env!("CARGO_PKG_VERSION"));
+    let home = Home::new();
+    let version = mc(&home, &["--version"]).ok().stdout;
+    assert_eq!(version, format!("mc_project {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_are_made_for_the_common_shells() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = mc(&home, &["completions", shell]).ok().stdout;
+        for name in commands(&home) {
+            assert!(script.contains(&name), "{shell}: {name}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_runs_to_its_end_by_itself() {
+    let home = Home::new();
+    let demo = mc(&home, &["demo"]).ok();
+    for part in ["deployed; run serves", "rolled back at"] {
+        assert!(demo.stdout.contains(part) || demo.stderr.contains(part), "{demo}");
+    }
+}

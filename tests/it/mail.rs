@@ -1,0 +1,221 @@
+//! Mails: who gets which, what stands in them, and that a mail server's faults never touch a deployment.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Mail, Smtpd, World, assert_has, assert_lacks, free_port, wait_until};
+
+const NOTIFY: &str = "notify: {to: [dev@example.org], on: [failure, recovered, success]}\n";
+
+/// A recipe that notifies and has these stages.
+fn recipe(stages: &str) -> String {
+    format!("{NOTIFY}stages: {stages}\n")
+}
+
+/// A node with this `mail:` block, whose project serves a first version.
+fn mailing(mail: &str) -> World {
+    let world = World::with_config(mail);
+    world.mc(&["init", "shop"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("first version", &[("a", "1"), ("mc_project.yaml", &recipe("{}"))]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    world
+}
+
+/// Pushes a recipe with these stages.
+#[track_caller]
+fn push(world: &World, message: &str, stages: &str) -> crate::support::Finished {
+    let work = world.checkout_of("shop");
+    work.commit(message, &[("mc_project.yaml", &recipe(stages))]);
+    let ended = work.push(&["main"]);
+    world.settle("shop");
+    ended
+}
+
+#[track_caller]
+fn newest_mail(world: &World, count: usize) -> Mail {
+    wait_until("the mail is there", || world.mails().len() >= count);
+    let mut mails = world.mails();
+    assert_eq!(mails.len(), count, "{:?}", mails.iter().map(|m| &m.subject).collect::<Vec<_>>());
+    mails.pop().unwrap()
+}
+
+#[test]
+fn without_configuration_mails_go_to_the_nodes_maildir() {
+    let world = mailing("");
+    let mail = newest_mail(&world, 1);
+    let commit = world.serves("shop").unwrap();
+    assert_eq!(mail.subject, format!("[shop staging] deployed: {} first version", &commit[..7]));
+    assert_eq!(mail.to, "dev@example.org");
+    assert!(mail.headers.iter().any(|h| h == "Auto-Submitted: auto-generated"), "{:?}", mail.headers);
+    for name in ["Message-ID:", "Date:"] {
+        assert!(mail.headers.iter().any(|h| h.starts_with(name)), "{:?}", mail.headers);
+    }
+    assert_has(&mail.text, "Alice Ånström");
+    assert_has(&mail.text, "build");
+}
+
+#[test]
+fn the_mail_of_a_failure_says_what_failed_what_serves_and_how_to_go_on() {
+    let world = mailing("");
+    let first = world.serves("shop").unwrap();
+    push(&world, "migrate (ünïcode)", "{upgrade: ['echo the last words; exit 3']}").code(1);
+
+    let mail = newest_mail(&world, 2);
+
+    let failed = world.newest("shop")["commit"].as_str().unwrap().to_string();
+    assert_eq!(mail.subject, format!("[shop staging] rolled back at upgrade: {} migrate (ünïcode)", &failed[..7]));
+    for part in ["rolled back at upgrade: exit 3", "the last words", &first[..10], &failed[..7], "mc_project show shop"]
+    {
+        assert_has(&mail.text, part);
+    }
+
+    push(&world, "mended", "{}").ok();
+    let mail = newest_mail(&world, 3);
+    assert_has(&mail.subject, "deployed");
+    assert_has(&mail.text, "migrate (ünïcode)");
+}
+
+#[test]
+fn only_the_wished_kinds_of_news_are_sent() {
+    let world = World::with_shop();
+    let work = world.clone_of("shop");
+    let only_failure = "notify: {to: [dev@example.org], on: [failure]}\n";
+    work.commit("good", &[("mc_project.yaml", only_failure)]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    assert_eq!(world.mails().len(), 0);
+    work.commit("bad", &[("mc_project.yaml", &format!("{only_failure}stages: {{build: ['exit 1']}}\n"))]);
+    work.push(&["main"]).code(1);
+    newest_mail(&world, 1);
+    work.commit("good again", &[("mc_project.yaml", only_failure)]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    assert_eq!(world.mails().len(), 1, "neither recovered nor success was asked for");
+}
+
+#[test]
+fn nothing_of_a_stranger_becomes_a_header_or_a_terminal_command() {
+    let world = mailing("");
+    push(
+        &world,
+        "evil\rBcc: victim@example.org\u{1b}[2J\u{202e}",
+        "{build: [\"printf '.\\\\r\\\\n.\\\\r\\\\nMAIL FROM:<x>\\\\n\\\\033[2J\\\\377\\\\n'; exit 1\"]}",
+    )
+    .code(1);
+    let mail = newest_mail(&world, 2);
+    assert!(!mail.headers.iter().any(|h| h.to_lowercase().starts_with("bcc")), "{:?}", mail.headers);
+    assert!(!mail.subject.contains(['\r', '\n', '\u{1b}', '\u{202e}']), "{:?}", mail.subject);
+    assert!(!mail.text.contains(['\u{1b}', '\u{202e}']), "{:?}", mail.text);
+    assert_has(&mail.text, "MAIL FROM");
+}
+
+#[test]
+fn a_huge_output_makes_a_small_mail() {
+    let world = mailing("");
+    push(&world, "loud", "{build: ['yes a line of output | head -c 20000000; exit 1']}").code(1);
+    let mail = newest_mail(&world, 2);
+    assert!(mail.raw.len() < 200 << 10, "{} bytes", mail.raw.len());
+    assert_has(&mail.text, "a line of output");
+}
+
+#[test]
+fn secrets_of_the_pillar_are_in_no_mail() {
+    let world = mailing("");
+    let pillar = world.pillar_of("shop");
+    pillar.commit("secret", &[("init.sls", "env: {DB_PASSWORD: correct-horse-battery}\n")]);
+    pillar.push(&["main"]).ok();
+    push(&world, "leak", "{build: ['echo my password is $DB_PASSWORD; exit 1']}")
+        .code(1)
+        .does_not_tell("correct-horse");
+    let mail = newest_mail(&world, 2);
+    assert_lacks(&mail.text, "correct-horse");
+    assert_has(&mail.text, "my password is [secret]");
+}
+
+/// The `mail:` block for a server.
+fn smtp(world: &World, port: u16, authority: &str, password: &str) -> String {
+    let file = world.home().path("password");
+    std::fs::write(&file, format!("{password}\n")).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    format!(
+        "mail:\n  from: mc_project@node.example.org\n  transport: smtp\n  smtp: {{host: localhost, port: {port}, tls: starttls, \
+         user: mc, password_file: {}, ca_file: {authority}, timeout: 5s}}\n",
+        file.display()
+    )
+}
+
+#[test]
+fn mails_go_out_by_smtp_with_starttls_and_login() {
+    let world = World::new();
+    let smtpd = Smtpd::start(&world);
+    world.configure(&smtp(&world, smtpd.port(), smtpd.authority().to_str().unwrap(), Smtpd::PASSWORD));
+    world.mc(&["init", "shop"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("first version", &[("mc_project.yaml", &recipe("{}"))]);
+
+    work.push(&["main"]).ok();
+
+    wait_until("the mail arrives", || !smtpd.received().is_empty());
+    let received = smtpd.received();
+    assert_eq!(received.len(), 1);
+    assert!(received[0].tls, "it came encrypted");
+    assert_eq!(received[0].from, "mc_project@node.example.org");
+    assert_eq!(received[0].to, ["dev@example.org"]);
+    assert_eq!(received[0].mail.from, "mc_project@node.example.org");
+    assert_has(&received[0].mail.subject, "[shop staging] deployed");
+    assert_eq!(world.mails().len(), 0, "no copy in the maildir");
+}
+
+#[test]
+fn a_mail_that_cannot_be_sent_waits_in_the_spool_and_changes_no_outcome() {
+    for (what, config) in
+        [("a wrong password", 0), ("an authority that is not trusted", 1), ("a server that is not there", 2)]
+    {
+        let world = World::new();
+        let smtpd = Smtpd::start(&world);
+        let authority = smtpd.authority();
+        let authority = authority.to_str().unwrap();
+        world.configure(&match config {
+            0 => smtp(&world, smtpd.port(), authority, "wrong"),
+            1 => smtp(&world, smtpd.port(), authority, Smtpd::PASSWORD).replace(&format!(", ca_file: {authority}"), ""),
+            _ => smtp(&world, free_port(), authority, Smtpd::PASSWORD),
+        });
+        world.mc(&["init", "shop"]).ok();
+        let work = world.clone_of("shop");
+        let commit = work.commit("first version", &[("mc_project.yaml", &recipe("{}"))]);
+
+        let push = work.push(&["main"]).ok();
+
+        assert_eq!(world.serves("shop"), Some(commit), "{what}");
+        assert!(push.took < Duration::from_secs(15), "{what}: {push}");
+        world.settle("shop");
+        assert_eq!(smtpd.received().len(), 0, "{what}: never in clear text, never without login");
+        let spool: Vec<_> = std::fs::read_dir(world.project("shop").join("state/spool")).unwrap().flatten().collect();
+        assert_eq!(spool.len(), 1, "{what}");
+        let mode = std::os::unix::fs::MetadataExt::mode(&spool[0].metadata().unwrap());
+        assert_eq!(mode & 0o777, 0o600, "{what}");
+        world.mc(&["doctor"]).says("mail");
+    }
+}
+
+#[test]
+fn a_server_that_never_answers_holds_nobody_up() {
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let world = World::new();
+    world.configure(&smtp(&world, silent.local_addr().unwrap().port(), "/etc/ssl/certs/ca-certificates.crt", "x"));
+    world.mc(&["init", "shop"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("first version", &[("mc_project.yaml", &recipe("{}"))]);
+    let begin = Instant::now();
+    work.push(&["main"]).ok().tells("deployed; run serves");
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    let again = Instant::now();
+    work.commit("second version", &[("a", "2")]);
+    work.push(&["main"]).ok();
+    assert!(
+        again.elapsed() < Duration::from_secs(30),
+        "the next push found the project free after {:?}",
+        again.elapsed()
+    );
+}

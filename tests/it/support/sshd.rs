@@ -1,0 +1,129 @@
+//! A real OpenSSH server on loopback, with its own keys and a forced command, as a node would have it.
+
+use std::fmt::Write as _;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{Finished, Home, World, free_port, wait_until};
+
+/// Git commands only, as the key's owner; everything else is refused.
+const FORCED: &str = r#"#!/bin/sh
+case $SSH_ORIGINAL_COMMAND in
+git-receive-pack\ *|git-upload-pack\ *) exec git shell -c "$SSH_ORIGINAL_COMMAND" ;;
+esac
+echo "git only" >&2
+exit 128
+"#;
+
+/// The server; it ends when this value goes away.
+pub struct Sshd {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+    user: String,
+}
+
+impl Sshd {
+    /// Starts the server for this world.
+    #[track_caller]
+    pub fn start(world: &World) -> Self {
+        let home = world.home();
+        let dir = home.path("sshd");
+        std::fs::create_dir(&dir).unwrap();
+        make_key(home, &dir.join("host_key"));
+        make_key(home, &dir.join("alice"));
+        let forced = dir.join("forced.sh");
+        std::fs::write(&forced, FORCED).unwrap();
+        set_mode(&forced, 0o755);
+        let public = std::fs::read_to_string(dir.join("alice.pub")).unwrap();
+        std::fs::write(
+            dir.join("authorized_keys"),
+            format!("command=\"{} alice\",restrict {public}", forced.display()),
+        )
+        .unwrap();
+        let user = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
+        let is_root = nix::unistd::getuid().is_root();
+        if is_root {
+            // The privilege separation directory that the packaged service would make.
+            std::fs::create_dir_all("/run/sshd").unwrap();
+        }
+        let port = free_port();
+        std::fs::write(dir.join("config"), config(&dir, port)).unwrap();
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        let child = Command::new("/usr/sbin/sshd")
+            .env_clear()
+            .env("PATH", super::home::PATH)
+            .args(["-D", "-e", "-f"])
+            .arg(dir.join("config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start sshd (package openssh-server; tests/run installs it): {e}"));
+        let server = Self { child, port, dir, user };
+        wait_until("sshd listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        server
+    }
+
+    /// The value of `GIT_SSH_COMMAND` with which git reaches this server.
+    pub fn git_ssh_command(&self) -> String {
+        // `exec`, so that the child of git is ssh itself: a test that kills it kills the connection.
+        format!(
+            "exec ssh -F /dev/null -i {key} -p {port} -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes \
+             -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={dir}/known_hosts",
+            key = self.dir.join("alice").display(),
+            port = self.port,
+            dir = self.dir.display(),
+        )
+    }
+
+    /// The address of a repository on this server.
+    pub fn url(&self, repository: &Path) -> String {
+        format!("ssh://{}@127.0.0.1{}", self.user, repository.display())
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap()
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn config(dir: &Path, port: u16) -> String {
+    let mut text = String::new();
+    let dir = dir.display();
+    for line in [
+        format!("Port {port}"),
+        "ListenAddress 127.0.0.1".into(),
+        format!("HostKey {dir}/host_key"),
+        format!("PidFile {dir}/pid"),
+        format!("AuthorizedKeysFile {dir}/authorized_keys"),
+        "PasswordAuthentication no".into(),
+        "KbdInteractiveAuthentication no".into(),
+        "UsePAM no".into(),
+        // The private directory lies below /var/tmp, which others may write to.
+        "StrictModes no".into(),
+        "PermitRootLogin forced-commands-only".into(),
+        "AcceptEnv GIT_PROTOCOL".into(),
+    ] {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn make_key(home: &Home, path: &Path) {
+    let mut command = home.command("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path);
+    Finished::of(command).ok();
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
