@@ -1,10 +1,7 @@
-//! The thin binary.
+//! The thin binary: it knows its job from the name and the words that it is called by.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|arg| arg == mc_project::sys::step_exec::SUBCOMMAND) {
-        return ExitCode::from(mc_project::sys::step_exec::main());
-    }
-    ExitCode::SUCCESS
+    ExitCode::from(mc_project::cli::entry())
 }

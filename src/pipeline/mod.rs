@@ -5,6 +5,7 @@
 
 pub mod activate;
 pub mod checkout;
+pub mod data;
 pub mod deploy;
 pub mod draft;
 pub mod environment;

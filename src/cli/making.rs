@@ -1,0 +1,235 @@
+//! Commands that make, examine and remove projects.
+
+use serde::Serialize;
+
+use super::screen;
+use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, KeysCommand, NameArgs, With};
+use crate::pipeline::init::{self as making, needed_repairs};
+use crate::pipeline::recover::finish_interrupted;
+use crate::pipeline::site::{Node, Site};
+use crate::pipeline::verify::verify;
+use crate::project::mode::Mode;
+use crate::sys::error::{Error, ExitCode, Result};
+use crate::sys::git::{ObjectFormat, program_version};
+use crate::sys::keys::{PublicKey, ReleaseKey};
+use crate::sys::lock::Lock;
+use crate::sys::{fs, mount};
+
+/// `init`.
+///
+/// # Errors
+/// If something is in the way.
+pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
+    fs::ensure_dir(&cli.absolute_root()?, 0o755)?;
+    let node = cli.node()?;
+    let format = match args.object_format {
+        Format::Sha1 => ObjectFormat::Sha1,
+        Format::Sha256 => ObjectFormat::Sha256,
+    };
+    let made = making::init(&node, &args.name, args.environment, format)?;
+    let (site, place) = (&made.site, &made.site.place);
+    for change in &made.changes {
+        screen::line(format!("  {change}"));
+    }
+    let is_new = !fs::exists(&place.current());
+    screen::line(format!("{} is ready: {} mode ({})", args.name, site.config.mode.name(), site.config.environment.name()));
+    if site.config.environment == crate::project::mode::Environment::Prod && site.config.mode == Mode::Cooking {
+        screen::line("  no release_sources are configured in node.yaml, so this production node builds by itself");
+    }
+    if let Err(reason) = &made.namespaces {
+        screen::line(format!("  build steps work in build/tree, not at the path of run: {reason}"));
+    }
+    screen::line(format!("  code:          {}", place.git_project().display()));
+    screen::line(format!("  configuration: {}", place.git_pillar().display()));
+    if is_new {
+        screen::line("next, in your repository:");
+        screen::line(format!("  git remote add node {}", place.git_project().display()));
+        screen::line(format!("  git push node {}", site.config.branch.as_deref().unwrap_or("main")));
+    }
+    Ok(0)
+}
+
+/// `destroy`.
+///
+/// # Errors
+/// If the name was not confirmed.
+pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let with_data = args.with == Some(With::Data);
+    let what = if with_data { "and its data" } else { "(its data are moved aside)" };
+    if !args.yes {
+        let question = format!("this removes {} {what}; type the project's name to go on:", site.place.dir().display());
+        if !screen::confirm(&question, args.name.as_str())? {
+            return Err(Error::refused("not confirmed; nothing was done"));
+        }
+    }
+    let _lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
+    finish_interrupted(&site)?;
+    match making::destroy(&site, with_data)? {
+        Some(kept) => screen::line(format!("{} is removed; its data are in {}", args.name, kept.display())),
+        None => screen::line(format!("{} is removed", args.name)),
+    }
+    Ok(0)
+}
+
+/// `layout`.
+///
+/// # Errors
+/// If there is no such project.
+pub fn layout(cli: &Cli, args: &NameArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let layout = crate::project::layout::layout(site.config.mode, site.place.name())?;
+    if args.json {
+        let items: Vec<_> = layout.items.iter().map(|item| serde_json::json!({
+            "path": item.path, "kind": format!("{:?}", item.kind).to_lowercase(), "note": item.note,
+        })).collect();
+        screen::json(&items)?;
+        return Ok(0);
+    }
+    for line in layout.lines(site.place.node()) {
+        screen::line(line);
+    }
+    Ok(0)
+}
+
+/// `list`.
+///
+/// # Errors
+/// If the node cannot be read.
+pub fn list(cli: &Cli, args: &JsonArgs) -> Result<u8> {
+    let node = cli.node()?;
+    let names = node.projects()?;
+    if args.json {
+        screen::json(&names)?;
+    } else {
+        names.iter().for_each(|name| screen::line(name.as_str()));
+    }
+    Ok(0)
+}
+
+/// One finding of `doctor`.
+#[derive(Debug, Serialize)]
+struct Finding {
+    about: String,
+    good: bool,
+    text: String,
+    hint: Option<String>,
+}
+
+/// `doctor`.
+///
+/// # Errors
+/// If the node cannot be read at all.
+pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
+    let mut findings = Vec::new();
+    findings.push(git_finding());
+    let node = cli.node()?;
+    findings.push(Finding {
+        about: "node".into(),
+        good: true,
+        text: format!("{} ({})", node.place.root().display(), node.config.environment.name()),
+        hint: None,
+    });
+    findings.push(namespace_finding(&node)?);
+    for name in node.projects()? {
+        findings.extend(project_findings(&Site::open(&node, &name)?)?);
+    }
+    if args.json {
+        screen::json(&findings)?;
+    } else {
+        for finding in &findings {
+            screen::line(format!("{} {}: {}", if finding.good { "✓" } else { "✗" }, finding.about, finding.text));
+            if let Some(hint) = &finding.hint {
+                screen::line(format!("    hint: {hint}"));
+            }
+        }
+    }
+    Ok(if findings.iter().all(|finding| finding.good) { 0 } else { ExitCode::Failed as u8 })
+}
+
+fn git_finding() -> Finding {
+    let about = "git".to_string();
+    match program_version() {
+        Ok(version) if version >= (2, 29) => {
+            Finding { about, good: true, text: format!("version {}.{}", version.0, version.1), hint: None }
+        }
+        Ok(version) => Finding {
+            about,
+            good: true,
+            text: format!("version {}.{}: a push cannot wait for the verdict, it is told later", version.0, version.1),
+            hint: Some("git 2.29 or newer lets a failed deployment fail the push".into()),
+        },
+        Err(error) => Finding { about, good: false, text: error.one_line(), hint: Some("apt install git".into()) },
+    }
+}
+
+fn namespace_finding(node: &Node) -> Result<Finding> {
+    let about = "building at the path of run".to_string();
+    Ok(match mount::probe_namespace(node.place.root())? {
+        Ok(()) => Finding { about, good: true, text: "possible".into(), hint: None },
+        Err(reason) => Finding {
+            about,
+            good: true,
+            text: format!("impossible ({reason}); build steps work in build/tree"),
+            hint: Some("build tools that write absolute paths need it: allow user namespaces, or run as root".into()),
+        },
+    })
+}
+
+fn project_findings(site: &Site) -> Result<Vec<Finding>> {
+    let name = site.place.name().to_string();
+    let mut findings: Vec<Finding> = needed_repairs(site)?
+        .into_iter()
+        .map(|text| Finding { about: name.clone(), good: false, text, hint: Some(format!("mc_project init {name}")) })
+        .collect();
+    match verify(site) {
+        Ok(verified) => findings.extend(verified.problems.into_iter().map(|problem| Finding {
+            about: name.clone(),
+            good: false,
+            text: problem.text,
+            hint: Some(format!("mc_project verify {name}")),
+        })),
+        Err(error) => findings.push(Finding {
+            about: name.clone(),
+            good: false,
+            text: error.one_line(),
+            hint: error.hint_text().map(str::to_string),
+        }),
+    }
+    if findings.is_empty() {
+        findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
+    }
+    Ok(findings)
+}
+
+/// `keys …`.
+///
+/// # Errors
+/// If a key cannot be read or written.
+pub fn keys(cli: &Cli, command: &KeysCommand) -> Result<u8> {
+    let dir = cli.node()?.place.keys();
+    let trusted = dir.join("trusted");
+    let text = fs::read_if_there(&trusted)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    match command {
+        KeysCommand::Show(args) => {
+            let own = ReleaseKey::load_or_make(&dir)?.public().to_string();
+            let configured = cli.node()?.config.trusted_release_keys;
+            let trusted: Vec<String> = configured.iter().map(ToString::to_string).chain(text.lines().map(str::to_string)).collect();
+            if args.json {
+                screen::json(&serde_json::json!({"own": own, "trusted": trusted}))?;
+            } else {
+                trusted.iter().for_each(|key| screen::line(format!("trusted: {key}")));
+                screen::line(format!("this node signs with: {own}"));
+            }
+        }
+        KeysCommand::Trust { key } => {
+            let key = PublicKey::parse(key)?.to_string();
+            if !text.lines().any(|known| known == key) {
+                fs::ensure_dir(&dir, 0o700)?;
+                fs::write_durable(&trusted, format!("{text}{key}\n").as_bytes(), 0o644)?;
+            }
+            screen::line(format!("deliverables that are signed by {key} are accepted"));
+        }
+    }
+    Ok(0)
+}

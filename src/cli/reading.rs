@@ -1,0 +1,319 @@
+//! Commands that only look. Each of them has `--json`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::screen;
+use super::{Cli, DiffArgs, HistoryArgs, LogsArgs, NameArgs, ShowArgs, StatusArgs, VerifyArgs};
+use crate::entrance::launch;
+use crate::pipeline::draft::read_pillar;
+use crate::pipeline::site::Site;
+use crate::pipeline::verify::{Verified, verify as check};
+use crate::pipeline::worker::pillar_head;
+use crate::project::ids::DeploymentId;
+use crate::project::outcome::Serving;
+use crate::report::history::{self, Entry};
+use crate::report::ledger::Last;
+use crate::report::{journal, listing, spool, terminal};
+use crate::sys::error::{Error, ExitCode, Result};
+use crate::sys::fs;
+use crate::sys::lock::{self, Holder};
+use crate::tree::drift::{Drift, How};
+use crate::tree::manifest::pairs;
+use crate::tree::release::Releases;
+
+/// `history`.
+///
+/// # Errors
+/// If the history cannot be read.
+pub fn history(cli: &Cli, args: &HistoryArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let entries = history::read(&site.place, Some(args.limit))?;
+    if args.json {
+        let newest_first: Vec<&Entry> = entries.iter().rev().collect();
+        screen::json(&newest_first)?;
+    } else if entries.is_empty() {
+        screen::line("nothing was deployed yet");
+    } else {
+        screen::line(listing::table(&entries, &screen::style()).trim_end());
+    }
+    Ok(0)
+}
+
+/// What `status` tells of one project.
+#[derive(Debug, Serialize)]
+struct Status {
+    project: String,
+    environment: &'static str,
+    mode: &'static str,
+    branch: Option<String>,
+    serves: Option<Serving>,
+    since: Option<jiff::Timestamp>,
+    pusher: Option<String>,
+    subject: Option<String>,
+    busy: Option<Holder>,
+    interrupted: bool,
+    needs_person: Option<String>,
+    last: Option<Entry>,
+    unsent_mail: usize,
+}
+
+fn status_of(site: &Site) -> Result<Status> {
+    let last = Last::read(&site.place)?;
+    let busy = lock::holder(&site.place.lock())?;
+    let entries = history::read(&site.place, None)?;
+    let serves = last.as_ref().and_then(|last| last.serves.clone());
+    let made = serves.as_ref().and_then(|serving| entries.iter().rev().find(|entry| entry.id == serving.id));
+    Ok(Status {
+        project: site.place.name().to_string(),
+        environment: site.config.environment.name(),
+        mode: site.config.mode.name(),
+        branch: site.deploy_branch()?.and_then(|name| name.branch().map(str::to_string)),
+        since: made.map(Entry::ended),
+        pusher: made.map(|entry| entry.pusher.clone()),
+        subject: made.map(|entry| entry.subject.clone()),
+        interrupted: busy.is_none() && last.as_ref().is_some_and(|last| last.open),
+        needs_person: last.and_then(|last| last.needs_person),
+        last: entries.last().cloned(),
+        unsent_mail: spool::list(&site.place)?.len(),
+        serves,
+        busy,
+    })
+}
+
+fn print_status(status: &Status) {
+    let shown = |text: &Option<String>| crate::sys::escape::visible(text.as_deref().unwrap_or_default());
+    screen::line(format!("{}: {} ({})", status.project, status.mode, status.environment));
+    match &status.serves {
+        Some(serving) => {
+            let since = status.since.map(|since| since.strftime(", since %Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
+            screen::line(format!("  run serves {} \"{}\"{since}, by {}", serving.commit.short(), shown(&status.subject), shown(&status.pusher)));
+        }
+        None => screen::line("  nothing is deployed yet"),
+    }
+    if let Some(holder) = &status.busy {
+        screen::line(format!("  at this moment process {} {} since {}", holder.pid, holder.what, holder.since));
+    }
+    if status.interrupted {
+        screen::line(format!("  a deployment was interrupted; the next command finishes it: mc_project recover {}", status.project));
+    }
+    if let Some(reason) = &status.needs_person {
+        screen::line(format!("  needs a person: {reason}"));
+        screen::line(format!("    hint: mc_project recover {} --forward, or --back [--with data]", status.project));
+    }
+    if let Some(last) = &status.last {
+        screen::line(format!("  last: #{} {}", last.seq, last.outcome().line()));
+    }
+    if status.unsent_mail > 0 {
+        screen::line(format!("  {} mails wait to be sent", status.unsent_mail));
+    }
+}
+
+/// `status`.
+///
+/// # Errors
+/// If the state cannot be read.
+pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => cli.node()?.projects()?,
+    };
+    let statuses = names.iter().map(|name| status_of(&cli.site(name)?)).collect::<Result<Vec<_>>>()?;
+    match (args.json, &args.name) {
+        (true, Some(_)) => statuses.iter().try_for_each(screen::json)?,
+        (true, None) => screen::json(&statuses)?,
+        (false, _) if statuses.is_empty() => screen::line("this node has no projects; make one: mc_project init NAME"),
+        (false, _) => statuses.iter().for_each(print_status),
+    }
+    let waits = statuses.iter().any(|status| status.needs_person.is_some());
+    Ok(if waits { ExitCode::NeedsPerson as u8 } else { 0 })
+}
+
+/// The entry that was named, or the last one.
+fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
+    let entries = history::read(&site.place, None)?;
+    match spec {
+        Some(spec) => history::find(&entries, spec).cloned(),
+        None => entries.last().cloned().ok_or_else(|| Error::usage("nothing was deployed yet")),
+    }
+}
+
+/// The kept release that was named, or what is live.
+///
+/// # Errors
+/// If there is none.
+pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
+    match spec {
+        Some(spec) => Ok(history::find(&history::read(&site.place, None)?, spec)?.id.clone()),
+        None => Ok(site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id),
+    }
+}
+
+/// `show`.
+///
+/// # Errors
+/// If there is no such deployment.
+pub fn show(cli: &Cli, args: &ShowArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let entry = entry_of(&site, args.id.as_deref())?;
+    let records = journal::read(&site.place, &entry.id).unwrap_or_default();
+    if args.json {
+        screen::json(&serde_json::json!({"entry": entry, "records": records, "log": site.place.log(&entry.id)}))?;
+        return Ok(0);
+    }
+    screen::line(listing::show(&entry, &records, &screen::style()).trim_end());
+    let archive = site.place.archive(&entry.id);
+    for name in fs::names(&archive)? {
+        screen::line(format!("kept: {}", archive.join(name).display()));
+    }
+    screen::line(format!("log: {}", site.place.log(&entry.id).display()));
+    Ok(0)
+}
+
+/// `diff`.
+///
+/// # Errors
+/// If one of them is not kept.
+pub fn diff(cli: &Cli, args: &DiffArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let releases = Releases::new(&site.place);
+    let (a, b) = (release_of(&site, Some(&args.a))?, release_of(&site, args.b.as_deref())?);
+    let (old, new) = (releases.manifest(&a)?, releases.manifest(&b)?);
+    let mut changes = Vec::new();
+    for (old, new) in pairs(old.entries(), new.entries()) {
+        let (how, entry) = match (old, new) {
+            (None, Some(new)) => (How::Added, new),
+            (Some(old), None) => (How::Removed, old),
+            (Some(old), Some(new)) if !old.same_content(new) => (How::Changed, new),
+            (Some(old), Some(new)) if old.mode != new.mode => (How::Metadata, new),
+            _ => continue,
+        };
+        if !entry.is_dir() || how != How::Metadata {
+            changes.push(crate::tree::drift::Change { path: entry.path.clone(), how, is_dir: entry.is_dir() });
+        }
+    }
+    let drift = Drift { changes };
+    if args.json {
+        screen::json(&serde_json::json!({"a": a, "b": b, "changes": drift.changes}))?;
+    } else {
+        print_changes(&drift);
+    }
+    Ok(0)
+}
+
+fn print_changes(drift: &Drift) {
+    for change in drift.changes.iter().filter(|change| !change.is_dir || change.how != How::Metadata) {
+        let letter = match change.how {
+            How::Added => "+",
+            How::Removed => "-",
+            How::Changed => "~",
+            How::Metadata => "m",
+        };
+        screen::line(format!("{letter} {}{}", change.path, if change.is_dir { "/" } else { "" }));
+    }
+}
+
+/// `drift`.
+///
+/// # Errors
+/// If `run` cannot be read.
+pub fn drift(cli: &Cli, args: &NameArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let drift = crate::pipeline::data::drift_of_run(&site)?;
+    if args.json {
+        screen::json(&drift)?;
+    } else if drift.is_empty() {
+        screen::line("run is exactly what was deployed");
+    } else {
+        print_changes(&drift);
+    }
+    Ok(0)
+}
+
+/// `verify`.
+///
+/// # Errors
+/// If the state cannot be read at all.
+pub fn verify(cli: &Cli, args: &VerifyArgs) -> Result<u8> {
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => cli.node()?.projects()?,
+    };
+    let results = names.iter().map(|name| check(&cli.site(name)?)).collect::<Result<Vec<Verified>>>()?;
+    if args.json {
+        screen::json(&results)?;
+    } else {
+        results.iter().for_each(print_verified);
+    }
+    let sound = results.iter().all(|result| result.problems.is_empty());
+    Ok(if sound { 0 } else { ExitCode::Failed as u8 })
+}
+
+fn print_verified(result: &Verified) {
+    let state = if result.problems.is_empty() { "everything fits together" } else { "something does not fit" };
+    let busy = if result.busy { ", a deployment is under way" } else { "" };
+    screen::line(format!("{}: {state} ({} contents read{busy})", result.project, result.checked));
+    for problem in &result.problems {
+        screen::line(format!("  {}: {}", problem.about, problem.text));
+    }
+    for line in result.drift.lines(20) {
+        screen::line(format!("  drift in {line}"));
+    }
+}
+
+/// `logs`.
+///
+/// # Errors
+/// If there is no such deployment.
+pub fn logs(cli: &Cli, args: &LogsArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let running = Last::read(&site.place)?.filter(|last| last.open).map(|last| last.id);
+    let id = match (&args.id, running) {
+        (None, Some(id)) => id,
+        (spec, _) => entry_of(&site, spec.as_deref())?.id,
+    };
+    if !args.follow {
+        let text = fs::read_if_there(&site.place.log(&id))?;
+        let text = text.ok_or_else(|| Error::usage(format!("the log of {id} is gone")))?;
+        screen::line(String::from_utf8_lossy(&text).trim_end());
+        return Ok(0);
+    }
+    let mut follower = launch::follower(&site.place, &id);
+    let style = terminal::Style { verbose: true, ..screen::style() };
+    loop {
+        match follower.next(Duration::from_secs(1))? {
+            Some(record) => terminal::lines(&record, &style).iter().for_each(screen::line),
+            None if lock::holder(&site.place.lock())?.is_none() => break,
+            None => {}
+        }
+        if follower.is_closed() {
+            break;
+        }
+    }
+    Ok(follower.outcome().map_or(0, crate::project::outcome::Outcome::exit_code))
+}
+
+/// `config`.
+///
+/// # Errors
+/// If the pillar is invalid.
+pub fn config(cli: &Cli, args: &NameArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let mut value = match pillar_head(&site)? {
+        Some(commit) => read_pillar(&site, &commit)?.masked(),
+        None => serde_json::json!({}),
+    };
+    if args.json {
+        screen::json(&value)?;
+    } else {
+        let map = value.as_object_mut().map(std::mem::take).unwrap_or_default();
+        if map.is_empty() {
+            screen::line("the pillar is empty");
+        }
+        for (key, value) in map {
+            screen::line(format!("{key}: {value}"));
+        }
+    }
+    Ok(0)
+}
