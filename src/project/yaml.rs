@@ -95,21 +95,6 @@ impl<'a> Source<'a> {
         self.error(line, column, message, hint)
     }
 
-    /// An error at the first place where `needle` stands.
-    #[must_use]
-    pub fn error_at_text(&self, needle: &str, message: &str, hint: &str) -> Error {
-        let before = &self.text[..self.text.find(needle).unwrap_or(0)];
-        let line = 1 + before.matches('\n').count();
-        let column = 1 + before.rsplit('\n').next().unwrap_or("").chars().count();
-        self.error(line, column, message, hint)
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        self.text
-    }
-
     /// What the line-based view can tell better than the parser.
     fn check_lines(&self) -> Result<()> {
         let (mut in_document, mut open) = (false, 0);
