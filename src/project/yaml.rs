@@ -95,28 +95,14 @@ impl<'a> Source<'a> {
         self.error(line, column, message, hint)
     }
 
-    /// An error at the first place where `needle` stands.
-    #[must_use]
-    pub fn error_at_text(&self, needle: &str, message: &str, hint: &str) -> Error {
-        let before = &self.text[..self.text.find(needle).unwrap_or(0)];
-        let line = 1 + before.matches('\n').count();
-        let column = 1 + before.rsplit('\n').next().unwrap_or("").chars().count();
-        self.error(line, column, message, hint)
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        self.text
-    }
-
     /// What the line-based view can tell better than the parser.
     fn check_lines(&self) -> Result<()> {
         let (mut in_document, mut open) = (false, 0);
         for (index, line) in self.text.lines().enumerate() {
             let content = line.trim_start();
-            if depth_at_least(line, &mut open) > structure::MAX_OPEN {
-                return Err(self.error(index + 1, 1, "lists and mappings are nested too deeply", ""));
+            open += line.bytes().filter(|b| matches!(b, b'[' | b'{')).count();
+            if open.saturating_mul(self.text.len()) > structure::MAX_WORK {
+                return Err(self.error(index + 1, 1, "the file has too many lists and mappings in brackets", ""));
             }
             if line.starts_with('%') {
                 return Err(self.error(index + 1, 1, "a YAML directive is not allowed", "remove the line"));
@@ -210,23 +196,6 @@ pub fn is_secret_word(text: &str) -> bool {
     const WORDS: [&str; 8] = ["password", "passwd", "secret", "token", "private", "api_key", "apikey", "credential"];
     let text = text.to_ascii_lowercase();
     WORDS.iter().any(|word| text.contains(word))
-}
-
-/// How deep lists and mappings are nested here at least, if all brackets are brackets; `open` runs from line to line.
-///
-/// The parser needs time in the square of the depth (a mebibyte of `[` takes it minutes), so it must not see such a file.
-fn depth_at_least(line: &str, open: &mut usize) -> usize {
-    let compact = line.split_ascii_whitespace().take_while(|word| matches!(*word, "-" | "?")).count();
-    let mut deepest = compact.max(*open);
-    for b in line.bytes() {
-        match b {
-            b'[' | b'{' => *open += 1,
-            b']' | b'}' => *open = open.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(*open);
-    }
-    deepest
 }
 
 /// Finds serde's own messages, wherever in the path prefix they begin, and says them in our words.
@@ -406,14 +375,16 @@ mod tests {
         let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_string();
         for i in 1..30 {
             let before = format!("*a{}, ", i - 1).repeat(10);
-            laughs += &format!("a{i}: &a{i} [{before}]\n");
+            laughs = format!("{laughs}a{i}: &a{i} [{before}]\n");
         }
         refused(laughs.as_bytes());
         let wide = format!("any:\n  a: &a [{}]\n  b: [{}]\n", "1,".repeat(200_000), "*a,".repeat(100_000));
         assert!(refused(wide.as_bytes()).message().contains("too many values"));
         refused(b"any: &a [*a]\n");
+        refused(format!("any:\n  {}", "[ #]\n  ".repeat(15_000)).as_bytes());
+        refused(format!("any:\n  {}{}", "[".repeat(1_900), "1,".repeat(500_000)).as_bytes());
         for (open, close) in [("[", "]"), ("{a: ", "}"), ("- ", "")] {
-            for depth in [65, 5_000, 100_000] {
+            for depth in [65, 5_000, 40_000, 100_000] {
                 refused(format!("any:\n  {}{}\n", open.repeat(depth), close.repeat(depth)).as_bytes());
             }
         }
@@ -461,5 +432,20 @@ mod tests {
         assert_eq!(edits("stagse", "stages"), 1);
         assert_eq!(edits("build", "biuld"), 1);
         assert_eq!(edits("", "abc"), 3);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "(stages|env|run|data|a|&a|\\*a|!|!!x|<<|---|%|:|,|-|\\?|\\[|\\]|\\{|\\}|#|'|\"|\\||>| |  |\t|\r|\n|\u{85}|\u{1}|é){0,60}") {
+            let name = "shop".parse().unwrap();
+            for error in [
+                crate::project::recipe::Recipe::parse("f", text.as_bytes()).err(),
+                crate::project::node::NodeConfig::parse("f", text.as_bytes()).err(),
+                crate::project::pillar::Pillar::parse("f", text.as_bytes(), &name).err(),
+            ].into_iter().flatten() {
+                proptest::prop_assert_eq!(error.kind(), Kind::Invalid);
+                proptest::prop_assert!(!error.message().contains(char::is_control), "{:?}", error);
+            }
+        }
     }
 }

@@ -11,8 +11,11 @@ use crate::sys::escape::visible_bounded;
 
 /// The deepest nesting of lists and mappings.
 pub const MAX_DEPTH: usize = 64;
-/// The most brackets that may be open before a line is given to the parser at all, those in texts counted too.
-pub const MAX_OPEN: usize = 200;
+/// The most that opening brackets times bytes of a file may be.
+///
+/// The parser's time grows with tokens times depth (a mebibyte of `[` takes it many minutes), and how deep brackets
+/// really are only the parser knows; their number is the bound that no comment and no quote can hide.
+pub const MAX_WORK: usize = 2_000_000_000;
 /// The most values in a file, aliases expanded.
 pub const MAX_VALUES: usize = 200_000;
 /// The most bytes in the values of a file, aliases expanded.
