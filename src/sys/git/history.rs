@@ -102,6 +102,14 @@ impl Repo {
         }
     }
 
+    /// libgit2, if it can walk this history: opened bare, it does not know where a shallow one ends.
+    fn library_for_history(&self) -> Option<&git2::Repository> {
+        match &self.backend {
+            Backend::Library(repository) if !self.is_shallow() => Some(repository),
+            _ => None,
+        }
+    }
+
     /// Whether `old` is `new` or leads to it.
     ///
     /// # Errors
@@ -112,7 +120,7 @@ impl Repo {
         if old == new {
             return Ok(true);
         }
-        if let Backend::Library(repository) = &self.backend {
+        if let Some(repository) = self.library_for_history() {
             return library::is_ancestor(repository, &old, &new);
         }
         let output = Git::of(&self.path).args(["merge-base", "--is-ancestor", old.as_str(), new.as_str()]).output()?;
@@ -130,9 +138,9 @@ impl Repo {
     pub fn log(&self, to: &ObjectId, not: Option<&ObjectId>, limit: usize) -> Result<Vec<CommitInfo>> {
         let to = self.peel_to_commit(to)?.ok_or_else(|| self.missing(to))?;
         let not = not.map(|id| self.peel_to_commit(id)).transpose()?.flatten();
-        let ids = match &self.backend {
-            Backend::Library(repository) => library::log(repository, &to, not.as_ref(), limit)?,
-            Backend::Program => {
+        let ids = match self.library_for_history() {
+            Some(repository) => library::log(repository, &to, not.as_ref(), limit)?,
+            None => {
                 let call = Git::of(&self.path).args(["rev-list", &format!("--max-count={limit}"), to.as_str()]);
                 let call = if let Some(not) = &not { call.arg(format!("^{not}")) } else { call };
                 let output = call.arg("--").run(&format!("list the commits of {}", to.short()))?;

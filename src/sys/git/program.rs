@@ -141,6 +141,8 @@ impl<'a> Git<'a> {
             .env("HOME", "/nonexistent")
             // Whoever can push a replace ref could exchange any object for another one.
             .env("GIT_NO_REPLACE_OBJECTS", "1")
+            // Nor does a forgotten graft change history; libgit2 does not read them here either.
+            .env("GIT_GRAFT_FILE", "/nonexistent/grafts")
             // Reading must not write (an index refresh).
             .env("GIT_OPTIONAL_LOCKS", "0")
             // Nobody sits here to answer.
