@@ -5,10 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::entrance::call::{Call, HookName};
+use crate::entrance::desk::NodeDesk;
+use crate::entrance::hook::{HookIo, run as run_hook, tell_error};
+use crate::entrance::relay::{Pace, stderr_screen};
 use crate::pipeline::site::{Node, Site};
 use crate::project::ids::ProjectName;
 use crate::project::mode::Environment;
-use crate::sys::error::Result;
+use crate::report::event::Record;
+use crate::report::terminal::{self, Style};
+use crate::sys::error::{ExitCode, Result};
 
 pub mod deploying;
 pub mod keeping;
@@ -450,4 +456,50 @@ impl Cli {
             Command::Release(command) => keeping::release(self, command),
         }
     }
+}
+
+/// Does what this process was called for; the result is its exit code.
+#[must_use]
+pub fn entry() -> u8 {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
+        return crate::sys::step_exec::main();
+    }
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
+    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_string());
+    let _ = log.with_env_filter(tracing_subscriber::EnvFilter::new(level)).try_init();
+    if let Some(hook) = args.first().and_then(|name| HookName::of_program(name)) {
+        return hook_entry(hook);
+    }
+    let cli = Cli::parse();
+    let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli.run()));
+    match worked {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            screen::error(&error);
+            error.kind().exit_code() as u8
+        }
+        Err(_) => {
+            screen::error_line("error: this is a bug in mc_project; what it did is in the journal, and the next command recovers");
+            ExitCode::Bug as u8
+        }
+    }
+}
+
+fn hook_entry(hook: HookName) -> u8 {
+    let stderr = std::io::stderr();
+    let mut tell = stderr_screen(&stderr);
+    let call = Call::of_process(hook).and_then(|call| NodeDesk::new(&call).map(|desk| (call, desk)));
+    let (call, desk) = match call {
+        Ok(found) => found,
+        Err(error) => {
+            tell_error(&mut tell, &error);
+            return error.kind().exit_code() as u8;
+        }
+    };
+    let style = Style { colour: false, ..Style::default() };
+    let render = |record: &Record| terminal::lines(record, &style);
+    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
+    let io = HookIo { input: &mut input, output: &mut output, tell: &mut tell, render: &render, pace: Pace::default() };
+    run_hook(&call, &desk, io) as u8
 }

@@ -79,15 +79,21 @@ pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
 pub fn layout(cli: &Cli, args: &NameArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let layout = crate::project::layout::layout(site.config.mode, site.place.name())?;
+    let mut items = Vec::new();
+    for entry in &layout.entries {
+        let path = site.place.node().root().join(entry.spot.below_root(&site.place)?);
+        items.push((path, entry.link_text(&site.place)?));
+    }
     if args.json {
-        let items: Vec<_> = layout.items.iter().map(|item| serde_json::json!({
-            "path": item.path, "kind": format!("{:?}", item.kind).to_lowercase(), "note": item.note,
-        })).collect();
+        let items: Vec<_> = items.iter().map(|(path, link)| serde_json::json!({"path": path, "link": link})).collect();
         screen::json(&items)?;
         return Ok(0);
     }
-    for line in layout.lines(site.place.node()) {
-        screen::line(line);
+    for (path, link) in items {
+        match link {
+            Some(target) => screen::line(format!("{} -> {}", path.display(), target.display())),
+            None => screen::line(format!("{}/", path.display())),
+        }
     }
     Ok(0)
 }
@@ -214,7 +220,7 @@ pub fn keys(cli: &Cli, command: &KeysCommand) -> Result<u8> {
         KeysCommand::Show(args) => {
             let own = ReleaseKey::load_or_make(&dir)?.public().to_string();
             let configured = cli.node()?.config.trusted_release_keys;
-            let trusted: Vec<String> = configured.iter().map(ToString::to_string).chain(text.lines().map(str::to_string)).collect();
+            let trusted: Vec<String> = configured.iter().map(|key| format!("{key:?}")).chain(text.lines().map(str::to_string)).collect();
             if args.json {
                 screen::json(&serde_json::json!({"own": own, "trusted": trusted}))?;
             } else {

@@ -151,7 +151,8 @@ fn push_options<'a>(get: &impl Fn(&str) -> Option<&'a OsStr>) -> Result<Vec<Vec<
 }
 
 /// A process by pid and start time, so that a pid that is used again is another push.
-fn push_id(pid: u32) -> Option<String> {
+#[must_use]
+pub fn push_id(pid: u32) -> Option<String> {
     let stat = fs::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     start_time(&stat).map(|start| format!("{pid}-{start}"))
 }

@@ -172,7 +172,7 @@ impl Desk for NodeDesk {
         }
         let mut env = process::base_environment(Path::new("/nonexistent"));
         env.insert("GIT_DIR".to_string(), self.repository.display().to_string());
-        let ended = run_captured(&path, &[], &env, input, FOREIGN)?;
+        let ended = run_captured(&path, &[] as &[&str], &env, input, FOREIGN)?;
         if ended.status != StepStatus::Ok {
             tracing::warn!("{}: {}", path.display(), ended.last_words());
         }

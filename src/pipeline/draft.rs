@@ -23,10 +23,8 @@ use crate::tree::manifest::Manifest;
 use crate::tree::release::{Provenance, Releases};
 use crate::tree::scan::Identified;
 
-/// The name of the recipe at the root of a project.
-pub const RECIPE: &str = "mc_project.yaml";
-/// The pillar's file.
-pub const PILLAR: &str = "init.sls";
+pub use crate::project::pillar::FILE as PILLAR;
+pub use crate::project::recipe::FILE as RECIPE;
 
 /// A version of the project: what its steps need.
 #[derive(Debug, Clone)]
@@ -50,12 +48,12 @@ impl Version {
     /// If the commit is gone, or recipe or pillar are invalid.
     pub fn load(site: &Site, repo: &Repo, commit: &ObjectId, pillar_commit: Option<&ObjectId>, mode: Mode) -> Result<Self> {
         let recipe = match repo.blob_at(commit, &TreePath::new(RECIPE.as_bytes())?, fs::CONFIG_LIMIT)? {
-            Some(bytes) => Recipe::parse(RECIPE, &bytes)?,
-            None => Recipe::default(),
+            Some(bytes) => Recipe::parse_with(RECIPE, &bytes, &site.node.config.defaults)?,
+            None => Recipe::without_file(&site.node.config.defaults),
         };
         let pillar = match pillar_commit {
             Some(commit) => read_pillar(site, commit)?,
-            None => Pillar::default(),
+            None => Pillar::empty(),
         };
         Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit: pillar_commit.cloned(), pillar, mode })
     }
@@ -88,10 +86,17 @@ impl Version {
 /// # Errors
 /// If it is invalid; the message says file and line.
 pub fn read_pillar(site: &Site, commit: &ObjectId) -> Result<Pillar> {
-    let repo = Repo::open(&site.place.git_pillar())?;
+    read_pillar_in(&Repo::open(&site.place.git_pillar())?, site, commit)
+}
+
+/// Like [`read_pillar`], from a repository that is open already.
+///
+/// # Errors
+/// If it is invalid.
+pub fn read_pillar_in(repo: &Repo, site: &Site, commit: &ObjectId) -> Result<Pillar> {
     match repo.blob_at(commit, &TreePath::new(PILLAR.as_bytes())?, fs::CONFIG_LIMIT)? {
         Some(bytes) => Pillar::parse(&format!("pillar/{PILLAR}"), &bytes, site.place.name()),
-        None => Ok(Pillar::default()),
+        None => Ok(Pillar::empty()),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
 use crate::sys::{fs, mount, process};
-use crate::tree::layout::{self as trees, Change};
+use crate::tree::layout as trees;
 
 /// What `init` made or found.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub fn init(node: &Node, name: &ProjectName, environment: Option<Environment>, f
     let config = node.config.for_project(name, environment);
     let layout = layout(config.mode, name)?;
     fs::ensure_dir(node.place.root(), 0o755)?;
-    let mut changes: Vec<String> = trees::build(&node.place, &layout)?.iter().map(Change::to_string).collect();
+    let mut changes: Vec<String> = trees::build(&place, &layout)?.iter().map(ToString::to_string).collect();
     let root = fs::canonical(node.place.root())?;
     let identity = Identity { format: 1, name: name.clone(), root, environment };
     if recorded.as_ref() != Some(&identity) {
@@ -118,7 +118,7 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
     let layout = layout(site.config.mode, site.place.name())?;
-    let mut repairs: Vec<String> = trees::check(site.place.node(), &layout)?.iter().map(Change::to_string).collect();
+    let mut repairs: Vec<String> = trees::check(&site.place, &layout)?.iter().map(ToString::to_string).collect();
     for repository in [site.place.git_project(), site.place.git_pillar()] {
         for name in HOOKS {
             let path = repository.join("hooks").join(name);

@@ -16,6 +16,7 @@ use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::sys::error::{Error, Kind, Result};
 use crate::sys::git::Repo;
+use crate::sys::lock::Lock;
 use crate::sys::{clock, fault};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Snapshots;
@@ -57,6 +58,29 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome)?;
     Ok(Some(outcome))
+}
+
+/// Called by the watcher when the worker died: recovers at once, and tells those who follow the dead worker's deployment.
+///
+/// # Errors
+/// If the recovery is impossible.
+pub fn after_death(site: &Site, id: &DeploymentId) -> Result<()> {
+    let _lock = Lock::take(&site.place.lock(), None, |_| Ok(()))?;
+    let outcome = finish_interrupted(site)?;
+    if outcome.is_none() {
+        // It died before it had begun anything: its followers still wait for an end.
+        let outcome = Outcome {
+            verdict: Verdict::Interrupted,
+            stage: None,
+            reason: Some("the worker died".to_string()),
+            serves: site.serves()?,
+            hints: Vec::new(),
+            exit: None,
+        };
+        Reporter::new(&site.place, id, None).tell(Event::End { outcome });
+    }
+    Reporter::new(&site.place, id, None).tell(Event::Closed);
+    super::tell::send_spooled(site)
 }
 
 /// Carries out a person's decision on the last deployment. The caller holds the lock.

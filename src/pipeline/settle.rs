@@ -248,7 +248,7 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
     let (provenance, built) = (releases.provenance(id)?, releases.built(id)?);
     let pillar = match &provenance.pillar {
         Some(commit) => super::draft::read_pillar(site, commit)?,
-        None => crate::project::pillar::Pillar::default(),
+        None => crate::project::pillar::Pillar::empty(),
     };
     let key = ReleaseKey::load_or_make(&place.node().keys())?;
     let secrets = pillar.secrets();
@@ -275,6 +275,33 @@ pub fn with_contents<T>(site: &Site, manifests: &[&Manifest], work: impl FnOnce(
     let held = trees.iter().filter_map(|(dir, witness)| Some(Held::new(dir, witness.as_ref()?.manifest()))).collect();
     let origin = GitOrigin::new(site, manifests)?;
     work(&Supply::new(&store, held).with_origin(&origin))
+}
+
+/// Writes a kept release, or a failed one of which the differing files are kept, as a tree into a new directory.
+///
+/// # Errors
+/// If the directory exists or a content is missing.
+pub fn write_tree(site: &Site, id: &DeploymentId, dir: &Path) -> Result<usize> {
+    let failed = site.place.archive(id).join("run.failed");
+    let manifest = match fs::read_if_there(&failed.join("manifest"))? {
+        Some(bytes) => Manifest::from_text(&String::from_utf8_lossy(&bytes))?,
+        None => Releases::new(&site.place).manifest(id)?,
+    };
+    let (parent, name) = (dir.parent(), dir.file_name());
+    let (Some(parent), Some(name)) = (parent, name) else {
+        return Err(crate::sys::error::Error::usage(format!("{} is no directory to make", dir.display())));
+    };
+    let parent = Dir::open(parent)?;
+    parent.make_dir(Path::new(name), 0o755)?;
+    let tree = parent.dir(Path::new(name))?;
+    let kept = Dir::open(&failed.join("files")).ok();
+    with_contents(site, &[&manifest], |supply| {
+        let mut supply = supply.also(kept.as_ref().map(|kept| Held::new(kept, &manifest)));
+        let target = Target { tree: &tree, own: site.own, point: "store.ingested" };
+        apply(&target, &Plan::new(&Identified::default(), &manifest), &mut supply, &Keeping::default())
+    })?;
+    seal(&tree, site.own, &manifest)?;
+    Ok(manifest.files())
 }
 
 /// Removes restore points, releases and deliverables that are not kept any more. Counts good deployments only; never removes

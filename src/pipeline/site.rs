@@ -136,7 +136,8 @@ impl Site {
     /// If a key cannot be read.
     pub fn trusted_keys(&self) -> Result<TrustedKeys> {
         let keys = self.place.node().keys();
-        let mut all: Vec<PublicKey> = self.node.config.trusted_release_keys.clone();
+        let configured = &self.node.config.trusted_release_keys;
+        let mut all: Vec<PublicKey> = configured.iter().map(|key| PublicKey::from_bytes(key.0)).collect();
         for line in fs::read_if_there(&keys.join("trusted"))?.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default().lines() {
             all.push(PublicKey::parse(line)?);
         }

@@ -294,7 +294,7 @@ impl Check<'_> {
             return Ok(());
         }
         let expected = crate::project::layout::layout(self.site.config.mode, place.name())?;
-        for change in crate::tree::layout::check(place.node(), &expected)? {
+        for change in crate::tree::layout::check(&place, &expected)? {
             self.problem("litter", format!("the layout needs repair: {change}"));
         }
         Ok(())

@@ -77,6 +77,23 @@ impl Pillar {
     pub fn secrets(&self) -> Vec<(String, String)> {
         self.secrets.clone()
     }
+
+    /// The configuration with the values of secrets replaced, to be shown.
+    #[must_use]
+    pub fn masked(&self) -> Value {
+        let mut shown = self.config.clone();
+        self.mask(&mut shown);
+        shown
+    }
+
+    fn mask(&self, value: &mut Value) {
+        match value {
+            Value::String(text) if self.secrets.iter().any(|(_, secret)| secret == text) => *text = "********".to_string(),
+            Value::Array(list) => list.iter_mut().for_each(|value| self.mask(value)),
+            Value::Object(map) => map.values_mut().for_each(|value| self.mask(value)),
+            _ => {}
+        }
+    }
 }
 
 /// Finds in the file what belongs to the project, and where: below `makina-projects.<name>`, if there is such a key,

@@ -12,6 +12,12 @@ pub fn visible(text: &str) -> String {
     out
 }
 
+/// Like [`visible`], line by line: line ends stay.
+#[must_use]
+pub fn visible_lines(text: &str) -> String {
+    text.lines().map(visible).collect::<Vec<_>>().join("\n")
+}
+
 /// Like [`visible`] for bytes that may not be UTF-8 (`\xNN`), cut after `max` bytes of input.
 #[must_use]
 pub fn visible_bounded(bytes: &[u8], max: usize) -> String {

@@ -262,6 +262,20 @@ pub fn canonical(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).context(|| format!("cannot resolve {}", path.display()))
 }
 
+/// The path as an absolute one, whether it exists or not.
+///
+/// # Errors
+/// If the current directory is gone.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(|| format!("cannot resolve {}", path.display()))
+}
+
+/// Whether a regular file stands there that its owner may execute.
+#[must_use]
+pub fn is_executable(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o100 != 0)
+}
+
 /// The directory that holds `path`.
 fn parent_of(path: &Path) -> Result<&Path> {
     path.parent().ok_or_else(|| Error::bug(format!("{} has no parent directory", path.display())))

@@ -167,6 +167,20 @@ impl Repo {
         Ok(Self::with(path, format, Backend::Library(repository)))
     }
 
+    /// Opens the repository with one more directory of objects: in pre-receive the pushed objects are in git's quarantine.
+    ///
+    /// # Errors
+    /// As [`Repo::open`].
+    pub fn open_with_objects(path: &Path, objects: &Path) -> Result<Self> {
+        let repo = Self::open(path)?;
+        if let Backend::Library(repository) = &repo.backend {
+            let text = objects.to_str().ok_or_else(|| Error::failed(format!("{} is no text", objects.display())))?;
+            let added = repository.odb().and_then(|odb| odb.add_disk_alternate(text));
+            added.context(|| format!("cannot read {}", objects.display()))?;
+        }
+        Ok(repo)
+    }
+
     fn open_with_program(path: &Path, format: ObjectFormat) -> Result<Self> {
         Git::of(path).args(["rev-parse", "--git-dir"]).run(&format!("open the repository {}", path.display()))?;
         Ok(Self::with(path.to_path_buf(), format, Backend::Program))

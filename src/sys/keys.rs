@@ -13,6 +13,12 @@ use super::fs;
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
+    /// The key of these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// Reads 64 hexadecimal digits.
     ///
     /// # Errors

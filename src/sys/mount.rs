@@ -47,16 +47,9 @@ fn unescape_octal(bytes: &[u8]) -> OsString {
     while let Some((first, after)) = rest.split_first() {
         let code =
             (*first == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = after;
-            }
-        }
+        let byte = code.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[3..] } else { after };
     }
     OsString::from_vec(out)
 }
@@ -136,7 +129,7 @@ impl process::StepWatcher for Silent {
 }
 
 /// The path of `inner` below `outer`; empty if they are the same.
-pub fn below<'a>(inner: &'a Path, outer: &Path) -> Option<&'a Path> {
+fn below<'a>(inner: &'a Path, outer: &Path) -> Option<&'a Path> {
     inner.strip_prefix(outer).ok()
 }
 

@@ -192,6 +192,26 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the runtime".into())
 }
 
+/// Runs a program in our place of the terminal: it has our three streams, exactly this environment and this directory.
+/// Returns its exit code; a signal counts 128 plus its number, as shells do.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn run_attached(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>, dir: &Path) -> Result<u8> {
+    use std::os::unix::process::ExitStatusExt;
+    let Some((program, args)) = argv.split_first() else { return Err(Error::usage("no command was given")) };
+    let shown = crate::sys::escape::visible(&program.to_string_lossy());
+    let status = std::process::Command::new(program)
+        .args(args)
+        .env_clear()
+        .envs(env)
+        .current_dir(dir)
+        .status()
+        .context(|| format!("cannot run {shown}"))?;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

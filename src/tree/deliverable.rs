@@ -211,13 +211,50 @@ impl Deliverable {
         }
         let file = fs::open_read(&self.file("tar.zst"))?;
         let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
-        let taken = unpack_members(&mut hashing, manifest, store, wants).map_err(|e| self.refused("archive", &e))?;
+        let mut taken = 0;
+        read_members(&mut hashing, manifest, &mut |entry, content| {
+            let (Some(hash), size) = (entry.hash(), entry.size()) else { return Ok(()) };
+            if !wants(&hash)? || store.contains(&hash)? {
+                return Ok(());
+            }
+            let (found, count) = store.add(content)?;
+            if (found, count) != (hash, size) {
+                store.remove(&found)?;
+                return Err(Error::refused(format!("the content of `{}` is not what the manifest says", entry.path)));
+            }
+            taken += 1;
+            Ok(())
+        })
+        .map_err(|e| self.refused("archive", &e))?;
+        self.finish_reading(hashing, statement)?;
+        Ok(taken)
+    }
+
+    /// Reads the whole archive and compares every content, taking nothing.
+    ///
+    /// # Errors
+    /// As [`Deliverable::unpack`].
+    pub fn check_archive(&self, statement: &Statement, manifest: &Manifest) -> Result<()> {
+        let file = fs::open_read(&self.file("tar.zst"))?;
+        let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
+        read_members(&mut hashing, manifest, &mut |entry, content| {
+            let (found, count) = Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?;
+            if (Some(found), count) == (entry.hash(), entry.size()) {
+                return Ok(());
+            }
+            Err(Error::refused(format!("the content of `{}` is not what the manifest says", entry.path)))
+        })
+        .map_err(|e| self.refused("archive", &e))?;
+        self.finish_reading(hashing, statement)
+    }
+
+    fn finish_reading(&self, mut hashing: Hashing<File>, statement: &Statement) -> Result<()> {
         std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {}", self.base))?;
         let digest = hashing.hasher.finalize().to_hex();
         if digest.as_str() != statement.archive || hashing.count != statement.size {
             return Err(Error::refused(format!("the archive of {} is not the one that was signed", self.base)));
         }
-        Ok(taken)
+        Ok(())
     }
 
     /// Removes all its files, the statement first.
@@ -340,16 +377,14 @@ fn refuse_secrets(content: &mut File, size: u64, entry: &Entry, secrets: &[(Stri
     std::io::Seek::rewind(content).context(doing)
 }
 
-fn unpack_members(
-    archive: &mut Hashing<File>,
-    manifest: &Manifest,
-    store: &Store,
-    wants: &dyn Fn(&Hash) -> Result<bool>,
-) -> Result<usize> {
+/// What is done with the content of a member.
+type OnContent<'a> = dyn FnMut(&Entry, &mut dyn Read) -> Result<()> + 'a;
+
+/// Reads all members; each must be listed, once, as what it is.
+fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &mut OnContent<'_>) -> Result<()> {
     let decoder = zstd::Decoder::new(archive).context(|| "cannot decompress".to_string())?;
     let mut tar = tar::Archive::new(decoder);
     let mut seen: HashSet<TreePath> = HashSet::new();
-    let mut taken = 0;
     for member in tar.entries().context(|| "cannot read".to_string())? {
         let mut member = member.context(|| "cannot read".to_string())?;
         let bytes = member.path_bytes();
@@ -364,22 +399,14 @@ fn unpack_members(
         if !is_as_listed(&member, entry) {
             return Err(Error::refused(format!("member `{path}` is not what the manifest says")));
         }
-        if let (Content::File { size, hash }, None) = (&entry.content, &entry.hard_link) {
-            if !wants(hash)? || store.contains(hash)? {
-                continue;
-            }
-            let (found, count) = store.add(&mut Read::take(&mut member, size + 1))?;
-            if (found, count) != (*hash, *size) {
-                store.remove(&found)?;
-                return Err(Error::refused(format!("the content of `{path}` is not what the manifest says")));
-            }
-            taken += 1;
+        if entry.hash().is_some() && entry.hard_link.is_none() {
+            on_content(entry, &mut Read::take(&mut member, entry.size() + 1))?;
         }
     }
     if seen.len() != manifest.entries().len() {
         return Err(Error::refused(format!("{} members are missing", manifest.entries().len() - seen.len())));
     }
-    Ok(taken)
+    Ok(())
 }
 
 fn is_as_listed<R: Read>(member: &tar::Entry<'_, R>, entry: &Entry) -> bool {

@@ -21,7 +21,7 @@ impl Hash {
     ///
     /// # Errors
     /// Whatever reading or writing says.
-    pub fn copying(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<(Self, u64)> {
+    pub fn copying(from: &mut dyn Read, to: &mut dyn Write) -> std::io::Result<(Self, u64)> {
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0_u8; 128 * 1024];
         let mut total = 0;
@@ -42,7 +42,7 @@ impl Hash {
     ///
     /// # Errors
     /// Whatever reading says.
-    pub fn reading(from: &mut impl Read) -> std::io::Result<(Self, u64)> {
+    pub fn reading(from: &mut dyn Read) -> std::io::Result<(Self, u64)> {
         Self::copying(from, &mut std::io::sink())
     }
 

@@ -65,7 +65,7 @@ impl Store {
     ///
     /// # Errors
     /// If reading or writing fails; nothing is left behind then.
-    pub fn add(&self, from: &mut impl Read) -> Result<(Hash, u64)> {
+    pub fn add(&self, from: &mut dyn Read) -> Result<(Hash, u64)> {
         self.add_with(|file| Hash::copying(from, file))
     }
 
@@ -159,7 +159,7 @@ impl Store {
 }
 
 /// A tree that holds contents too, at known paths. It may have been written to, so what comes from it is always verified.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Held<'a> {
     dir: &'a Dir,
     paths: HashMap<Hash, TreePath>,
@@ -214,6 +214,13 @@ impl<'a> Supply<'a> {
     pub fn with_origin(mut self, origin: &'a dyn Origin) -> Self {
         self.origin = Some(origin);
         self
+    }
+
+    /// A supply from one more tree too; nothing is renamed out of the store.
+    #[must_use]
+    pub fn also(&self, held: Option<Held<'a>>) -> Self {
+        let held = self.held.iter().cloned().chain(held).collect();
+        Self { store: self.store, held, takeable: HashSet::new(), origin: self.origin }
     }
 
     /// Contents that must not be renamed out after all, because several files need them.

@@ -1,20 +1,17 @@
-//! Steps, detached processes and the users of a tree, with real processes.
+//! Steps, with real processes.
 
-use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use mc_project::sys::mount;
 use mc_project::sys::process::{
-    self, DetachedOrder, LINE_LIMIT, Patience, StepResult, StepStatus, StepWatcher, Tick, base_environment,
+    self, LINE_LIMIT, Patience, StepResult, StepStatus, StepWatcher, Tick, run_step_patiently,
 };
 use mc_project::sys::step_exec::{Bind, Limits, RunAs, StepOrder};
-use mc_project::sys::{mount, process::run_step_patiently};
 
-const LONG: Duration = Duration::from_secs(60);
+use crate::world::{LONG, kill, processes_with, setup, sh, two_trees, unique_sleep, wait_until};
 
 /// Keeps all output; cancels when a line says so.
 #[derive(Default)]
@@ -41,32 +38,6 @@ impl StepWatcher for Keeper {
     }
 }
 
-/// A directory with links that make `detached.sh` stand for the binary; one for each test process.
-fn executable() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("exe-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mc_project"), dir.join("real")).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/detached.sh");
-        std::os::unix::fs::symlink(script, dir.join("mc_project")).unwrap();
-        dir.join("mc_project")
-    })
-}
-
-fn setup() -> tempfile::TempDir {
-    process::set_executable(executable());
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
-fn sh(script: &str, cwd: &Path) -> StepOrder {
-    let argv = ["/bin/sh", "-euc", script].map(OsString::from).into();
-    StepOrder::new(argv, base_environment(Path::new("/")).into_iter().collect(), cwd.to_path_buf())
-}
-
 fn run_with(order: &StepOrder, timeout: Duration, keeper: &mut Keeper) -> StepResult {
     let patience = Patience { timeout, grace: Duration::from_millis(300), tick: Duration::from_millis(50) };
     run_step_patiently(order, &patience, keeper).unwrap()
@@ -77,34 +48,6 @@ fn run(order: &StepOrder) -> (StepStatus, String) {
     let result = run_with(order, LONG, &mut keeper);
     assert!(result.survivors.is_empty());
     (result.status, keeper.text())
-}
-
-/// Processes whose command line contains `needle`, zombies left out.
-fn processes_with(needle: &str) -> Vec<i32> {
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let has = |pid: &i32| {
-        let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&text).replace('\0', " ").contains(needle)
-    };
-    pids.filter(|pid| *pid != std::process::id().cast_signed()).filter(has).collect()
-}
-
-fn wait_until(what: &str, check: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !check() {
-        assert!(Instant::now() < end, "it did not happen: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn kill(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
-/// A number of seconds to sleep that no other test uses, to find the process again.
-fn unique_sleep() -> String {
-    format!("1000{:07}", uuid::Uuid::now_v7().as_u128() % 9_999_999)
 }
 
 #[test]
@@ -296,8 +239,10 @@ fn a_step_starts_with_three_descriptors_default_signals_and_no_way_to_new_privil
     assert_eq!(text.lines().filter(|line| line.contains(" -> ")).count(), 4, "{text}");
     let (_, text) = run(&sh("grep -E '^(NoNewPrivs|SigBlk|SigIgn)' /proc/self/status; umask; ulimit -c", dir.path()));
     let words: Vec<&str> = text.split_whitespace().collect();
-    let none = "0000000000000000";
-    assert_eq!(words, ["NoNewPrivs:", "1", "SigBlk:", none, "SigIgn:", none, "0022", "0"], "{text}");
+    let [_, blocked, _, ignored, _, no_new_privileges, mask, core] = words[..] else { panic!("{text}") };
+    assert_eq!((blocked, no_new_privileges, mask, core), ("0000000000000000", "1", "0022", "0"), "{text}");
+    // Signals 32 and 33 belong to the C library, which lets nobody touch them.
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & !0x1_8000_0000, 0, "{text}");
     let (_, text) = run(&sh("cut -d' ' -f1,5,6 /proc/$$/stat; echo $$", dir.path()));
     let numbers: Vec<&str> = text.split_whitespace().collect();
     assert!(numbers.iter().all(|n| *n == numbers[0]) && numbers.len() == 4, "{text}");
@@ -311,16 +256,6 @@ fn limits_hold() {
     let (status, text) = run(&order);
     assert!(!status.is_ok() && text.starts_with("50\n8\n"), "{text}");
     assert_eq!(std::fs::metadata(dir.path().join("big")).unwrap().len(), 4096);
-}
-
-fn two_trees(root: &Path) -> (PathBuf, PathBuf) {
-    let (old, new) = (root.join("run"), root.join("candidate"));
-    for (dir, text) in [(&old, "old\n"), (&new, "new\n")] {
-        std::fs::create_dir(dir).unwrap();
-        std::fs::write(dir.join("version"), text).unwrap();
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777)).unwrap();
-    }
-    (old, new)
 }
 
 #[test]
@@ -421,189 +356,4 @@ fn without_privileges_the_same_works_in_a_user_namespace() {
     // Some systems forbid user namespaces; then the probe must have said so.
     let forbidden = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0");
     assert!(text.contains(if forbidden { "no namespaces for users" } else { "seen unprivileged" }), "{text}");
-}
-
-fn detached(script: &str) -> DetachedOrder {
-    DetachedOrder { args: vec![script.into()], env: base_environment(Path::new("/")), ..DetachedOrder::default() }
-}
-
-#[test]
-fn a_detached_process_gets_its_input_and_is_seen_to_end_with_its_children() {
-    let dir = setup();
-    let log = dir.path().join("log");
-    let mut order = detached("cat; env | grep -c . ; (sleep 1; echo child) & exit 3");
-    order.input = b"request\n".to_vec();
-    order.log = Some(log.clone());
-    let begin = Instant::now();
-    let process = process::spawn_detached(&order).unwrap();
-    assert!(!process.wait_gone(Duration::from_millis(100)).unwrap());
-    assert!(process.wait_gone(LONG).unwrap());
-    assert!(begin.elapsed() >= Duration::from_secs(1));
-    let text = std::fs::read_to_string(&log).unwrap();
-    // The shell adds PWD (and what it may like more) to the six.
-    assert!(text.starts_with("request\n") && text.ends_with("child\n"), "{text}");
-}
-
-#[test]
-fn a_watcher_can_wait_for_its_detached_child() {
-    setup();
-    let mut order = detached("exit 7");
-    order.as_child = true;
-    let mut process = process::spawn_detached(&order).unwrap();
-    assert_eq!(process.wait_child().unwrap(), StepStatus::Exit(7));
-    assert!(process.wait_gone(LONG).unwrap());
-    let mut orphan = process::spawn_detached(&detached("exit 7")).unwrap();
-    assert!(orphan.wait_child().is_err());
-}
-
-#[test]
-fn a_detached_process_survives_its_starter_and_signals_to_its_group() {
-    let dir = setup();
-    let file = dir.path().join("pid");
-    let mut starter = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "process::starter_part", "--include-ignored"])
-        .env("MC_IT_PID", &file)
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    wait_until("it is started", || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
-    let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
-    process::kill_group(starter.id().cast_signed(), nix::sys::signal::Signal::SIGKILL).unwrap();
-    starter.wait().unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let own = pid.to_string();
-    assert_ne!(fields[0], "Z");
-    assert_eq!((fields[2], fields[3]), (own.as_str(), own.as_str()), "its own group and session");
-    let link = |e: std::fs::DirEntry| std::fs::read_link(e.path()).unwrap().to_string_lossy().into_owned();
-    let open: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(link).collect();
-    assert_eq!(open.iter().filter(|target| target.starts_with("socket:")).count(), 1, "{open:?}");
-    assert_eq!(open.iter().filter(|target| *target == "/dev/null").count(), 3, "{open:?}");
-    assert_eq!(open.len(), 4, "{open:?}");
-    kill(pid);
-}
-
-#[test]
-#[ignore = "run by the test before in a process that is killed"]
-fn starter_part() {
-    let Some(file) = std::env::var_os("MC_IT_PID") else { return };
-    setup();
-    let process = process::spawn_detached(&detached("exec sleep 1000")).unwrap();
-    std::fs::write(file, format!("{}\n", process.pid())).unwrap();
-    std::thread::sleep(LONG);
-}
-
-#[test]
-fn a_step_does_not_touch_what_was_detached_before_or_meanwhile() {
-    struct Starter(Vec<process::Detached>);
-    impl StepWatcher for Starter {
-        fn line(&mut self, _line: &[u8]) {
-            self.0.push(process::spawn_detached(&detached("(setsid sleep 600 &) ; sleep 600")).unwrap());
-        }
-    }
-    let dir = setup();
-    let mut child = detached("sleep 600");
-    child.as_child = true;
-    let child = process::spawn_detached(&child).unwrap();
-    let mut starter = Starter(Vec::new());
-    process::run_step(&sh("echo one; sleep 0.3", dir.path()), LONG, &mut starter).unwrap();
-    process::run_step(&sh("true", dir.path()), LONG, &mut starter).unwrap();
-    assert_eq!(starter.0.len(), 1);
-    for process in starter.0.iter().chain([&child]) {
-        assert!(!process.wait_gone(Duration::from_millis(100)).unwrap());
-        process::kill_group(process.pid(), nix::sys::signal::Signal::SIGKILL).unwrap();
-    }
-    processes_with("sleep 600").into_iter().for_each(kill);
-}
-
-#[test]
-fn the_leftovers_of_a_killed_worker_are_found_by_their_marker() {
-    setup();
-    let name = unique_sleep();
-    let marker = format!("deployment-{name}.1");
-    let spawn = |marker: &str| -> Child { Command::new("sleep").arg(&name).env("MC_STEP", marker).spawn().unwrap() };
-    let (mut ours, mut other) = (spawn(&marker), spawn("another.1"));
-    wait_until("both run", || processes_with(&name).len() == 2);
-    let reaper = std::thread::spawn(move || ours.wait().unwrap());
-    assert!(process::kill_marked(&format!("deployment-{name}.")).unwrap().is_empty());
-    assert!(!reaper.join().unwrap().success());
-    assert!(other.try_wait().unwrap().is_none());
-    other.kill().unwrap();
-    other.wait().unwrap();
-}
-
-/// Runs a shell script that says `ready` and then waits; ends with the value.
-struct Helper(Child);
-
-impl Helper {
-    fn new(script: &str, cwd: &Path) -> Self {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-euc", script]).current_dir(cwd).stdout(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut text = [0_u8; 6];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut text).unwrap();
-        assert_eq!(&text, b"ready\n");
-        Self(child)
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id().cast_signed()
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test]
-fn every_way_of_using_a_tree_is_found_and_its_neighbours_are_not() {
-    let dir = setup();
-    let root = std::fs::canonicalize(dir.path()).unwrap();
-    let tree = root.join("tree");
-    std::fs::create_dir_all(tree.join("sub dir")).unwrap();
-    std::fs::create_dir(root.join("tree2")).unwrap();
-    std::fs::write(tree.join("file"), "x").unwrap();
-    std::fs::copy("/bin/sleep", tree.join("sleep")).unwrap();
-    assert!(process::processes_using(&tree).unwrap().found.is_empty());
-    let wait = "echo ready; exec sleep 600";
-    let helpers = [
-        (Helper::new(wait, &tree.join("sub dir")), "working directory"),
-        (Helper::new(&format!("exec 7< {}/file; {wait}", tree.display()), &root), "open file"),
-        (Helper::new(&format!("echo ready; exec {}/sleep 600", tree.display()), &root), "program"),
-        (Helper::new(wait, &root.join("tree2")), ""),
-        (Helper::new(&format!("exec 7> {0}/gone; rm {0}/gone; {wait}", tree.display()), &root), ""),
-    ];
-    let found = |helper: &Helper| {
-        let users = process::processes_using(&tree).unwrap();
-        users.found.into_iter().find(|user| user.pid == helper.pid()).map(|user| user.how)
-    };
-    wait_until("the program runs", || found(&helpers[2].0).is_some());
-    for (helper, how) in &helpers {
-        let found = found(helper);
-        assert_eq!(found.is_some(), !how.is_empty(), "{found:?}");
-        assert!(found.is_none_or(|text| text.starts_with(how) && text.contains(tree.to_str().unwrap())));
-    }
-    // We ourselves are left out.
-    let _open = std::fs::File::open(tree.join("file")).unwrap();
-    let users = process::processes_using(&tree).unwrap();
-    assert!(users.found.iter().all(|user| user.pid != std::process::id().cast_signed()));
-}
-
-#[test]
-fn a_tree_is_found_where_another_mount_namespace_shows_it() {
-    if !nix::unistd::Uid::effective().is_root() {
-        return;
-    }
-    let dir = setup();
-    let root = std::fs::canonicalize(dir.path()).unwrap();
-    let (old, new) = two_trees(&root);
-    let script = "exec unshare -m sh -euc 'mount --bind candidate run; cd run; echo ready; exec sleep 600'";
-    let helper = Helper::new(script, &root);
-    let uses = |tree: &Path| process::processes_using(tree).unwrap().found.iter().any(|user| user.pid == helper.pid());
-    assert!(uses(&new));
-    let _ = old;
 }

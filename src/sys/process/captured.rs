@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn more_than_the_limit_is_read_and_dropped() {
-        let captured = sh("yes | head -c 9000000; echo end >&2", b"", Duration::from_secs(60));
+        let captured = sh("yes | head -c 9000000; echo end >&2", b"", Duration::from_mins(1));
         assert_eq!((captured.stdout.len(), captured.stderr.as_slice()), (CAPTURE_LIMIT, b"end\n".as_slice()));
     }
 }

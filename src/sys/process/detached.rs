@@ -6,7 +6,7 @@
 //! [`super::keep_descriptors_from_children`] ends the inheritance.
 //!
 //! Unless asked for, the process is not our child: nobody has to wait for it, and what a step's end does to our
-//! children does not concern it.
+//! children does not concern it. That is why none is started while a step runs: it would be taken for the step's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -52,9 +52,12 @@ pub struct Detached {
 /// Starts `mc_project` with these arguments, detached. It stands in its own session when this returns.
 ///
 /// # Errors
-/// If it cannot be started; nothing of it is left then.
+/// If it cannot be started; nothing of it is left then. Also while a step runs in this process.
 pub fn spawn_detached(order: &DetachedOrder) -> Result<Detached> {
     let doing = || "cannot start a process of ours".to_string();
+    if nix::sys::prctl::get_child_subreaper().context(doing)? {
+        return Err(Error::bug(format!("{} while a step runs", doing())));
+    }
     let (mut ours, theirs) = UnixStream::pair().context(doing)?;
     let mut command = Command::new(super::self_exe());
     command.arg(step_exec::SUBCOMMAND).env_clear().current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));

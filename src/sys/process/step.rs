@@ -10,8 +10,7 @@
 //! timeout or a cancellation ends them. Their output must not need us: give the order an `output_file`, which the
 //! daemon keeps and which we only follow while the step runs.
 //!
-//! One step runs at a time in one process. A process started by [`super::spawn_detached`] during a step (from a watcher)
-//! is no child of ours and is not touched.
+//! One step runs at a time in one process. A detached process of ours cannot be started meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs::File;

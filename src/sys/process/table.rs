@@ -188,7 +188,9 @@ fn kill_until_gone(mut alive: impl FnMut() -> Result<Vec<Entry>>) -> Result<Vec<
         }
         // All are stopped before the first is killed: what does not run cannot start another one meanwhile.
         for signal in [Signal::STOP, Signal::KILL] {
-            found.iter().for_each(|entry| send(entry, signal));
+            for entry in &found {
+                send(entry, signal);
+            }
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -241,7 +243,9 @@ mod tests {
         let before_pid = before.id().cast_signed();
         wait_for(&|| entry(before_pid).unwrap().session == before_pid);
         let spared = our_children().unwrap();
-        let is_there = |pid: u32, spared| below_us(spared).unwrap().iter().any(|e| e.pid == pid.cast_signed());
+        let is_there = |pid: u32, spared: &BTreeSet<Identity>| {
+            below_us(spared).unwrap().iter().any(|e| e.pid == pid.cast_signed())
+        };
         assert!(!is_there(ours.id(), &BTreeSet::new()));
         assert!(is_there(before.id(), &BTreeSet::new()));
         assert!(!is_there(before.id(), &spared));
