@@ -1,5 +1,7 @@
 //! Refs: read by either backend, always written by the git program.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::project::ids::{ObjectId, RefName};
@@ -110,6 +112,7 @@ impl Repo {
             for _ in 0..2 {
                 said = self.update_refs(changes, message, patience)?;
                 if said.code == Some(0) {
+                    self.sync_names(changes)?;
                     return Ok(true);
                 }
                 if self.has_moved(changes)? {
@@ -126,6 +129,17 @@ impl Repo {
         let names: Vec<String> = changes.iter().map(|change| change.name.shown()).collect();
         let error = said.failure(&format!("change the ref {}", names.join(", ")));
         Err(error.hint(format!("git -C {} fsck", self.path.display())))
+    }
+
+    /// Makes the names of changed refs durable: git syncs the files, but not the directories that it renames them in.
+    fn sync_names(&self, changes: &[RefChange]) -> Result<()> {
+        let mut dirs = BTreeSet::from([self.path.clone()]);
+        for change in changes {
+            let file = self.path.join(change.name.as_str());
+            dirs.extend(file.ancestors().skip(1).take_while(|dir| *dir != self.path).map(Path::to_path_buf));
+        }
+        // A directory may be gone, emptied by git after a deletion; in a reftable there never was one.
+        dirs.iter().filter(|dir| dir.is_dir()).try_for_each(|dir| crate::sys::fs::sync_dir(dir))
     }
 
     fn update_refs(&self, changes: &[RefChange], message: &str, patience: Duration) -> Result<Output> {
