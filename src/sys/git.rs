@@ -91,6 +91,8 @@ const STREAM_FROM: u64 = 32 * 1024 * 1024;
 const SMALL_OBJECT: u64 = 4 * 1024 * 1024;
 
 /// An open repository, used as a bare one; replace refs are not followed.
+///
+/// It may move to another thread, but each thread needs its own.
 pub struct Repo {
     path: PathBuf,
     format: ObjectFormat,
@@ -217,6 +219,7 @@ impl Repo {
         if self.config(key)?.as_deref() == Some(value) {
             return Ok(());
         }
+        self.remove_stale_lock("config.lock")?;
         let doing = format!("set {key} of {}", self.path.display());
         // The git program keeps the file's mode and its lock; --replace-all: several old values become this one.
         Git::of(&self.path).args(["config", "--local", "--replace-all", key, value]).run(&doing)?;
@@ -344,7 +347,7 @@ impl Repo {
         }
     }
 
-    /// The raw content of an object of this kind, checked against its id.
+    /// The content of an object that must be here and of this kind.
     fn object(&self, id: &ObjectId, kind: ObjectKind, limit: u64) -> Result<Vec<u8>> {
         let header = self.header(id)?.ok_or_else(|| self.missing(id))?;
         if header.kind != kind {
@@ -358,6 +361,11 @@ impl Repo {
                 header.size
             )));
         }
+        self.content(id)
+    }
+
+    /// The raw content of an object that is here, of whatever kind and size, checked against its id.
+    fn content(&self, id: &ObjectId) -> Result<Vec<u8>> {
         match &self.backend {
             Backend::Library(repository) => library::read(repository, id),
             Backend::Program => {

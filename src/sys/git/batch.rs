@@ -153,7 +153,8 @@ fn broken_off(id: &ObjectId) -> Error {
     Error::failed(format!("git cat-file broke off at object {}", id.short())).hint("git fsck")
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as lowercase hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, b| {
         let _ = write!(text, "{b:02x}");

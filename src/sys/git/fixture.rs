@@ -1,6 +1,7 @@
 //! Repositories for the tests: real ones, made by the git program, read by each backend.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -128,7 +129,7 @@ impl Fixture {
         let _ = std::fs::remove_file(&index);
         let mut lines = String::new();
         for (path, content) in files {
-            lines.push_str(&format!("100644 {}\t{path}\n", self.blob(content)));
+            writeln!(lines, "100644 {}\t{path}", self.blob(content)).unwrap();
         }
         let index = format!("--git-dir={}", self.path.display());
         let run = |args: &[&str], input: &[u8]| {
@@ -175,9 +176,8 @@ impl Fixture {
 
 fn open(path: &std::path::Path, reader: Reader) -> Repo {
     match reader {
-        Reader::Library => Repo::open(path).unwrap(),
         Reader::Program => Repo::open_with_program(path, ObjectFormat::Sha1).unwrap(),
-        Reader::ProgramSha256 => Repo::open(path).unwrap(),
+        Reader::Library | Reader::ProgramSha256 => Repo::open(path).unwrap(),
     }
 }
 

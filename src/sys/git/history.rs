@@ -138,14 +138,15 @@ impl Repo {
     pub fn log(&self, to: &ObjectId, not: Option<&ObjectId>, limit: usize) -> Result<Vec<CommitInfo>> {
         let to = self.peel_to_commit(to)?.ok_or_else(|| self.missing(to))?;
         let not = not.map(|id| self.peel_to_commit(id)).transpose()?.flatten();
-        let ids = match self.library_for_history() {
-            Some(repository) => library::log(repository, &to, not.as_ref(), limit)?,
-            None => {
-                let call = Git::of(&self.path).args(["rev-list", &format!("--max-count={limit}"), to.as_str()]);
-                let call = if let Some(not) = &not { call.arg(format!("^{not}")) } else { call };
-                let output = call.arg("--").run(&format!("list the commits of {}", to.short()))?;
-                String::from_utf8_lossy(&output).lines().map(str::parse).collect::<Result<_>>()?
-            }
+        let ids = if let Some(repository) = self.library_for_history() {
+            library::log(repository, &to, not.as_ref(), limit)?
+        } else {
+            // git reads the number as a C int.
+            let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+            let call = Git::of(&self.path).args(["rev-list", &format!("--max-count={limit}"), to.as_str()]);
+            let call = if let Some(not) = &not { call.arg(format!("^{not}")) } else { call };
+            let output = call.arg("--").run(&format!("list the commits of {}", to.short()))?;
+            String::from_utf8_lossy(&output).lines().map(str::parse).collect::<Result<_>>()?
         };
         ids.iter().map(|id| self.commit(id)).collect()
     }
@@ -286,7 +287,7 @@ mod tests {
         };
         let mut raw = format!("blob {}\0", content.len()).into_bytes();
         raw.extend_from_slice(content);
-        digest::digest(algorithm, &raw).as_ref().iter().map(|b| format!("{b:02x}")).collect()
+        super::super::batch::hex(digest::digest(algorithm, &raw).as_ref())
     }
 
     #[test]
@@ -320,7 +321,7 @@ mod tests {
                 f.repo.log(to, not, limit).unwrap().into_iter().map(|commit| commit.id).collect()
             };
             let back = |from: usize, to: usize| ids[from..to].iter().rev().cloned().collect::<Vec<_>>();
-            assert_eq!(log(&ids[5], None, 100), back(0, 6));
+            assert_eq!(log(&ids[5], None, usize::MAX), back(0, 6));
             assert_eq!(log(&ids[5], None, 2), back(4, 6));
             assert_eq!(log(&ids[5], Some(&ids[2]), 100), back(3, 6));
             assert_eq!(log(&ids[5], Some(&f.nothing()), 1), back(5, 6));

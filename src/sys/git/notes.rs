@@ -28,6 +28,7 @@ impl Repo {
         let lines: Vec<&str> = present.lines().chain([line.as_str()]).collect();
         let mut note = lines[lines.len().saturating_sub(KEEP)..].join("\n");
         note.push('\n');
+        self.remove_stale_lock(&format!("{NOTES}.lock"))?;
         Git::of(&self.path)
             .env("GIT_AUTHOR_NAME", NAME)
             .env("GIT_AUTHOR_EMAIL", MAIL)
@@ -75,7 +76,7 @@ mod tests {
             f.repo.add_note(&commit, "# two\nlines").unwrap();
             assert_eq!(f.again().note(&commit).unwrap().unwrap(), "deployed 1\n# two\\u{a}lines\n");
             assert_eq!(f.git(&["notes", "--ref=refs/notes/deploys", "show", commit.as_str()]).lines().count(), 2);
-            let many: String = (0..60).map(|n| format!("line {n}\n")).collect();
+            let many = (0..60).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n");
             f.git_with(
                 &["notes", "--ref=refs/notes/deploys", "add", "-f", "-F", "-", commit.as_str()],
                 many.as_bytes(),

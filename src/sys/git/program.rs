@@ -210,6 +210,11 @@ impl Output {
         })
     }
 
+    /// Whether its error output holds this.
+    pub fn complains_of(&self, text: &str) -> bool {
+        memchr::memmem::find(&self.stderr, text.as_bytes()).is_some()
+    }
+
     /// The line of its error output that says most, safe to show.
     pub fn said(&self) -> String {
         let lines = || self.stderr.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty());

@@ -1,6 +1,7 @@
 //! Refs: read by either backend, always written by the git program.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::project::ids::{ObjectId, RefName};
@@ -34,7 +35,13 @@ impl Repo {
             Backend::Library(repository) => library::read_ref(repository, name.as_str()),
             // Not rev-parse: for a ref that does not exist it guesses (`x-gabc123` is the commit abc123 to it).
             Backend::Program => {
-                Ok(self.list_refs(name.as_str())?.into_iter().find(|(found, _)| found == name).map(|(_, id)| id))
+                let output = self.for_each_ref(name.as_str())?;
+                let found = parse_refs(&output.stdout).into_iter().find(|(found, _)| found == name).map(|(_, id)| id);
+                // git leaves out a ref whose file is damaged; that is not the same as a ref that does not exist.
+                if found.is_none() && output.complains_of(&format!("broken ref {name}")) {
+                    return Err(Error::failed(format!("the ref {} is damaged", name.shown())).hint("git fsck"));
+                }
+                Ok(found)
             }
         }
     }
@@ -50,7 +57,7 @@ impl Repo {
                 // git knows only prefixes that end at a slash.
                 let dir = &prefix[..prefix.rfind('/').map_or(0, |i| i + 1)];
                 let plain = dir.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.'));
-                self.list_refs(if plain { dir } else { "" })?
+                parse_refs(&self.for_each_ref(if plain { dir } else { "" })?.stdout)
             }
         };
         found.retain(|(name, _)| name.as_str().starts_with(prefix));
@@ -58,15 +65,14 @@ impl Repo {
         Ok(found)
     }
 
-    fn list_refs(&self, pattern: &str) -> Result<Vec<(RefName, ObjectId)>> {
+    fn for_each_ref(&self, pattern: &str) -> Result<Output> {
         let call = Git::of(&self.path).args(["for-each-ref", "--format=%(objectname) %(refname)", "--"]);
         let call = if pattern.is_empty() { call } else { call.arg(pattern) };
-        let output = call.run(&format!("list the refs of {}", self.path.display()))?;
-        let parse = |line: &[u8]| -> Option<(RefName, ObjectId)> {
-            let (id, name) = std::str::from_utf8(line).ok()?.split_once(' ')?;
-            Some((name.parse().ok()?, id.parse().ok()?))
-        };
-        Ok(output.split(|b| *b == b'\n').filter_map(parse).collect())
+        let output = call.output()?;
+        if output.code == Some(0) {
+            return Ok(output);
+        }
+        Err(output.failure(&format!("list the refs of {}", self.path.display())))
     }
 
     /// Moves a ref from `old` to `new` in one step: a zero `old` means that it must not exist, a zero `new` deletes
@@ -106,6 +112,7 @@ impl Repo {
             for _ in 0..2 {
                 said = self.update_refs(changes, message, patience)?;
                 if said.code == Some(0) {
+                    self.sync_names(changes)?;
                     return Ok(true);
                 }
                 if self.has_moved(changes)? {
@@ -122,6 +129,17 @@ impl Repo {
         let names: Vec<String> = changes.iter().map(|change| change.name.shown()).collect();
         let error = said.failure(&format!("change the ref {}", names.join(", ")));
         Err(error.hint(format!("git -C {} fsck", self.path.display())))
+    }
+
+    /// Makes the names of changed refs durable: git syncs the files, but not the directories that it renames them in.
+    fn sync_names(&self, changes: &[RefChange]) -> Result<()> {
+        let mut dirs = BTreeSet::from([self.path.clone()]);
+        for change in changes {
+            let file = self.path.join(change.name.as_str());
+            dirs.extend(file.ancestors().skip(1).take_while(|dir| *dir != self.path).map(Path::to_path_buf));
+        }
+        // A directory may be gone, emptied by git after a deletion; in a reftable there never was one.
+        dirs.iter().filter(|dir| dir.is_dir()).try_for_each(|dir| crate::sys::fs::sync_dir(dir))
     }
 
     fn update_refs(&self, changes: &[RefChange], message: &str, patience: Duration) -> Result<Output> {
@@ -165,19 +183,24 @@ impl Repo {
         Ok(false)
     }
 
-    /// Removes locks that a killed process left; tells whether there was one.
+    /// Removes the locks of these refs that a killed process left; tells whether there was one.
     fn remove_stale_locks(&self, changes: &[RefChange]) -> Result<bool> {
-        let of_ref = |change: &RefChange| self.path.join(format!("{}.lock", change.name));
-        let locks: Vec<PathBuf> = changes.iter().map(of_ref).chain([self.path.join("packed-refs.lock")]).collect();
-        let mut removed = false;
-        for lock in locks {
-            let Ok(written) = std::fs::symlink_metadata(&lock).and_then(|meta| meta.modified()) else { continue };
-            if SystemTime::now().duration_since(written).is_ok_and(|age| age >= STALE_LOCK) {
-                crate::sys::fs::remove_file(&lock)?;
-                removed = true;
-            }
+        let mut removed = self.remove_stale_lock("packed-refs.lock")?;
+        for change in changes {
+            removed |= self.remove_stale_lock(&format!("{}.lock", change.name))?;
         }
         Ok(removed)
+    }
+
+    /// Removes a lock file of git that a killed process left; tells whether it did.
+    pub(super) fn remove_stale_lock(&self, name: &str) -> Result<bool> {
+        let lock = self.path.join(name);
+        let Ok(written) = std::fs::symlink_metadata(&lock).and_then(|meta| meta.modified()) else { return Ok(false) };
+        let stale = SystemTime::now().duration_since(written).is_ok_and(|age| age >= STALE_LOCK);
+        if stale {
+            crate::sys::fs::remove_file(&lock)?;
+        }
+        Ok(stale)
     }
 
     /// Makes HEAD name this ref, which need not exist yet.
@@ -188,6 +211,7 @@ impl Repo {
         if self.head()?.as_ref() == Some(name) {
             return Ok(());
         }
+        self.remove_stale_lock("HEAD.lock")?;
         let doing = format!("set HEAD of {}", self.path.display());
         Git::of(&self.path).args(["symbolic-ref", "HEAD", name.as_str()]).run(&doing).map(|_| ())
     }
@@ -213,6 +237,14 @@ impl Repo {
         };
         Ok(name.and_then(|name| std::str::from_utf8(name.trim_ascii()).ok()?.parse().ok()))
     }
+}
+
+fn parse_refs(output: &[u8]) -> Vec<(RefName, ObjectId)> {
+    let parse = |line: &[u8]| -> Option<(RefName, ObjectId)> {
+        let (id, name) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+        Some((name.parse().ok()?, id.parse().ok()?))
+    };
+    output.split(|b| *b == b'\n').filter_map(parse).collect()
 }
 
 #[cfg(test)]
@@ -311,7 +343,7 @@ mod tests {
             f.repo.set_ref(&main, &commit, "x").unwrap();
             let lock = f.path.join("refs/heads/main.lock");
             let file = std::fs::File::create(&lock).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_mins(1)).unwrap();
             assert!(f.repo.move_ref(&main, &commit, &f.zero(), "x").unwrap());
             std::fs::write(&lock, "").unwrap();
             let held = lock.clone();
@@ -347,6 +379,18 @@ mod tests {
             crate::sys::fs::set_mode(&hook, 0o755).unwrap();
             let commit = f.commit_of(&[]);
             assert!(f.repo.move_ref(&name("refs/heads/main"), &f.zero(), &commit, "x").unwrap());
+        });
+    }
+
+    #[test]
+    fn a_damaged_ref_is_not_taken_for_one_that_does_not_exist() {
+        on_each(|f| {
+            let commit = f.commit_of(&[]);
+            f.repo.set_ref(&name("refs/heads/good"), &commit, "x").unwrap();
+            // As after a power cut, had nobody synced it.
+            std::fs::write(f.path.join("refs/heads/main"), "").unwrap();
+            assert!(f.repo.read_ref(&name("refs/heads/main")).is_err());
+            assert_eq!(f.repo.refs("refs/heads/").unwrap(), [(name("refs/heads/good"), commit)]);
         });
     }
 }

@@ -95,7 +95,7 @@ fn declared(output: &[u8]) -> Result<Vec<Declared>> {
         let Ok(record) = std::str::from_utf8(record) else {
             return Err(Error::refused("`.gitmodules` is no UTF-8 text"));
         };
-        // A name may hold a line feed; then the key is cut there, misses its end and is refused as a name.
+        // No name holds a line feed (git-config(1)), so the first one ends the key.
         let Some(rest) = record.strip_prefix("submodule.") else { continue };
         let (key, value) = rest.split_once('\n').unwrap_or((rest, ""));
         let Some((name, key)) = key.rsplit_once('.') else { continue };
@@ -206,7 +206,6 @@ pub fn fetch_submodule(mirror: &Path, sub: &Submodule, ssh_command: Option<&str>
             // A host that sends nothing for a minute is given up.
             .setting("http.lowSpeedLimit=1")
             .setting("http.lowSpeedTime=60")
-            .setting("http.followRedirects=false")
             .setting("gc.auto=0")
             .setting("maintenance.auto=false")
             .env("GIT_ALLOW_PROTOCOL", "https:ssh")

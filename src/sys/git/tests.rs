@@ -244,3 +244,62 @@ fn what_root_writes_into_a_shared_repository_stays_writable_for_its_group() {
     let mode = std::fs::metadata(f.path.join("refs/heads/topic")).unwrap().permissions().mode();
     assert_eq!(mode & 0o070, 0o070, "{mode:o}");
 }
+
+#[test]
+fn a_repository_may_move_to_another_thread() {
+    let f = Fixture::new(Reader::Program);
+    let blob = f.blob(b"x");
+    let repo = f.again();
+    assert_eq!(std::thread::spawn(move || repo.blob(&blob, 1).unwrap()).join().unwrap(), b"x");
+}
+
+#[test]
+fn locks_that_a_killed_process_left_do_not_stop_configuration_head_or_notes() {
+    on_each(|f| {
+        let commit = f.commit_of(&[]);
+        f.repo.add_note(&commit, "one").unwrap();
+        for lock in ["config.lock", "HEAD.lock", "refs/notes/deploys.lock"] {
+            let file = std::fs::File::create(f.path.join(lock)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_mins(1)).unwrap();
+        }
+        f.repo.set_config("a.b", "c").unwrap();
+        f.repo.set_head(&"refs/heads/x".parse().unwrap()).unwrap();
+        f.repo.add_note(&commit, "two").unwrap();
+        assert_eq!(f.repo.note(&commit).unwrap().unwrap(), "one\ntwo\n");
+    });
+}
+
+/// How long the calls of a deployment take: `cargo test --release -- --ignored --nocapture how_long`.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_the_calls_of_a_deployment_take() {
+    use std::time::Instant;
+    on_each(|f| {
+        let mut input = String::from("commit refs/heads/main\ncommitter C <c> 1 +0000\ndata 0\n");
+        for n in 0..100_000 {
+            let content = format!("content {n}");
+            let text = format!("M 644 inline d{:03}/f{n}\ndata {}\n{content}\n", n / 100, content.len());
+            input.push_str(&text);
+        }
+        assert!(f.try_git(&["fast-import", "--quiet"], input.as_bytes()).status.success());
+        let repo = f.again();
+        let limits = super::TreeLimits { files: 200_000, bytes: u64::MAX, file_bytes: u64::MAX };
+        let commit = repo.resolve_commit("main").unwrap().unwrap();
+        let start = Instant::now();
+        let found = repo.list(&commit, &limits).unwrap();
+        println!("  list {} entries: {:?}", found.len(), start.elapsed());
+        let start = Instant::now();
+        for entry in &found[..10_000] {
+            repo.blob(&entry.oid, 100).unwrap();
+        }
+        println!("  10000 blobs: {:?}", start.elapsed());
+        let start = Instant::now();
+        for n in 0..10 {
+            repo.set_ref(&format!("refs/deploys/x{n}").parse().unwrap(), &commit, "x").unwrap();
+        }
+        println!("  one ref: {:?}", start.elapsed() / 10);
+        let start = Instant::now();
+        repo.add_note(&commit, "x").unwrap();
+        println!("  one note: {:?}", start.elapsed());
+    });
+}
