@@ -207,7 +207,7 @@ fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
         let text = repo.blob(&entry.oid, 1024 * 1024)?;
         for found in attribute_uses(&text) {
             let at = format!("{}:{}", entry.path, found.line);
-            match found.attribute {
+            match found.what {
                 AttributeUse::Filter(name) => return Err(attributes_refused(&format!("{at} sets the filter `{name}`"))),
                 AttributeUse::Encoding(name) => return Err(attributes_refused(&format!("{at} sets the encoding `{name}`"))),
                 AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),

@@ -77,8 +77,8 @@ fn transport(site: &Site) -> MailTransport {
                 Tls::Starttls => SmtpTls::Starttls,
                 Tls::Tls => SmtpTls::Tls,
             },
-            user: smtp.login.as_ref().map(|login| login.user.clone()),
-            password_file: smtp.login.as_ref().map(|login| login.password_file.clone()),
+            login: smtp.login.clone(),
+            ca_file: smtp.ca_file.clone(),
             timeout: smtp.timeout,
         },
     }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::node::{Login, Password};
+
 /// The way that mail takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MailTransport {
@@ -21,10 +23,10 @@ pub enum MailTransport {
         port: u16,
         /// How the connection is protected.
         tls: SmtpTls,
-        /// The user to log in as, if any.
-        user: Option<String>,
-        /// The file whose first line is the password.
-        password_file: Option<PathBuf>,
+        /// The account, if the server wants one.
+        login: Option<Login>,
+        /// A file with the certificate of an authority that is trusted beside the system's.
+        ca_file: Option<PathBuf>,
         /// How long one exchange with the server may take.
         timeout: Duration,
     },

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{Message, SmtpTransport, Transport};
 
 use super::mail::Mail;
@@ -33,13 +33,14 @@ pub fn send(mail: &Mail, transport: &MailTransport) -> Result<()> {
         MailTransport::None => Ok(()),
         MailTransport::Maildir { path } => deliver_to_maildir(&message(mail)?, path),
         MailTransport::Sendmail { program } => deliver_to_sendmail(&message(mail)?, program),
-        MailTransport::Smtp { host, port, tls, user, password_file, timeout } => {
-            let login = match (user, password_file) {
-                (Some(user), Some(file)) => Some(Credentials::new(user.clone(), password(file)?)),
-                (None, None) => None,
-                _ => return Err(Error::invalid("a login to a mail server needs both a user and a password_file")),
+        MailTransport::Smtp { host, port, tls, login, ca_file, timeout } => {
+            let login = match login {
+                Some(Login { user, password: Password::File(file) }) => Some(Credentials::new(user.clone(), password(file)?)),
+                Some(Login { user, password: Password::Text(text) }) => Some(Credentials::new(user.clone(), text.clone())),
+                None => None,
             };
-            let mailer = smtp(host, *port, *tls, login, *timeout)?;
+            let authority = ca_file.as_deref().map(authority).transpose()?;
+            let mailer = smtp((host, *port), *tls, login, authority, *timeout)?;
             deliver_by_smtp(mailer, message(mail)?, &format!("{host}:{port}"), *timeout)
         }
     }
@@ -86,13 +87,28 @@ fn password(file: &Path) -> Result<String> {
     }
 }
 
-fn smtp(host: &str, port: u16, tls: SmtpTls, login: Option<Credentials>, timeout: Duration) -> Result<SmtpTransport> {
+fn authority(file: &Path) -> Result<Certificate> {
+    let bytes = fs::read_bounded(file, fs::CONFIG_LIMIT)?
+        .ok_or_else(|| Error::invalid(format!("there is no certificate file {}", file.display())))?;
+    Certificate::from_pem(&bytes).context(|| format!("cannot understand the certificate {}", file.display()))
+}
+
+fn smtp(
+    (host, port): (&str, u16),
+    tls: SmtpTls,
+    login: Option<Credentials>,
+    authority: Option<Certificate>,
+    timeout: Duration,
+) -> Result<SmtpTransport> {
     if tls == SmtpTls::None && login.is_some() {
         return Err(Error::invalid("a login to a mail server without TLS would send the password in clear text")
             .hint("set `tls: starttls` or `tls: tls`, or leave `user` out"));
     }
-    let parameters =
-        || TlsParameters::new(host.to_string()).context(|| format!("cannot prepare TLS for the mail server {host}"));
+    let parameters = || {
+        let builder = TlsParameters::builder(host.to_string());
+        let builder = authority.iter().cloned().fold(builder, lettre::transport::smtp::client::TlsParametersBuilder::add_root_certificate);
+        builder.build().context(|| format!("cannot prepare TLS for the mail server {host}"))
+    };
     let tls = match tls {
         SmtpTls::None => Tls::None,
         // Required, never opportunistic: a server that does not offer it gets no mail.
@@ -203,8 +219,8 @@ mod tests {
             host: "127.0.0.1".into(),
             port,
             tls,
-            user: None,
-            password_file: None,
+            login: None,
+            ca_file: None,
             timeout: Duration::from_millis(500),
         }
     }
@@ -361,8 +377,8 @@ mod tests {
             host: "127.0.0.1".into(),
             port: 1,
             tls,
-            user: Some("mc".into()),
-            password_file,
+            login: password_file.map(|file| Login { user: "mc".into(), password: Password::File(file) }),
+            ca_file: None,
             timeout: Duration::from_millis(200),
         };
         assert!(

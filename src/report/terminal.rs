@@ -4,8 +4,8 @@
 //! end one verdict line and what to do next. Everything that strangers wrote is escaped here once more: escaping twice
 //! changes nothing.
 
-use super::event::{Begin, Event, Record, SwitchKind, Work};
-use crate::project::outcome::{Outcome, Verdict};
+use super::event::{Begin, Event, Record, Work};
+use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::stage::Stage;
 use crate::sys::escape;
 

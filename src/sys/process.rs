@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Context, Result};
+use super::error::{Context, Error, Result};
 
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_detached};

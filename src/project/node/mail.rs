@@ -57,6 +57,8 @@ pub struct Smtp {
     pub tls: Tls,
     /// The account, if it wants one.
     pub login: Option<Login>,
+    /// A file with the certificate of an authority that is trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// How long one operation may take.
     pub timeout: Duration,
 }
@@ -124,6 +126,7 @@ struct SmtpFile {
     user: Option<Text>,
     password: Option<Text>,
     password_file: Option<AbsoluteDir>,
+    ca_file: Option<AbsoluteDir>,
     timeout: Option<Span>,
 }
 
@@ -193,6 +196,6 @@ impl SmtpFile {
         };
         let port = self.port.and_then(|port| u16::try_from(port.0).ok()).unwrap_or(usual);
         let timeout = self.timeout.map_or(Duration::from_secs(5), |span| span.0);
-        Ok(Smtp { host, port, tls: self.tls, login, timeout })
+        Ok(Smtp { host, port, tls: self.tls, login, ca_file: self.ca_file.map(|path| path.0), timeout })
     }
 }
