@@ -81,6 +81,33 @@ fn starter_part() {
 }
 
 #[test]
+fn a_step_dies_with_its_worker() {
+    let dir = setup();
+    let file = dir.path().join("pid");
+    let mut worker = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "detached::worker_part", "--include-ignored"])
+        .env("MC_IT_PID", &file)
+        .spawn()
+        .unwrap();
+    wait_until("the step runs", || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')));
+    let seconds = std::fs::read_to_string(&file).unwrap();
+    wait_until("it sleeps", || processes_with(&format!("sleep {}", seconds.trim())).len() == 1);
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    wait_until("the step is gone", || processes_with(&format!("sleep {}", seconds.trim())).is_empty());
+}
+
+#[test]
+#[ignore = "run by the test before in a process that is killed"]
+fn worker_part() {
+    let Some(file) = std::env::var_os("MC_IT_PID") else { return };
+    let dir = setup();
+    let seconds = unique_sleep();
+    let script = format!("echo {seconds} > {}; exec sleep {seconds}", Path::new(&file).display());
+    process::run_step(&sh(&script, dir.path()), LONG, &mut Blind).unwrap();
+}
+
+#[test]
 fn a_step_does_not_touch_what_was_detached_before() {
     /// Tries to start a process of ours while the step runs.
     struct Starter(Option<String>);
