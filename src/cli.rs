@@ -480,7 +480,9 @@ pub fn entry() -> u8 {
             error.kind().exit_code() as u8
         }
         Err(_) => {
-            screen::error_line("error: this is a bug in mc_project; what it did is in the journal, and the next command recovers");
+            screen::error_line(
+                "error: this is a bug in mc_project; what it did is in the journal, and the next command recovers",
+            );
             ExitCode::Bug as u8
         }
     }

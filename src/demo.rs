@@ -4,4 +4,6 @@ use crate::sys::error::Result;
 ///
 /// # Errors
 /// temp
-pub fn run(_dir: Option<&std::path::Path>) -> Result<u8> { Ok(0) }
+pub fn run(_dir: Option<&std::path::Path>) -> Result<u8> {
+    Ok(0)
+}

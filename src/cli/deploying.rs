@@ -81,7 +81,10 @@ fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
     let (changed, examples) = crate::pipeline::data::written_since(site, &point)?;
     screen::line(format!("data/ goes back to what it was before {point}: {changed} files differ"));
     examples.iter().for_each(|path| screen::line(format!("  {path}")));
-    screen::line(format!("what is there now is kept in the restore point of this rollback below {}", site.place.archives().display()));
+    screen::line(format!(
+        "what is there now is kept in the restore point of this rollback below {}",
+        site.place.archives().display()
+    ));
     if !args.yes && !screen::confirm("go back with the data? (yes/no)", "yes")? {
         return Err(Error::refused("not confirmed; nothing was done"));
     }
@@ -144,7 +147,8 @@ pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
     };
     let Some(steps) = version.recipe.tasks.get(task) else {
         let known = if names.is_empty() { "the recipe has none".to_string() } else { names.join(", ") };
-        return Err(Error::usage(format!("there is no task `{}`", crate::sys::escape::visible(task))).hint(format!("tasks: {known}")));
+        return Err(Error::usage(format!("there is no task `{}`", crate::sys::escape::visible(task)))
+            .hint(format!("tasks: {known}")));
     };
     let steps = steps.clone();
     for step in steps.iter().filter(|step| step.applies(version.mode)) {
@@ -156,7 +160,12 @@ pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
 }
 
 /// Runs one step outside of a deployment, its output shown; `Some` is the exit code of a failed one.
-fn step_by_hand(site: &Site, version: &Version, stage: Stage, step: &crate::project::recipe::Step) -> Result<Option<u8>> {
+fn step_by_hand(
+    site: &Site,
+    version: &Version,
+    stage: Stage,
+    step: &crate::project::recipe::Step,
+) -> Result<Option<u8>> {
     let id = worker::new_id();
     let mut telling = Reporter::new(&site.place, &id, None);
     let secrets: Vec<String> = version.pillar.secrets().into_iter().map(|(_, value)| value).collect();
@@ -188,7 +197,13 @@ pub fn run(cli: &Cli, args: &RunArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let version = live_version(&site)?;
     version.write_config(&site)?;
-    let env = environment(&site, &version.recipe, &version.pillar, &version.setting(&site, None), &std::collections::BTreeMap::new());
+    let env = environment(
+        &site,
+        &version.recipe,
+        &version.pillar,
+        &version.setting(&site, None),
+        &std::collections::BTreeMap::new(),
+    );
     process::run_attached(&args.command, &env, &site.place.run())
 }
 
@@ -285,7 +300,8 @@ fn no_commit(site: &Site) -> Error {
 fn live_version(site: &Site) -> Result<Version> {
     let repo = Repo::open(&site.place.git_project())?;
     let live = crate::pipeline::activate::live_of(site, &repo)?;
-    live.and_then(|live| live.version).ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))
+    live.and_then(|live| live.version)
+        .ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))
 }
 
 fn lock_for_a_command(site: &Site) -> Result<Lock> {

@@ -32,7 +32,12 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
         screen::line(format!("  {change}"));
     }
     let is_new = !fs::exists(&place.current());
-    screen::line(format!("{} is ready: {} mode ({})", args.name, site.config.mode.name(), site.config.environment.name()));
+    screen::line(format!(
+        "{} is ready: {} mode ({})",
+        args.name,
+        site.config.mode.name(),
+        site.config.environment.name()
+    ));
     if site.config.environment == crate::project::mode::Environment::Prod && site.config.mode == Mode::Cooking {
         screen::line("  no release_sources are configured in node.yaml, so this production node builds by itself");
     }
@@ -215,12 +220,14 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
 pub fn keys(cli: &Cli, command: &KeysCommand) -> Result<u8> {
     let dir = cli.node()?.place.keys();
     let trusted = dir.join("trusted");
-    let text = fs::read_if_there(&trusted)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        fs::read_if_there(&trusted)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     match command {
         KeysCommand::Show(args) => {
             let own = ReleaseKey::load_or_make(&dir)?.public().to_string();
             let configured = cli.node()?.config.trusted_release_keys;
-            let trusted: Vec<String> = configured.iter().map(|key| format!("{key:?}")).chain(text.lines().map(str::to_string)).collect();
+            let trusted: Vec<String> =
+                configured.iter().map(|key| format!("{key:?}")).chain(text.lines().map(str::to_string)).collect();
             if args.json {
                 screen::json(&serde_json::json!({"own": own, "trusted": trusted}))?;
             } else {

@@ -87,8 +87,14 @@ fn print_status(status: &Status) {
     screen::line(format!("{}: {} ({})", status.project, status.mode, status.environment));
     match &status.serves {
         Some(serving) => {
-            let since = status.since.map(|since| since.strftime(", since %Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
-            screen::line(format!("  run serves {} \"{}\"{since}, by {}", serving.commit.short(), shown(&status.subject), shown(&status.pusher)));
+            let since =
+                status.since.map(|since| since.strftime(", since %Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
+            screen::line(format!(
+                "  run serves {} \"{}\"{since}, by {}",
+                serving.commit.short(),
+                shown(&status.subject),
+                shown(&status.pusher)
+            ));
         }
         None => screen::line("  nothing is deployed yet"),
     }
@@ -96,7 +102,10 @@ fn print_status(status: &Status) {
         screen::line(format!("  at this moment process {} {} since {}", holder.pid, holder.what, holder.since));
     }
     if status.interrupted {
-        screen::line(format!("  a deployment was interrupted; the next command finishes it: mc_project recover {}", status.project));
+        screen::line(format!(
+            "  a deployment was interrupted; the next command finishes it: mc_project recover {}",
+            status.project
+        ));
     }
     if let Some(reason) = &status.needs_person {
         screen::line(format!("  needs a person: {reason}"));

@@ -5,9 +5,9 @@
 //! no lock and changes nothing itself: it may be killed, stopped or forgotten at any moment.
 
 pub mod call;
+pub mod desk;
 #[cfg(test)]
 mod fake;
-pub mod desk;
 pub mod hook;
 pub mod launch;
 pub mod options;

@@ -59,7 +59,9 @@ impl RestorePoint {
     pub fn read(site: &Site, id: &DeploymentId) -> Result<Option<Self>> {
         let path = site.place.archive(id).join(Self::FILE);
         match fs::read_if_there(&path)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).context(|| format!("cannot understand {}", path.display())),
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).context(|| format!("cannot understand {}", path.display()))
+            }
             None => Ok(None),
         }
     }
@@ -234,7 +236,8 @@ impl Draft<'_> {
         fault::point("deploy.synced")?;
         let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
         self.tell(Event::Switched { boot: clock::boot_id(), uptime_ms })?;
-        Ok((kind == SwitchKind::InPlace).then(|| "file by file: run is a mount point or on another file system".to_string()))
+        Ok((kind == SwitchKind::InPlace)
+            .then(|| "file by file: run is a mount point or on another file system".to_string()))
     }
 
     /// The fallback: `run` is made the candidate file by file. What was changed in it by hand is kept first.
@@ -312,7 +315,8 @@ impl Draft<'_> {
         if now == expected || now.as_ref() == Some(&self.begin.commit) {
             return Ok(());
         }
-        Err(Halt::failed(format!("{} was moved by somebody else during the deployment", name.shown())).hint("git fetch, then push again"))
+        Err(Halt::failed(format!("{} was moved by somebody else during the deployment", name.shown()))
+            .hint("git fetch, then push again"))
     }
 }
 
@@ -349,7 +353,8 @@ pub fn make_run(site: &Site, manifest: &crate::tree::manifest::Manifest) -> Resu
     let witness = Witness::read(&witness_path);
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
     let spare_now = identify(&spare, site.own, None, &|_| true)?;
-    let mut supply = Supply::new(&store, vec![Held::new(&spare, &spare_now.manifest), Held::new(&run, &actual.manifest)]);
+    let mut supply =
+        Supply::new(&store, vec![Held::new(&spare, &spare_now.manifest), Held::new(&run, &actual.manifest)]);
     let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
     apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside: None })?;

@@ -70,7 +70,8 @@ impl Draft<'_> {
             None => self.listed(version, &commit)?,
         };
         if entries.is_empty() && !version.recipe.allow_empty {
-            return Err(Halt::refused("the commit's tree is empty").hint("if that is meant, write `allow_empty: true` into mc_project.yaml"));
+            return Err(Halt::refused("the commit's tree is empty")
+                .hint("if that is meant, write `allow_empty: true` into mc_project.yaml"));
         }
         if version.recipe.attributes == Attributes::Git {
             return Ok(checked_out_by_git(self.site, &self.repo, &commit, store)?);
@@ -145,7 +146,13 @@ impl Draft<'_> {
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn sync_tree(site: &Site, path: &Path, wanted: &Manifest, supply: &mut Supply<'_>, point: &'static str) -> Result<usize> {
+pub fn sync_tree(
+    site: &Site,
+    path: &Path,
+    wanted: &Manifest,
+    supply: &mut Supply<'_>,
+    point: &'static str,
+) -> Result<usize> {
     let tree = Dir::open(path)?;
     let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
     let witness = Witness::read(&witness_path);
@@ -208,8 +215,12 @@ fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
         for found in attribute_uses(&text) {
             let at = format!("{}:{}", entry.path, found.line);
             match found.what {
-                AttributeUse::Filter(name) => return Err(attributes_refused(&format!("{at} sets the filter `{name}`"))),
-                AttributeUse::Encoding(name) => return Err(attributes_refused(&format!("{at} sets the encoding `{name}`"))),
+                AttributeUse::Filter(name) => {
+                    return Err(attributes_refused(&format!("{at} sets the filter `{name}`")));
+                }
+                AttributeUse::Encoding(name) => {
+                    return Err(attributes_refused(&format!("{at} sets the encoding `{name}`")));
+                }
                 AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),
                 AttributeUse::Ident => warnings.push(format!("{at} sets ident: files are written as they are stored")),
             }
@@ -244,13 +255,23 @@ fn take_in(
         _ => 0o644,
     };
     let blob = matches!(content, Content::File { .. }).then(|| entry.oid.clone());
-    Ok(Entry { path: entry.path.clone(), mode, owner: None, mtime: now, content, hard_link: None, xattrs: Vec::new(), blob })
+    Ok(Entry {
+        path: entry.path.clone(),
+        mode,
+        owner: None,
+        mtime: now,
+        content,
+        hard_link: None,
+        xattrs: Vec::new(),
+        blob,
+    })
 }
 
 fn take_blob_in(repo: &Repo, entry: &GitEntry, store: &Store) -> Result<Content> {
     if entry.size <= 1024 && is_lfs_pointer(&repo.blob(&entry.oid, 1024)?) {
-        return Err(Error::refused(format!("`{}` is a pointer of Git LFS, not the file itself", entry.path))
-            .hint("write `attributes: git` into mc_project.yaml and install git-lfs on the node, or commit the file itself"));
+        return Err(Error::refused(format!("`{}` is a pointer of Git LFS, not the file itself", entry.path)).hint(
+            "write `attributes: git` into mc_project.yaml and install git-lfs on the node, or commit the file itself",
+        ));
     }
     let mut failure = None;
     let added = store.add_with(|file| {

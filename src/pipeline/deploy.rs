@@ -32,7 +32,14 @@ fn switch_and_commit(draft: &mut Draft<'_>) -> Step<Serving> {
 /// The outcome of a deployment that became live.
 #[must_use]
 pub fn deployed(serving: Serving) -> Outcome {
-    Outcome { verdict: Verdict::Deployed, stage: None, reason: None, serves: Some(serving), hints: Vec::new(), exit: None }
+    Outcome {
+        verdict: Verdict::Deployed,
+        stage: None,
+        reason: None,
+        serves: Some(serving),
+        hints: Vec::new(),
+        exit: None,
+    }
 }
 
 impl Draft<'_> {

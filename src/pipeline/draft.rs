@@ -46,7 +46,13 @@ impl Version {
     ///
     /// # Errors
     /// If the commit is gone, or recipe or pillar are invalid.
-    pub fn load(site: &Site, repo: &Repo, commit: &ObjectId, pillar_commit: Option<&ObjectId>, mode: Mode) -> Result<Self> {
+    pub fn load(
+        site: &Site,
+        repo: &Repo,
+        commit: &ObjectId,
+        pillar_commit: Option<&ObjectId>,
+        mode: Mode,
+    ) -> Result<Self> {
         let recipe = match repo.blob_at(commit, &TreePath::new(RECIPE.as_bytes())?, fs::CONFIG_LIMIT)? {
             Some(bytes) => Recipe::parse_with(RECIPE, &bytes, &site.node.config.defaults)?,
             None => Recipe::without_file(&site.node.config.defaults),
@@ -121,8 +127,7 @@ impl Live {
     pub fn load(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
         let releases = Releases::new(&site.place);
         let provenance = releases.provenance(&serving.id)?;
-        let version =
-            Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
+        let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
         Ok(Self { serving: serving.clone(), manifest: releases.manifest(&serving.id)?, provenance, version })
     }
 }
@@ -196,11 +201,7 @@ impl Draft<'_> {
     ///
     /// # Errors
     /// The stage's own reason to stop, with the stage filled in.
-    pub fn stage<T>(
-        &mut self,
-        stage: Stage,
-        work: impl FnOnce(&mut Self) -> Step<(T, Option<String>)>,
-    ) -> Step<T> {
+    pub fn stage<T>(&mut self, stage: Stage, work: impl FnOnce(&mut Self) -> Step<(T, Option<String>)>) -> Step<T> {
         let begin = Instant::now();
         self.tell(Event::Stage { stage })?;
         let result = work(self);

@@ -62,7 +62,10 @@ impl From<Error> for Halt {
             other => Some(other.exit_code() as u8),
         };
         Self {
-            refused: matches!(error.kind(), Kind::Usage | Kind::Invalid | Kind::Busy | Kind::NeedsPerson | Kind::Refused),
+            refused: matches!(
+                error.kind(),
+                Kind::Usage | Kind::Invalid | Kind::Busy | Kind::NeedsPerson | Kind::Refused
+            ),
             stage: None,
             reason: error.one_line(),
             tail: Vec::new(),

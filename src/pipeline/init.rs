@@ -31,7 +31,12 @@ const HOOKS: [&str; 3] = ["pre-receive", "proc-receive", "post-receive"];
 ///
 /// # Errors
 /// If something is in the way or cannot be made.
-pub fn init(node: &Node, name: &ProjectName, environment: Option<Environment>, format: ObjectFormat) -> Result<Initialised> {
+pub fn init(
+    node: &Node,
+    name: &ProjectName,
+    environment: Option<Environment>,
+    format: ObjectFormat,
+) -> Result<Initialised> {
     let place = node.place.project(name);
     let recorded = read_identity(&place.identity())?;
     let environment = environment.or(recorded.as_ref().and_then(|identity| identity.environment));
@@ -42,7 +47,8 @@ pub fn init(node: &Node, name: &ProjectName, environment: Option<Environment>, f
     let root = fs::canonical(node.place.root())?;
     let identity = Identity { format: 1, name: name.clone(), root, environment };
     if recorded.as_ref() != Some(&identity) {
-        let text = serde_json::to_vec_pretty(&identity).context(|| "cannot write the project's identity".to_string())?;
+        let text =
+            serde_json::to_vec_pretty(&identity).context(|| "cannot write the project's identity".to_string())?;
         fs::write_durable(&place.identity(), &text, 0o644)?;
         changes.push("state/project.json: written".to_string());
     }
@@ -100,8 +106,12 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
         if fs::exists(&path) && !is_ours {
             let kept = dir.join(format!("{name}.local"));
             if fs::exists(&kept) {
-                return Err(Error::refused(format!("{} is no hook of ours, and {} is taken too", path.display(), kept.display()))
-                    .hint("put both into one file named <hook>.local, then run init again"));
+                return Err(Error::refused(format!(
+                    "{} is no hook of ours, and {} is taken too",
+                    path.display(),
+                    kept.display()
+                ))
+                .hint("put both into one file named <hook>.local, then run init again"));
             }
             fs::rename_durable(&path, &kept)?;
             changes.push(format!("{}: kept as {name}.local, which runs too", path.display()));

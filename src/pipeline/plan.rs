@@ -68,7 +68,8 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
     for stage in Stage::WITH_STEPS {
         let steps = next.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
         for step in steps.iter().filter(|step| step.applies(next.mode)) {
-            let never = next.mode == Mode::Final && matches!(stage, Stage::PreInstall | Stage::Build | Stage::PostBuild);
+            let never =
+                next.mode == Mode::Final && matches!(stage, Stage::PreInstall | Stage::Build | Stage::PostBuild);
             if !never {
                 lines.push(format!("{}: {}", stage.name(), step.title()));
             }
@@ -89,7 +90,9 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
     for entry in &listed {
         match before.get(&entry.path) {
             None => changed.push(format!("  + {}", entry.path)),
-            Some(old) if old.blob.is_some() && old.blob.as_ref() != Some(&entry.oid) => changed.push(format!("  ~ {}", entry.path)),
+            Some(old) if old.blob.is_some() && old.blob.as_ref() != Some(&entry.oid) => {
+                changed.push(format!("  ~ {}", entry.path))
+            }
             Some(_) => {}
         }
     }
@@ -108,7 +111,8 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
 
 fn deliverable(site: &Site, next: &Version) -> String {
     let sources = site.release_sources();
-    let found = sources.iter().map(|dir| Deliverable::new(dir, site.place.name(), &next.commit.id)).find(Deliverable::exists);
+    let found =
+        sources.iter().map(|dir| Deliverable::new(dir, site.place.name(), &next.commit.id)).find(Deliverable::exists);
     match found {
         Some(found) => format!("deliverable: {}", found.file("tar.zst").display()),
         None => {

@@ -53,7 +53,11 @@ impl Draft<'_> {
             }
         };
         let is_kept = self.goal != Goal::Commit;
-        let manifest = if is_kept { manifest } else { with_shared(self.site.place.data_shared().as_path(), &next.recipe, manifest)? };
+        let manifest = if is_kept {
+            manifest
+        } else {
+            with_shared(self.site.place.data_shared().as_path(), &next.recipe, manifest)?
+        };
         let manifest = self.stage(Stage::Candidate, |draft| draft.make_candidate(manifest, &store))?;
         let manifest = if is_kept { manifest } else { self.configure(&next, manifest, &store)? };
         self.candidate = Some(Candidate { manifest, built, was_built });
@@ -155,8 +159,10 @@ impl Draft<'_> {
         let (at, impossible) = seen_at_run(self.site, tree)?;
         let Some(reason) = impossible else { return Ok((at, self.site.place.run())) };
         if next.recipe.build_at == BuildAt::Run {
-            return Err(Halt::refused(format!("the recipe builds at the path of run, which is impossible here: {reason}"))
-                .hint("mc_project doctor tells what is missing; without `build: {at: run}` the steps run in build/tree"));
+            return Err(Halt::refused(format!(
+                "the recipe builds at the path of run, which is impossible here: {reason}"
+            ))
+            .hint("mc_project doctor tells what is missing; without `build: {at: run}` the steps run in build/tree"));
         }
         self.note(format!("steps see build/tree at its own path: {reason}"));
         Ok((at, tree.to_path_buf()))
@@ -235,8 +241,11 @@ impl Draft<'_> {
             }
             let file = Deliverable::new(Path::new(""), &name, &commit).name().to_string();
             let places = if looked.is_empty() { "no release_sources are configured".into() } else { looked.join(", ") };
-            Err(Halt::refused(format!("no deliverable {file}.json of {} was found; looked in: {places}", commit.short()))
-                .hint("push this commit to the staging node first, which cooks it, and make its releases/ reachable here"))
+            Err(Halt::refused(format!(
+                "no deliverable {file}.json of {} was found; looked in: {places}",
+                commit.short()
+            ))
+            .hint("push this commit to the staging node first, which cooks it, and make its releases/ reachable here"))
         })
     }
 
@@ -265,8 +274,11 @@ impl Draft<'_> {
             if let Some(hash) = entry.hash()
                 && !supply.has(&hash)?
             {
-                return Err(Halt::refused(format!("release {id} is incomplete: the content of `{}` is missing", entry.path))
-                    .hint("mc_project verify NAME tells which releases are complete; mc_project history NAME lists them"));
+                return Err(Halt::refused(format!(
+                    "release {id} is incomplete: the content of `{}` is missing",
+                    entry.path
+                ))
+                .hint("mc_project verify NAME tells which releases are complete; mc_project history NAME lists them"));
             }
         }
         self.proof = Some(std::thread::spawn(move || Ok(actual)));
@@ -330,7 +342,8 @@ impl Draft<'_> {
         let users = process::processes_using(spare.path())?;
         self.spare_in_use = !users.found.is_empty();
         if self.spare_in_use {
-            let names: Vec<String> = users.found.iter().take(5).map(|user| format!("{} ({})", user.name, user.pid)).collect();
+            let names: Vec<String> =
+                users.found.iter().take(5).map(|user| format!("{} ({})", user.name, user.pid)).collect();
             self.warn(format!("processes still use the tree of the version before: {}", names.join(", ")));
         }
         Ok(())
@@ -421,8 +434,11 @@ fn refuse_committed_shared(recipe: &Recipe, source: &Manifest) -> Step {
             let committed = source.get(&path);
             let in_the_way = committed.is_some_and(|entry| path == shared.path || !entry.is_dir());
             if in_the_way {
-                return Err(Halt::refused(format!("`{}` is shared by the recipe, but `{path}` is also committed", shared.path))
-                    .hint(format!("git rm -r --cached {path}, or take it out of `shared`")));
+                return Err(Halt::refused(format!(
+                    "`{}` is shared by the recipe, but `{path}` is also committed",
+                    shared.path
+                ))
+                .hint(format!("git rm -r --cached {path}, or take it out of `shared`")));
             }
             at = path.parent();
         }
@@ -447,7 +463,8 @@ fn with_shared(shared_dir: &Path, recipe: &Recipe, manifest: Manifest) -> Result
             put.insert(path.clone(), directory(path, now));
         }
         dropped.extend(manifest.entries().iter().filter(|e| e.path.is_within(&shared.path)).map(|e| e.path.clone()));
-        let target = std::os::unix::ffi::OsStrExt::as_bytes(shared_dir.join(shared.path.as_path()).as_os_str()).to_vec();
+        let target =
+            std::os::unix::ffi::OsStrExt::as_bytes(shared_dir.join(shared.path.as_path()).as_os_str()).to_vec();
         let mut link = directory(shared.path.clone(), now);
         (link.mode, link.content) = (0o777, Content::Symlink(target));
         put.insert(shared.path.clone(), link);

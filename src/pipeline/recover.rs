@@ -54,6 +54,8 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     let journal = Journal::open(&site.place, &last.id)?;
     let mut telling = Reporter::new(&site.place, &last.id, Some(journal));
     telling.emit(Event::Warning { text: "the worker died; recovering".to_string() })?;
+    // Steps of the dead worker must not go on writing while we clean up.
+    crate::sys::process::kill_marked(&format!("{}.", last.id))?;
     let outcome = resolve(site, &mut telling, &begin, &records)?;
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome)?;
@@ -90,10 +92,13 @@ pub fn after_death(site: &Site, id: &DeploymentId) -> Result<()> {
 pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
     let last = Last::read(&site.place)?;
     let Some(last) = last.filter(|last| last.needs_person.is_some()) else {
-        return Err(Error::usage("nothing waits for a decision").hint(format!("mc_project status {}", site.place.name())));
+        return Err(
+            Error::usage("nothing waits for a decision").hint(format!("mc_project status {}", site.place.name()))
+        );
     };
     let records = journal::read(&site.place, &last.id)?;
-    let begin = begin_of(&records).ok_or_else(|| Error::failed(format!("the journal of {} has no beginning", last.id)))?;
+    let begin =
+        begin_of(&records).ok_or_else(|| Error::failed(format!("the journal of {} has no beginning", last.id)))?;
     let mut telling = Reporter::new(&site.place, &last.id, Some(Journal::open(&site.place, &last.id)?));
     Last { open: true, needs_person: None, ..last }.write(&site.place)?;
     let mut draft = rebuild(site, &mut telling, &begin, &records)?;

@@ -176,7 +176,10 @@ impl Settling<'_> {
 
     fn sweep(&mut self) -> Result<()> {
         for missing in sweep(self.site, self.live.as_ref())? {
-            let text = format!("content {missing} of a kept release is lost: mc_project verify {} tells which", self.begin.project);
+            let text = format!(
+                "content {missing} of a kept release is lost: mc_project verify {} tells which",
+                self.begin.project
+            );
             self.telling.emit(Event::Warning { text })?;
         }
         fault::point("settle.sweep")
@@ -263,7 +266,11 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
 ///
 /// # Errors
 /// Those of `work`.
-pub fn with_contents<T>(site: &Site, manifests: &[&Manifest], work: impl FnOnce(&Supply<'_>) -> Result<T>) -> Result<T> {
+pub fn with_contents<T>(
+    site: &Site,
+    manifests: &[&Manifest],
+    work: impl FnOnce(&Supply<'_>) -> Result<T>,
+) -> Result<T> {
     let place = &site.place;
     let store = Store::open(&place.store())?;
     let mut trees = Vec::new();
@@ -379,7 +386,15 @@ fn remove_releases(
 fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids::ObjectId>>) -> Result<()> {
     let place = &site.place;
     let mut inodes = HashSet::new();
-    for path in [place.run(), place.spare(), place.project(), place.pillar(), place.build_tree(), place.data(), place.snapshot()] {
+    for path in [
+        place.run(),
+        place.spare(),
+        place.project(),
+        place.pillar(),
+        place.build_tree(),
+        place.data(),
+        place.snapshot(),
+    ] {
         if let Ok(dir) = Dir::open(&path) {
             inodes.insert(dir.stat_self()?.ino.to_string());
         }

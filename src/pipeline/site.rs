@@ -122,7 +122,8 @@ impl Site {
         let name = self.place.name().as_str();
         let mut all = Vec::new();
         for source in &self.node.config.release_sources {
-            let candidates = [source.clone(), source.join(name).join("releases"), source.join("releases"), source.join(name)];
+            let candidates =
+                [source.clone(), source.join(name).join("releases"), source.join("releases"), source.join(name)];
             let found = candidates.into_iter().filter(|dir| fs::exists(dir)).collect::<Vec<_>>();
             if found.is_empty() { all.push(source.clone()) } else { all.extend(found) }
         }
@@ -138,7 +139,11 @@ impl Site {
         let keys = self.place.node().keys();
         let configured = &self.node.config.trusted_release_keys;
         let mut all: Vec<PublicKey> = configured.iter().map(|key| PublicKey::from_bytes(key.0)).collect();
-        for line in fs::read_if_there(&keys.join("trusted"))?.map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default().lines() {
+        for line in fs::read_if_there(&keys.join("trusted"))?
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
+            .lines()
+        {
             all.push(PublicKey::parse(line)?);
         }
         if fs::exists(&keys.join("release.key")) {
@@ -176,7 +181,8 @@ impl Site {
 /// If it is damaged or of a newer version.
 pub fn read_identity(path: &Path) -> Result<Option<Identity>> {
     let Some(bytes) = fs::read_if_there(path)? else { return Ok(None) };
-    let identity: Identity = serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+    let identity: Identity =
+        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
     if identity.format > 1 {
         return Err(Error::refused(format!("{} was written by a newer mc_project", path.display())));
     }

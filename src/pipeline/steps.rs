@@ -13,8 +13,12 @@ use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::clock;
 use crate::sys::error::Result;
+use crate::sys::fs;
 use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
 use crate::sys::step_exec::{Bind, StepOrder};
+
+/// How much of the output of a `start` step is told.
+const OUTPUT_TOLD: u64 = 64 * 1024;
 
 /// Where steps work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +44,8 @@ impl Draft<'_> {
     /// The steps of a version for a stage, in this mode and with these push options.
     #[must_use]
     pub fn steps_of(&self, version: &Version, stage: Stage) -> Vec<recipe::Step> {
-        let chosen = (self.options.only.is_empty() || self.options.only.contains(&stage))
-            && !self.options.skip.contains(&stage);
+        let chosen =
+            (self.options.only.is_empty() || self.options.only.contains(&stage)) && !self.options.skip.contains(&stage);
         let steps = version.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
         steps.iter().filter(|step| chosen && step.applies(version.mode)).cloned().collect()
     }
@@ -90,7 +94,14 @@ pub fn run_one(
     let title = step.title();
     telling.emit(Event::Step { stage, title: title.clone() })?;
     let order = order(site, version, stage, step, place);
+    let written = order.output_file.as_deref().map(fs::size_of).transpose()?;
     let result = process::run_step(&order, step.timeout, &mut Watcher { telling, beats })?;
+    if let (Some(file), Some(from)) = (&order.output_file, written) {
+        // What a daemon goes on writing is not ours to wait for: what stands there when the step ends is told.
+        for line in fs::read_from(file, from, OUTPUT_TOLD)?.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            telling.output(line);
+        }
+    }
     let tail = telling.tail();
     let ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX);
     let status = result.status.words();
@@ -116,6 +127,8 @@ fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, plac
     order.bind = bind;
     // A service that a step of `start` puts into the background must live on.
     order.keep_background = stage == Stage::Start;
+    order.output_file = order.keep_background.then(|| site.place.logs().join("services.log"));
+    order.marker = place.setting.id.as_ref().map(|id| format!("{id}.{}", stage.name()));
     order
 }
 

@@ -118,7 +118,11 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
 #[must_use]
 pub fn command(site: &Site) -> String {
     let root = site.place.node().root();
-    if root == std::path::Path::new("/") { "mc_project".to_string() } else { format!("mc_project --root {}", root.display()) }
+    if root == std::path::Path::new("/") {
+        "mc_project".to_string()
+    } else {
+        format!("mc_project --root {}", root.display())
+    }
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {

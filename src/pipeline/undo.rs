@@ -38,7 +38,8 @@ impl Draft<'_> {
         match started {
             Ok(()) => self.drop_candidate(Halt { refused: false, ..halt }),
             Err(second) => {
-                let reason = format!("{}; then the old version could not be started again: {}", halt.reason, second.reason);
+                let reason =
+                    format!("{}; then the old version could not be started again: {}", halt.reason, second.reason);
                 self.needs_person(halt, reason)
             }
         }
@@ -55,7 +56,10 @@ impl Draft<'_> {
             })?;
             fault::point("rollback.begin")?;
             draft.go_back(died.unwrap_or_default())?;
-            Ok(((), Some(if draft.touched { "code, pillar and data".to_string() } else { "code and pillar".to_string() })))
+            Ok((
+                (),
+                Some(if draft.touched { "code, pillar and data".to_string() } else { "code and pillar".to_string() }),
+            ))
         });
         let result = result.and_then(|()| self.start_old()).and_then(|()| self.forget_candidate());
         match result {
@@ -113,9 +117,12 @@ impl Draft<'_> {
         let dumps = self.site.place.archive(self.id()).join("data.failed/dumps");
         self.dump(&version, &dumps).map(|_| ()).map_err(|error| {
             let dumps = dumps_of(self.site, self.id());
-            Halt::failed(format!("the failed version's data could not be dumped, so nothing was restored over them: {}", error.reason))
-                .tail(error.tail)
-                .hint(format!("the dumps from before the deployment are in {}", dumps.display()))
+            Halt::failed(format!(
+                "the failed version's data could not be dumped, so nothing was restored over them: {}",
+                error.reason
+            ))
+            .tail(error.tail)
+            .hint(format!("the dumps from before the deployment are in {}", dumps.display()))
         })
     }
 
@@ -227,7 +234,8 @@ fn restoring_units(records: &[Record]) -> Vec<Unit> {
     for record in &records[rolling_back.unwrap_or(0)..] {
         match &record.event {
             Event::RestoringData { units: told, .. } => {
-                units = told.iter().map(|u| Unit { path: u.path.clone(), live: u.live, snapshot: u.snapshot }).collect();
+                units =
+                    told.iter().map(|u| Unit { path: u.path.clone(), live: u.live, snapshot: u.snapshot }).collect();
             }
             Event::DataRestored => units.clear(),
             _ => {}

@@ -110,8 +110,7 @@ impl Check<'_> {
             None => crate::tree::manifest::Manifest::default(),
         };
         let recipe = self.live_recipe();
-        self.result.drift =
-            Drift::between(&wanted, &run, &|path, is_dir| recipe.ignore_drift.matches(path, is_dir));
+        self.result.drift = Drift::between(&wanted, &run, &|path, is_dir| recipe.ignore_drift.matches(path, is_dir));
         Ok(())
     }
 
@@ -222,7 +221,10 @@ impl Check<'_> {
                     let missing = manifest.hashes().filter(|hash| !have.contains(hash)).count();
                     needed.extend(manifest.hashes());
                     if missing > 0 {
-                        self.problem("archive", format!("{}: {missing} files of the data snapshot are missing", point.id));
+                        self.problem(
+                            "archive",
+                            format!("{}: {missing} files of the data snapshot are missing", point.id),
+                        );
                     }
                 }
                 Ok(None) => self.problem("archive", format!("{}: it has no data snapshot", point.id)),
@@ -260,7 +262,9 @@ impl Check<'_> {
         }
         for name in fs::names(&place.archives())? {
             let known = name == "data" || name == "store";
-            if !known && !name.parse::<DeploymentId>().is_ok_and(|id| fs::exists(&place.archive(&id).join("before.json"))) {
+            if !known
+                && !name.parse::<DeploymentId>().is_ok_and(|id| fs::exists(&place.archive(&id).join("before.json")))
+            {
                 self.problem("litter", format!("archives/{name}"));
             }
         }

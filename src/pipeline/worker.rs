@@ -16,10 +16,10 @@ use crate::project::recipe::Recipe;
 use crate::project::request::{Request, Want};
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Work};
+use crate::report::history;
 use crate::report::journal::Journal;
 use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
-use crate::report::history;
 use crate::sys::error::{Error, Kind, Result};
 use crate::sys::git::Repo;
 use crate::sys::lock::{Holder, Lock};
@@ -76,13 +76,15 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     drop(ticket);
     let recovered = recover::finish_interrupted(site)?;
     if let Some(outcome) = &recovered {
-        let _ = telling.emit(Event::Note { text: format!("an interrupted deployment was finished first: {}", outcome.line()) });
+        let _ = telling
+            .emit(Event::Note { text: format!("an interrupted deployment was finished first: {}", outcome.line()) });
     }
     let outcome = match &request.want {
         Want::Deploy { commit } => begin_deploy(site, request, commit, telling),
         Want::Rollback { to, with_data } => begin_rollback(site, request, to.as_deref(), *with_data, telling),
         Want::Recover { forward, with_data } => {
-            let decision = forward.map(|f| if f { Decision::Forward } else { Decision::Back { with_data: *with_data } });
+            let decision =
+                forward.map(|f| if f { Decision::Forward } else { Decision::Back { with_data: *with_data } });
             let outcome = match decision {
                 Some(decision) => recover::decide(site, decision)?,
                 None => recovered.unwrap_or(nothing_to_do(site)?),
@@ -98,14 +100,22 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
 fn nothing_to_do(site: &Site) -> Result<Outcome> {
     refuse_if_person_needed(site)?;
     let serves = site.serves()?;
-    Ok(Outcome { verdict: Verdict::Unchanged, stage: None, reason: Some("nothing was interrupted".into()), serves, hints: vec![], exit: None })
+    Ok(Outcome {
+        verdict: Verdict::Unchanged,
+        stage: None,
+        reason: Some("nothing was interrupted".into()),
+        serves,
+        hints: vec![],
+        exit: None,
+    })
 }
 
 fn wait(telling: &mut Reporter, ticket: &Ticket, holder: Option<&Holder>, told: &mut String) -> Result<()> {
     if let Some(newer) = ticket.superseded_by()? {
         return Err(Error::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
-    let holder = holder.map_or_else(|| "another command".to_string(), |h| format!("process {} {} since {}", h.pid, h.what, h.since));
+    let holder = holder
+        .map_or_else(|| "another command".to_string(), |h| format!("process {} {} since {}", h.pid, h.what, h.since));
     if *told != holder {
         told.clone_from(&holder);
         telling.emit(Event::Waiting { holder })?;
@@ -123,13 +133,18 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
     let mode = match request.options.mode {
         Some(mode) if !site.config.modes.contains(&mode) => {
             let allowed: Vec<&str> = site.config.modes.iter().map(|mode| mode.name()).collect();
-            return Err(Halt::refused(format!("this node does not allow mode={}; it allows {}", mode.name(), allowed.join(", "))));
+            return Err(Halt::refused(format!(
+                "this node does not allow mode={}; it allows {}",
+                mode.name(),
+                allowed.join(", ")
+            )));
         }
         Some(mode) => mode,
         None => site.config.mode,
     };
     if mode == Mode::Editable {
-        return Err(Halt::refused("editable mode comes with a later version").hint("init NAME --environment staging gives archives and rollback"));
+        return Err(Halt::refused("editable mode comes with a later version")
+            .hint("init NAME --environment staging gives archives and rollback"));
     }
     let pillar = pillar_head(site)?;
     let live = site.serves()?.map(|serving| Live::load(site, &repo, &serving)).transpose()?;
@@ -162,7 +177,8 @@ fn begin_rollback(
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
     let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
     if target == serving.id {
-        return Err(Halt::refused(format!("{} is live already", target)).hint("mc_project history NAME lists what can be rolled back to"));
+        return Err(Halt::refused(format!("{} is live already", target))
+            .hint("mc_project history NAME lists what can be rolled back to"));
     }
     let releases = crate::tree::release::Releases::new(&site.place);
     let provenance = releases.provenance(&target)?;
@@ -287,7 +303,8 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         Some(serving) => Some(Live::load(site, &repo, serving)?),
         None => None,
     };
-    let recipe = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
+    let recipe =
+        Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
     let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
     Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, live }.settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {

@@ -13,7 +13,7 @@ use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{Message, SmtpTransport, Transport};
 
 use super::mail::Mail;
-use crate::project::mail::{MailTransport, SmtpTls};
+use crate::project::mail::{Login, MailTransport, Password, SmtpTls};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::{clock, escape, fs, pipe};
 
@@ -35,8 +35,12 @@ pub fn send(mail: &Mail, transport: &MailTransport) -> Result<()> {
         MailTransport::Sendmail { program } => deliver_to_sendmail(&message(mail)?, program),
         MailTransport::Smtp { host, port, tls, login, ca_file, timeout } => {
             let login = match login {
-                Some(Login { user, password: Password::File(file) }) => Some(Credentials::new(user.clone(), password(file)?)),
-                Some(Login { user, password: Password::Text(text) }) => Some(Credentials::new(user.clone(), text.clone())),
+                Some(Login { user, password: Password::File(file) }) => {
+                    Some(Credentials::new(user.clone(), password(file)?))
+                }
+                Some(Login { user, password: Password::Text(text) }) => {
+                    Some(Credentials::new(user.clone(), text.clone()))
+                }
                 None => None,
             };
             let authority = ca_file.as_deref().map(authority).transpose()?;
@@ -106,7 +110,10 @@ fn smtp(
     }
     let parameters = || {
         let builder = TlsParameters::builder(host.to_string());
-        let builder = authority.iter().cloned().fold(builder, lettre::transport::smtp::client::TlsParametersBuilder::add_root_certificate);
+        let builder = authority
+            .iter()
+            .cloned()
+            .fold(builder, lettre::transport::smtp::client::TlsParametersBuilder::add_root_certificate);
         builder.build().context(|| format!("cannot prepare TLS for the mail server {host}"))
     };
     let tls = match tls {

@@ -102,7 +102,8 @@ fn pause(attempts: u32) -> SignedDuration {
 /// If the spool cannot be written.
 pub fn put_new(place: &Place, id: &DeploymentId, mail: &Mail, now: Timestamp) -> Result<()> {
     let error = "not tried yet".to_string();
-    Waiting { format: 1, deployment: id.clone(), mail: mail.clone(), attempts: 0, first: now, last: now, error }.write(place)
+    Waiting { format: 1, deployment: id.clone(), mail: mail.clone(), attempts: 0, first: now, last: now, error }
+        .write(place)
 }
 
 /// Keeps a mail that could not be sent because of `error`; one that waits already for the same deployment and receiver

@@ -161,6 +161,36 @@ pub fn create_new(path: &Path, mode: u32) -> Result<File> {
         .context(|| format!("cannot create {}", path.display()))
 }
 
+/// The size of a file in bytes, 0 if there is none.
+///
+/// # Errors
+/// If it cannot be examined.
+pub fn size_of(path: &Path) -> Result<u64> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(meta.len()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error).context(|| format!("cannot examine {}", path.display())),
+    }
+}
+
+/// Reads at most `limit` bytes of a file from an offset on; nothing if there is no such file.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_from(path: &Path, offset: u64, limit: u64) -> Result<Vec<u8>> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).context(|| format!("cannot open {}", path.display())),
+    };
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| file.take(limit).read_to_end(&mut bytes))
+        .context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
+}
+
 /// Opens a file for reading.
 ///
 /// # Errors
