@@ -28,10 +28,10 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
     };
     let made = making::init(&node, &args.name, args.environment, format)?;
     let (site, place) = (&made.site, &made.site.place);
-    for change in &made.changes {
-        screen::line(format!("  {change}"));
-    }
     let is_new = !fs::exists(&place.current());
+    if !is_new {
+        made.changes.iter().for_each(|change| screen::line(format!("  repaired: {change}")));
+    }
     screen::line(format!(
         "{} is ready: {} mode ({})",
         args.name,

@@ -96,10 +96,10 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
     let mut changes = Vec::new();
     let dir = repository.join("hooks");
     fs::ensure_dir(&dir, 0o755)?;
-    let binary = process::self_exe();
+    let binary = &fs::canonical(process::self_exe())?;
     for name in HOOKS {
         let path = dir.join(name);
-        if fs::link_target(&path).as_deref() == Some(binary) {
+        if fs::link_target(&path).as_ref() == Some(binary) {
             continue;
         }
         let is_ours = fs::link_target(&path).is_some_and(|target| target.file_name() == binary.file_name());
