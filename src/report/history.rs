@@ -306,7 +306,8 @@ fn ambiguous(found: &[&Entry], spec: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::event::{Begin, SwitchKind};
+    use crate::project::outcome::SwitchKind;
+    use crate::report::event::Begin;
     use crate::report::samples;
     use crate::sys::error::Kind;
 

@@ -51,6 +51,7 @@ pub fn begin_facts(seq: u64) -> Begin {
         pillar: None,
         refname: Some("refs/heads/main".parse().unwrap()),
         old: None,
+        moves_ref: true,
         pusher: "alice".into(),
         reason: None,
         serves: None,

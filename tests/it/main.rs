@@ -18,3 +18,5 @@ mod rollback;
 mod ssh;
 mod support;
 mod trees;
+mod detached;
+mod world;
