@@ -19,6 +19,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
 use crate::sys::git::Repo;
 use crate::sys::keys::ReleaseKey;
+use crate::sys::path::TreePath;
 use crate::sys::{fault, fs};
 use crate::tree::deliverable::{Deliverable, Packing};
 use crate::tree::drift::Drift;
@@ -140,7 +141,12 @@ impl Settling<'_> {
             let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(wanted.hashes().collect());
             let aside_dir = Dir::open(&failed.join("files"))?;
             let target = Target { tree: &spare, own: site.own, point: "settle.failed-kept" };
-            let keeping = Keeping { store: None, aside: Some(Aside { dir: &aside_dir, only: None }) };
+            // What a kept release needs too belongs into the store; everything else is what the failed version made.
+            let needed = Releases::new(place).needed()?;
+            let only = told.manifest.entries().iter().filter(|e| e.hash().is_none_or(|hash| !needed.contains(&hash)));
+            let only: HashSet<TreePath> = only.map(|entry| entry.path.clone()).collect();
+            let aside = Some(Aside { dir: &aside_dir, only: Some(&only) });
+            let keeping = Keeping { store: Some(&store), aside };
             apply(&target, &Plan::new(&told, &wanted), &mut supply, &keeping)?;
             seal(&spare, site.own, &wanted)?.write(&witness_path(site, &spare)?)?;
         }
