@@ -15,7 +15,7 @@ use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, RestoreUnit};
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
@@ -195,11 +195,12 @@ impl Draft<'_> {
             Goal::Release { data_of, .. } => data_of.clone(),
             Goal::Commit => None,
         };
-        if has_steps || data_of.is_some() {
+        if has_steps || data_of.is_some() || self.builds_in_run {
             self.tell(Event::Touched)?;
             self.touched = true;
             fault::point("touched.recorded")?;
         }
+        self.build_in_run()?;
         if let Some(id) = data_of {
             self.stage(Stage::Restore, |draft| {
                 draft.restore_data(&id)?;
@@ -249,7 +250,7 @@ impl Draft<'_> {
             let actual = identify(&run, self.site.own, None, &|_| true)?;
             let ignore = live.version.as_ref().map(|version| version.recipe.ignore_drift.clone()).unwrap_or_default();
             let drift = Drift::between(&live.manifest, &actual, &|path, is_dir| ignore.matches(path, is_dir));
-            super::settle::keep_drift(self.site, self.id(), &run, &drift)?;
+            super::settle::keep_drift(self.site, self.id(), &run, &live.manifest, &drift)?;
         }
         Ok(make_run(self.site, &manifest)?)
     }

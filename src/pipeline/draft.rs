@@ -185,6 +185,8 @@ pub struct Draft<'a> {
     pub proof: Option<std::thread::JoinHandle<Result<Identified>>>,
     /// Processes that have something open in the spare: then the proof is repeated at the switch.
     pub spare_in_use: bool,
+    /// Whether the build happens in `run` after the switch, because the recipe needs the path and the node cannot mount.
+    pub builds_in_run: bool,
     /// Whether data may have been changed by the new version.
     pub touched: bool,
     /// How the switch is made and which directories stood where before it, once it may have been made.

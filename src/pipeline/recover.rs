@@ -217,6 +217,7 @@ fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records
         listing: None,
         proof: None,
         spare_in_use: false,
+        builds_in_run: false,
         touched: is(|event| matches!(event, Event::Touched)),
         switching: switching(records),
     })

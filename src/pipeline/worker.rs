@@ -295,6 +295,7 @@ fn attempt(
         listing: None,
         proof: None,
         spare_in_use: false,
+        builds_in_run: false,
         touched: false,
         switching: None,
     };
@@ -330,10 +331,10 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         Some(serving) => Some(Live::load(site, &repo, serving)?),
         None => None,
     };
-    let recipe =
-        Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
-    let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
-    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, live }.settle();
+    let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
+    let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
+    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live }
+        .settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
     }
