@@ -11,8 +11,9 @@ use super::{Finished, Home, Mail, Tree, WorkTree, digest, digest_without, wait_u
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mc_project");
 
-/// Variables that a machine behind a proxy needs to reach the package registries; handed to the steps by the node.
-const NETWORK: [&str; 8] = [
+/// Variables that a machine behind a proxy, or with authorities of its own, needs to reach the package registries;
+/// handed to the steps by the node.
+const NETWORK: [&str; 11] = [
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -21,6 +22,9 @@ const NETWORK: [&str; 8] = [
     "no_proxy",
     "PIP_INDEX_URL",
     "PIP_FIND_LINKS",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
 ];
 
 /// A node and a developer.
