@@ -40,10 +40,12 @@ impl World {
         Self { home }
     }
 
-    /// A node with this `node.yaml`.
+    /// A node with this `node.yaml`; none, where there is nothing to write.
     pub fn with_config(yaml: &str) -> Self {
         let world = Self::new();
-        world.configure(yaml);
+        if !yaml.is_empty() {
+            world.configure(yaml);
+        }
         world
     }
 
