@@ -149,7 +149,7 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
 fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
     let entries = history::read(&site.place, None)?;
     match spec {
-        Some(spec) => history::find(&entries, spec).cloned(),
+        Some(spec) => history::find(&entries, spec).cloned().map_err(|error| site.typed(error)),
         None => entries.last().cloned().ok_or_else(|| Error::usage("nothing was deployed yet")),
     }
 }
@@ -160,7 +160,10 @@ fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
 /// If there is none.
 pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
     match spec {
-        Some(spec) => Ok(history::find(&history::read(&site.place, None)?, spec)?.id.clone()),
+        Some(spec) => {
+            let entries = history::read(&site.place, None)?;
+            Ok(history::find(&entries, spec).map_err(|error| site.typed(error))?.id.clone())
+        }
         None => Ok(site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id),
     }
 }

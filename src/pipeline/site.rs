@@ -122,6 +122,15 @@ impl Site {
         named.map(|hint| hint.replace("mc_project ", &command)).collect()
     }
 
+    /// An error whose hint can be typed here.
+    #[must_use]
+    pub fn typed(&self, error: Error) -> Error {
+        match error.hint_text().map(|hint| self.hints(&[hint.to_string()]).concat()) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+
     /// What serves now; `None` before the first successful deployment.
     ///
     /// # Errors

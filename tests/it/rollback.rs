@@ -148,7 +148,7 @@ fn when_the_way_back_fails_too_a_person_is_needed_and_told_both_errors() {
     world.mc(&["status", "shop"]).code(5).says("needs a person");
     let work = world.checkout_of("shop");
     work.commit("a push to a project that needs a person", &[]);
-    work.push(&["main"]).fails().tells("needs a person");
+    work.push(&["main"]).fails().tells("a person is needed");
     world.mc(&["deploy", "shop"]).code(5);
 
     world.mc(&["recover", "shop", "--forward"]).ok();

@@ -219,6 +219,11 @@ impl World {
             format!("var/log/mc_project/{name}"),
             "var/mail".to_string(),
         ];
+        // Which restore point the newest snapshot belongs to is told by a link to that working copy.
+        let points = std::fs::read_dir(self.root().join(&p).join("archives")).into_iter().flatten().flatten();
+        let links = points.map(|point| point.path().join("data")).filter(|path| path.is_symlink());
+        let links = links.map(|path| path.strip_prefix(self.root()).unwrap().to_string_lossy().into_owned());
+        let except: Vec<String> = except.into_iter().chain(links).collect();
         digest_without(&self.root(), &except.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
