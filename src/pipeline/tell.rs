@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::site::Site;
+use crate::project::ids::DeploymentId;
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Tls, Transport};
 use crate::project::outcome::Verdict;
@@ -112,9 +113,6 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         .collect();
     let more_commits = commits.len().saturating_sub(COMMITS);
     commits.truncate(COMMITS);
-    let archive = site.place.archive(&begin.id);
-    let kept = ["run.failed", "data.failed", "drift", "dumps", "data"];
-    let kept = kept.iter().map(|name| archive.join(name)).filter(|path| fs::exists(path));
     Ok(MailFacts {
         project: begin.project.clone(),
         node: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -123,11 +121,26 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         more_commits,
         tail: last_tail(&records),
         drift: texts(&records, |event| matches!(event, Event::Note { text } if text.contains("/: "))),
-        kept: kept.map(|path| path.display().to_string()).collect(),
+        kept: kept(site, &begin.id),
         warnings: texts(&records, |event| matches!(event, Event::Warning { .. })),
         log: site.place.log(&entry.id).display().to_string(),
         command: site.command(),
     })
+}
+
+/// What is kept of a deployment, each with what it is; nothing where it is gone by now.
+#[must_use]
+pub fn kept(site: &Site, id: &DeploymentId) -> Vec<String> {
+    let archive = site.place.archive(id);
+    let known = [
+        ("before.json", "", "the restore point: code, configuration and data as they were before"),
+        ("dumps", "dumps", "what the backup steps wrote, before"),
+        ("drift", "drift", "what was changed by hand in run, before"),
+        ("run.failed", "run.failed/files", "the files in which the failed version differs"),
+        ("data.failed", "data.failed", "the data that the failed version left"),
+    ];
+    let found = known.iter().filter(|(name, _, _)| fs::exists(&archive.join(name)));
+    found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect()
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {
