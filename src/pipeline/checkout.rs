@@ -3,7 +3,6 @@
 //! Trees are written by us, from the store, with modes exactly 0644 and 0755; nobody else's checkout touches them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use crate::project::recipe::Attributes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fault;
+use crate::sys::fs::File;
 use crate::sys::git::{AttributeUse, EntryKind, GitEntry, Repo, TreeLimits, attribute_uses, is_lfs_pointer};
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;

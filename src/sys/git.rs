@@ -37,7 +37,7 @@ pub use submodule::{Submodule, fetch_submodule};
 use super::dir::Dir;
 use super::error::{Context, Error, Result};
 use super::path::TreePath;
-use crate::project::ids::ObjectId;
+use crate::sys::names::ObjectId;
 use batch::Batch;
 use object::{Header, ObjectKind};
 use program::Git;

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod lines;
 pub mod lock;
 pub mod mount;
+pub mod names;
 pub mod path;
 pub mod pipe;
 pub mod process;

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::project::ids::ObjectId;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::names::ObjectId;
 use crate::sys::path::TreePath;
 
 use super::object::{Header, ObjectKind, RawEntry};

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::names::{ObjectId, RefName};
 use crate::sys::path::TreePath;
 
 use super::list::Mode;
