@@ -162,7 +162,9 @@ pub fn follow(
         doing.see(&record.event);
         if let Event::End { outcome } = &record.event {
             settle(run, render, tell)?;
-            render(&record).iter().for_each(|line| tell.line(line));
+            for line in render(&record) {
+                tell.line(&line);
+            }
             return Ok(Ending::Ended(outcome.clone()));
         }
         for line in render(&record) {

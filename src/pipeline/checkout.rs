@@ -216,10 +216,10 @@ fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
             let at = format!("{}:{}", entry.path, found.line);
             match found.what {
                 AttributeUse::Filter(name) => {
-                    return Err(attributes_refused(&format!("{at} sets the filter `{name}`")));
+                    return Err(attributes_refused(&format!("{at} sets `filter={name}`")));
                 }
                 AttributeUse::Encoding(name) => {
-                    return Err(attributes_refused(&format!("{at} sets the encoding `{name}`")));
+                    return Err(attributes_refused(&format!("{at} sets `working-tree-encoding={name}`")));
                 }
                 AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),
                 AttributeUse::Ident => warnings.push(format!("{at} sets ident: files are written as they are stored")),

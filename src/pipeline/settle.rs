@@ -6,11 +6,15 @@ use std::path::Path;
 use super::activate::{RestorePoint, failed_data, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::Live;
+use super::halt::Halt;
 use super::site::Site;
+use super::steps::{At, run_one};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::recipe::Recipe;
+use crate::project::request::Options;
+use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event};
 use crate::report::history::Entry;
 use crate::report::notes;
@@ -54,10 +58,13 @@ pub struct Settling<'a> {
     pub live: Option<Live>,
 }
 
-impl Settling<'_> {
+/// One part of settling.
+type Part<'a> = fn(&mut Settling<'a>) -> Result<()>;
+
+impl<'a> Settling<'a> {
     /// Does all of it; a part that fails is a warning.
     pub fn settle(&mut self) {
-        let parts: [(&str, fn(&mut Self) -> Result<()>); 6] = [
+        let parts: [(&str, Part<'a>); 6] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),
             ("what failed could not be kept", Self::keep_failed),
@@ -67,7 +74,37 @@ impl Settling<'_> {
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
-                let _ = self.telling.emit(Event::Warning { text: format!("{what}: {}", error.one_line()) });
+                self.warn(format!("{what}: {}", error.one_line()));
+            }
+        }
+    }
+
+    /// Tells something that is wrong and changes nothing about the outcome.
+    pub fn warn(&mut self, text: String) {
+        let _ = self.telling.emit(Event::Warning { text });
+    }
+
+    /// Runs the `notify` steps of the version that this deployment made live.
+    pub fn notify(&mut self, options: &Options) {
+        if !self.deployed() {
+            return;
+        }
+        let Some(version) = self.live.as_ref().and_then(|live| live.version.clone()) else { return };
+        let place = At::Run.with(version.setting(self.site, Some(&self.begin.id)));
+        for step in version.steps_of(Stage::Notify, options) {
+            let written = version.write_config(self.site).map_err(Halt::from);
+            let done =
+                written.and_then(|_| run_one(self.site, self.telling, &version, (Stage::Notify, &step), &place, false));
+            if let Err(halt) = done {
+                self.warn(format!(
+                    "a step of notify failed: {}; {} stays live",
+                    halt.reason,
+                    self.begin.commit.short()
+                ));
+                for line in halt.tail {
+                    let _ = self.telling.emit(Event::Note { text: line });
+                }
+                return;
             }
         }
     }

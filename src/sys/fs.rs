@@ -56,7 +56,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::invalid(format!("{} is larger than {limit} bytes", path.display())));
+        return Err(Error::invalid(format!("{} is larger than {}", path.display(), super::size::words(limit))));
     }
     Ok(Some(bytes))
 }

@@ -37,6 +37,7 @@ pub use submodule::{Submodule, fetch_submodule};
 use super::dir::Dir;
 use super::error::{Context, Error, Result};
 use super::path::TreePath;
+use super::size;
 use crate::sys::names::ObjectId;
 use batch::Batch;
 use object::{Header, ObjectKind};
@@ -304,7 +305,7 @@ impl Repo {
         }
         let size = self.header(&id)?.ok_or_else(|| self.missing(&id))?.size;
         if size > limit {
-            return Err(Error::refused(format!("`{path}` has {size} bytes, the limit is {limit}")));
+            return Err(Error::refused(format!("`{path}` has {size} bytes, the limit is {}", size::words(limit))));
         }
         self.blob(&id, limit).map(Some)
     }

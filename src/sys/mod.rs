@@ -17,5 +17,6 @@ pub mod names;
 pub mod path;
 pub mod pipe;
 pub mod process;
+pub mod size;
 pub mod step_exec;
 pub mod watch;

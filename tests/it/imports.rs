@@ -30,6 +30,16 @@ impl Source {
     }
 }
 
+/// The text before the first module that is written here for tests only.
+fn before_tests(whole: &str) -> &str {
+    let is_module = |at: &usize| {
+        let line = whole[*at..].lines().nth(1).unwrap_or_default();
+        line.ends_with('{') && (line.starts_with("mod ") || line.starts_with("pub mod "))
+    };
+    let found = whole.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(is_module);
+    &whole[..found.unwrap_or(whole.len())]
+}
+
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files: Vec<PathBuf> = Vec::new();
@@ -44,7 +54,7 @@ fn sources() -> Vec<Source> {
     let read = |path: PathBuf| {
         let whole = std::fs::read_to_string(&path).unwrap();
         // Unit tests stand at the end of a file, and are free to look at the disk with their own eyes.
-        let code = whole.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code = before_tests(&whole);
         let code = code
             .lines()
             .filter(|line| !line.trim_start().starts_with("//"))

@@ -397,7 +397,7 @@ fn what_a_pusher_writes_cannot_speak_for_us_on_the_terminal() {
     let work = world.clone_of("shop");
     work.commit("ok\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}evil", &[(
         "mc_project.yaml",
-        "stages:\n  build:\n    - printf 'x\\033[2J\\033]0;owned\\007\\rmc_project: deployed; run serves 0000000000\\n'; exit 1\n",
+        "stages:\n  build:\n    - |\n      printf 'x\\033[2J\\033]0;owned\\007\\rmc_project: deployed; run serves 0000000000\\n'; exit 1\n",
     )]);
 
     let push = work.push(&["main"]).code(1);
