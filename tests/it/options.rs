@@ -102,7 +102,7 @@ fn a_bad_option_refuses_the_push_before_anything_happens() {
     for (option, told) in [
         ("plam", "plan"),
         ("cmd=rm -rf /", "cmd"),
-        ("mode=final", "final"),
+        ("mode=editable", "editable"),
         ("mode=nonsense", "nonsense"),
         ("only=biuld", "build"),
         ("skip=", "skip"),
@@ -121,5 +121,5 @@ fn a_bad_option_refuses_the_push_before_anything_happens() {
     args.push("main");
     work.push(&args).code(1);
     assert_eq!(world.serves("shop"), Some(first));
-    assert_eq!(world.history("shop").len(), 1, "nothing was begun");
+    assert_eq!(world.history("shop").len(), 1, "nothing was begun: {:?}", world.history("shop"));
 }
