@@ -97,8 +97,10 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// The watcher beside a worker; started by hooks and commands.
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
+    /// The worker of one deployment; started by its watcher.
     #[command(name = crate::entrance::launch::WORK, hide = true)]
     Work,
 }

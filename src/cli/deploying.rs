@@ -22,6 +22,7 @@ use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::report::terminal;
 use crate::sys::error::{Context, Error, Kind, Result};
+use crate::sys::escape::hint_lines;
 use crate::sys::git::Repo;
 use crate::sys::lock::Lock;
 use crate::sys::process;
@@ -116,7 +117,7 @@ pub fn recover(cli: &Cli, args: &RecoverArgs) -> Result<u8> {
         screen::json(&outcome)?;
     } else {
         screen::line(outcome.line());
-        outcome.hints.iter().for_each(|hint| screen::line(format!("hint: {hint}")));
+        outcome.hints.iter().flat_map(|hint| hint_lines(hint)).for_each(screen::line);
     }
     Ok(outcome.exit_code())
 }

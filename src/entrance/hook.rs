@@ -14,7 +14,7 @@ use crate::entrance::session::{Session, Told, deploys, ref_update};
 use crate::entrance::{Desk, RepoKind, VerdictAt, options, proc_receive};
 use crate::report::event::Record;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::escape::visible;
+use crate::sys::escape::{hint_lines, visible};
 
 /// What connects a hook with git and with the pusher.
 pub struct HookIo<'a> {
@@ -51,7 +51,9 @@ pub fn run(call: &Call, desk: &dyn Desk, io: HookIo<'_>) -> ExitCode {
 pub fn tell_error(tell: &mut dyn Tell, error: &Error) {
     tell.line(&format!("mc_project: {}", visible(&error.one_line())));
     if let Some(hint) = error.hint_text() {
-        tell.line(&format!("hint: {}", visible(hint)));
+        for line in hint_lines(hint) {
+            tell.line(&line);
+        }
     }
 }
 

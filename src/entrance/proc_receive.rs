@@ -28,7 +28,7 @@ use crate::entrance::{Desk, ProjectFacts, RepoKind};
 use crate::project::ids::ObjectId;
 use crate::project::request::Options;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::escape::visible;
+use crate::sys::escape::{hint_lines, visible};
 use crate::sys::fs;
 
 /// The longest reason of a refusal, in characters.
@@ -70,7 +70,9 @@ pub fn run(call: &Call, desk: &dyn Desk, io: HookIo<'_>) -> Result<ExitCode> {
         }
         Err(error) => {
             if let Some(hint) = error.hint_text() {
-                tell.line(&format!("hint: {}", visible(hint)));
+                for line in hint_lines(hint) {
+                    tell.line(&line);
+                }
             }
             order.updates.iter().map(|_| Answer::No(error.one_line())).collect()
         }

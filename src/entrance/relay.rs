@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 
 use crate::entrance::Run;
@@ -16,6 +15,7 @@ use crate::project::outcome::Outcome;
 use crate::project::stage::Stage;
 use crate::report::event::{Event, Record};
 use crate::sys::error::Result;
+use crate::sys::pipe::NonBlocking;
 
 /// Takes lines for a person.
 pub trait Tell {
@@ -36,8 +36,8 @@ impl Tell for Vec<String> {
 pub struct Screen<'a> {
     fd: BorrowedFd<'a>,
     patience: Duration,
-    /// What the descriptor's flags were, if they were changed.
-    flags: Option<OFlags>,
+    /// Gives the descriptor's flags back, if they were changed.
+    _nonblocking: Option<NonBlocking<'a>>,
     listens: bool,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Screen<'a> {
     /// Writes to `fd`, and gives up after `patience` without progress.
     #[must_use]
     pub fn new(fd: BorrowedFd<'a>, patience: Duration) -> Self {
-        Self { fd, patience, flags: make_nonblocking(fd), listens: true }
+        Self { fd, patience, _nonblocking: NonBlocking::of_pipe(fd), listens: true }
     }
 
     /// Whether the pusher still takes what is said.
@@ -99,29 +99,6 @@ impl Tell for Screen<'_> {
         bytes.push(b'\n');
         self.write(&bytes);
     }
-}
-
-impl Drop for Screen<'_> {
-    fn drop(&mut self) {
-        if let Some(flags) = self.flags {
-            let _ = fcntl_setfl(self.fd, flags);
-        }
-    }
-}
-
-/// Makes a pipe or socket non-blocking and returns its flags before. A terminal is left as it is: its open file
-/// description is shared with the pusher's shell, which a non-blocking descriptor would break.
-fn make_nonblocking(fd: BorrowedFd<'_>) -> Option<OFlags> {
-    let kind = FileType::from_raw_mode(fstat(fd).ok()?.st_mode);
-    if !matches!(kind, FileType::Fifo | FileType::Socket) {
-        return None;
-    }
-    let flags = fcntl_getfl(fd).ok()?;
-    if flags.contains(OFlags::NONBLOCK) {
-        return None;
-    }
-    fcntl_setfl(fd, flags | OFlags::NONBLOCK).ok()?;
-    Some(flags)
 }
 
 /// A screen on our standard error.
@@ -185,7 +162,9 @@ pub fn follow(
         doing.see(&record.event);
         if let Event::End { outcome } = &record.event {
             settle(run, render, tell)?;
-            render(&record).iter().for_each(|line| tell.line(line));
+            for line in render(&record) {
+                tell.line(&line);
+            }
             return Ok(Ending::Ended(outcome.clone()));
         }
         for line in render(&record) {
@@ -256,6 +235,8 @@ fn words(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, pipe};
+
+    use rustix::fs::{OFlags, fcntl_getfl};
 
     use super::*;
     use crate::entrance::fake::{FakeRun, end, record};
@@ -339,12 +320,24 @@ mod tests {
 
     #[test]
     fn following_ends_with_the_outcome_and_tells_what_is_rendered() {
-        let mut run = FakeRun::of(vec![note("one"), end(Verdict::Deployed), note("never told")]);
+        let closed = record(Event::Closed);
+        let all = vec![note("one"), end(Verdict::Deployed), note("settled"), closed, note("never told")];
         let mut told = Vec::new();
+        let ending = follow(&mut FakeRun::of(all), &plain, &mut told, FAST).unwrap();
+        let Ending::Ended(outcome) = ending else { panic!("{ending:?}") };
+        assert_eq!(outcome.verdict, Verdict::Deployed);
+        assert_eq!(told, ["one".to_string(), "settled".to_string(), outcome.line()], "the verdict comes last");
+    }
+
+    #[test]
+    fn settling_holds_the_pusher_for_a_bounded_time_only() {
+        let mut run = FakeRun::of(vec![end(Verdict::Deployed)]);
+        run.silent = usize::MAX;
+        let mut told = Vec::new();
+        let before = Instant::now();
         let ending = follow(&mut run, &plain, &mut told, FAST).unwrap();
-        assert!(matches!(ending, Ending::Ended(outcome) if outcome.verdict == Verdict::Deployed));
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert_eq!(told[0], "one");
+        assert!(matches!(ending, Ending::Ended(_)) && told.len() == 1, "{told:?}");
+        assert!((SETTLING..SETTLING * 3).contains(&before.elapsed()), "{:?}", before.elapsed());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::project::request::{Options, RefUpdate, Request, Want};
 use crate::report::event::Record;
 use crate::sys::clock;
 use crate::sys::error::{Error, Kind, Result};
+use crate::sys::escape::hint_lines;
 
 /// How many lost commits of a forced push are named.
 const LOST_SHOWN: usize = 10;
@@ -196,7 +197,9 @@ impl Session<'_> {
     /// Tells an error's hint, if it has one.
     pub fn tell_hint(&mut self, error: &Error) {
         if let Some(hint) = error.hint_text() {
-            self.tell.line(&format!("hint: {hint}"));
+            for line in hint_lines(hint) {
+                self.tell.line(&line);
+            }
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Trees are written by us, from the store, with modes exactly 0644 and 0755; nobody else's checkout touches them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use crate::project::recipe::Attributes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fault;
+use crate::sys::fs::File;
 use crate::sys::git::{
     AttributeUse, EntryKind, GitEntry, Repo, TreeLimits, attribute_uses, fetch_submodule, is_lfs_pointer,
 };
@@ -247,10 +247,10 @@ fn refuse_attributes(repo: &Repo, entries: &[GitEntry]) -> Step<Vec<String>> {
             let at = format!("{}:{}", entry.path, found.line);
             match found.what {
                 AttributeUse::Filter(name) => {
-                    return Err(attributes_refused(&format!("{at} sets the filter `{name}`")));
+                    return Err(attributes_refused(&format!("{at} sets `filter={name}`")));
                 }
                 AttributeUse::Encoding(name) => {
-                    return Err(attributes_refused(&format!("{at} sets the encoding `{name}`")));
+                    return Err(attributes_refused(&format!("{at} sets `working-tree-encoding={name}`")));
                 }
                 AttributeUse::Eol => warnings.push(format!("{at} sets eol=crlf: files are written as they are stored")),
                 AttributeUse::Ident => warnings.push(format!("{at} sets ident: files are written as they are stored")),

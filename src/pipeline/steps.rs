@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::draft::{Draft, Version};
 use super::environment::{Setting, environment};
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::recipe::{self, Command};
+use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
@@ -40,14 +42,29 @@ pub struct Place {
     pub setting: Setting,
 }
 
+impl At {
+    /// Steps that work here, in this setting.
+    #[must_use]
+    pub fn with(self, setting: Setting) -> Place {
+        Place { at: self, setting }
+    }
+}
+
+impl Version {
+    /// The steps of a stage, in this version's mode and with these push options.
+    #[must_use]
+    pub fn steps_of(&self, stage: Stage, options: &Options) -> Vec<recipe::Step> {
+        let chosen = (options.only.is_empty() || options.only.contains(&stage)) && !options.skip.contains(&stage);
+        let steps = self.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
+        steps.iter().filter(|step| chosen && step.applies(self.mode)).cloned().collect()
+    }
+}
+
 impl Draft<'_> {
     /// The steps of a version for a stage, in this mode and with these push options.
     #[must_use]
     pub fn steps_of(&self, version: &Version, stage: Stage) -> Vec<recipe::Step> {
-        let chosen =
-            (self.options.only.is_empty() || self.options.only.contains(&stage)) && !self.options.skip.contains(&stage);
-        let steps = version.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
-        steps.iter().filter(|step| chosen && step.applies(version.mode)).cloned().collect()
+        version.steps_of(stage, &self.options)
     }
 
     /// Runs the steps of a stage as a stage of its own; nothing is told where there are none.
@@ -104,7 +121,10 @@ pub fn run_one(
     }
     let tail = telling.tail();
     let ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX);
-    let status = result.status.words();
+    let status = match result.status {
+        StepStatus::Timeout => format!("timeout after {}", limit_words(step.timeout)),
+        _ => result.status.words(),
+    };
     telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
     match result.status {
         StepStatus::Ok => Ok(()),
@@ -130,6 +150,16 @@ fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, plac
     order.output_file = order.keep_background.then(|| site.place.logs().join("services.log"));
     order.marker = place.setting.id.as_ref().map(|id| format!("{id}.{}", stage.name()));
     order
+}
+
+/// A limit as a recipe writes it: `90s`, `15m`, `2h`.
+fn limit_words(limit: Duration) -> String {
+    match limit.as_secs() {
+        0 => format!("{}ms", limit.as_millis()),
+        s if s % 3600 == 0 => format!("{}h", s / 3600),
+        s if s % 60 == 0 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
 }
 
 /// `1 step`, `3 steps`.

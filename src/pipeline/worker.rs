@@ -14,7 +14,7 @@ use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::project::recipe::Recipe;
-use crate::project::request::{Request, Want};
+use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Work};
 use crate::report::history;
@@ -74,7 +74,6 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     if let Some(newer) = ticket.superseded_by()? {
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
-    drop(ticket);
     remove_temporary_files(site)?;
     let recovered = recover::finish_interrupted(site)?;
     if let Some(outcome) = &recovered {
@@ -95,6 +94,8 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
             Ok(outcome)
         }
     }?;
+    // The place in the queue is kept to the end: who waited before us must see that a newer push had its turn.
+    drop(ticket);
     drop(lock);
     Ok(outcome)
 }
@@ -192,7 +193,7 @@ fn begin_rollback(
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
     let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
     if target == serving.id {
-        return Err(Halt::refused(format!("{} is live already", target))
+        return Err(Halt::refused(format!("{target} is live already"))
             .hint("mc_project history NAME lists what can be rolled back to"));
     }
     let releases = crate::tree::release::Releases::new(&site.place);
@@ -252,7 +253,7 @@ fn run(
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
     let outcome = attempt(site, request, &begin, goal, live, telling);
-    if let Err(error) = close(site, telling, &begin, &outcome) {
+    if let Err(error) = close(site, telling, &begin, &outcome, &request.options) {
         // The outcome is certain and told; what is left to record is done by the next command, which finds us open.
         telling.tell(Event::Warning { text: format!("the end is not recorded yet: {}", error.one_line()) });
     }
@@ -306,7 +307,7 @@ fn attempt(
 ///
 /// # Errors
 /// If the end cannot be recorded: then the next command finishes it.
-pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome) -> Result<()> {
+pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome, options: &Options) -> Result<()> {
     let place = &site.place;
     let has_ended = crate::report::journal::read(place, &begin.id)?
         .iter()
@@ -333,11 +334,14 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     };
     let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
     let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
-    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live }
-        .settle();
+    let mut settling =
+        Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live };
+    settling.settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
-        let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
+        settling.warn(format!("the mail could not be written: {}", error.one_line()));
     }
+    // Last, because a recipe's own step may take its time: whatever it does, the mail is written.
+    settling.notify(options);
     fault::point("settle.done")?;
     let needs_person = (outcome.verdict == Verdict::NeedsPerson).then(|| outcome.reason.clone().unwrap_or_default());
     let last = Last::opened(begin.seq, begin.id.clone(), outcome.serves.clone());
@@ -366,6 +370,9 @@ fn check_ref(repo: &Repo, request: &Request, commit: &ObjectId) -> Result<Option
     }
     match now {
         Some(now) if repo.is_ancestor(&now, commit)? => Ok(Some(now)),
+        Some(now) if repo.is_ancestor(commit, &now)? => {
+            Err(Halt::refused(format!("superseded by {}, which was pushed later", now.short())))
+        }
         Some(now) => Err(Halt::refused(format!("stale: {} is at {} meanwhile", update.name.shown(), now.short()))
             .hint("git fetch, merge or rebase, then push again")),
         None => Err(Halt::refused(format!("stale: {} was deleted meanwhile", update.name.shown()))),

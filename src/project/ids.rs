@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::sys::error::{Error, Result};
 
+pub use crate::sys::names::{ObjectId, RefName};
+
 /// The name of a project: `^[a-z][a-z0-9-]{0,30}$` and not reserved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProjectName(String);
@@ -90,112 +92,6 @@ impl FromStr for DeploymentId {
     }
 }
 
-/// A git object id of 40 (sha1) or 64 (sha256) lowercase hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectId(String);
-
-impl ObjectId {
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether this is the all-zero id that stands for "no object" in hooks (githooks(5)).
-    #[must_use]
-    pub fn is_zero(&self) -> bool {
-        self.0.bytes().all(|b| b == b'0')
-    }
-
-    /// The first ten digits, for people.
-    #[must_use]
-    pub fn short(&self) -> &str {
-        &self.0[..10]
-    }
-
-    /// The all-zero id with as many digits as this one.
-    #[must_use]
-    pub fn zero_like(&self) -> Self {
-        Self("0".repeat(self.0.len()))
-    }
-}
-
-impl FromStr for ObjectId {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let good = matches!(text.len(), 40 | 64) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if good {
-            Ok(Self(text.to_string()))
-        } else {
-            Err(Error::usage(format!(
-                "`{}` is no object id",
-                crate::sys::escape::visible(&text.chars().take(80).collect::<String>())
-            )))
-        }
-    }
-}
-
-/// A full, well-formed ref name such as `refs/heads/main`, at most 1024 bytes long.
-///
-/// It may hold any byte that git-check-ref-format(1) allows, so it is escaped before it is shown and is never
-/// part of a shell text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RefName(String);
-
-impl RefName {
-    /// The full name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The branch that this ref is, if it is one directly below `refs/heads/`.
-    #[must_use]
-    pub fn branch(&self) -> Option<&str> {
-        self.0.strip_prefix("refs/heads/")
-    }
-
-    /// The ref of the branch `name`.
-    ///
-    /// # Errors
-    /// If the name makes no valid ref.
-    pub fn of_branch(name: &str) -> Result<Self> {
-        format!("refs/heads/{name}").parse()
-    }
-
-    /// The name for people: without `refs/heads/`, escaped, at most 256 bytes.
-    #[must_use]
-    pub fn shown(&self) -> String {
-        let name = self.branch().unwrap_or(&self.0);
-        crate::sys::escape::visible_bounded(name.as_bytes(), 256)
-    }
-}
-
-impl FromStr for RefName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let bad_char = |c: char| c.is_control() || matches!(c, ' ' | '~' | '^' | ':' | '?' | '*' | '[' | '\\');
-        let good = text.starts_with("refs/")
-            && text.len() <= 8192
-            && !text.contains("..")
-            && !text.contains("@{")
-            && !text.contains(bad_char)
-            && text.split('/').all(|part| {
-                !part.is_empty()
-                    && !part.starts_with('.')
-                    && std::path::Path::new(part).extension().is_none_or(|e| e != "lock")
-                    && !part.ends_with('.')
-            });
-        if good {
-            Ok(Self(text.to_string()))
-        } else {
-            Err(Error::usage(format!("`{}` is no ref name", crate::sys::escape::visible_bounded(text.as_bytes(), 256))))
-        }
-    }
-}
-
 macro_rules! text_like {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -217,7 +113,7 @@ macro_rules! text_like {
     )*};
 }
 
-text_like!(ProjectName, DeploymentId, ObjectId, RefName);
+text_like!(ProjectName, DeploymentId);
 
 #[cfg(test)]
 mod tests {
@@ -243,25 +139,6 @@ mod tests {
         assert!(id.as_str().starts_with("20260921T"));
         for bad in ["", "x", "../../etc", &id.as_str()[1..], &format!("{id}/"), &id.as_str().to_uppercase()] {
             assert!(bad.parse::<DeploymentId>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn object_ids_have_40_or_64_lowercase_digits() {
-        for (len, good) in [(39, false), (40, true), (41, false), (64, true), (65, false)] {
-            assert_eq!("a".repeat(len).parse::<ObjectId>().is_ok(), good, "{len}");
-        }
-        assert!("A".repeat(40).parse::<ObjectId>().is_err());
-        assert!("0".repeat(64).parse::<ObjectId>().unwrap().is_zero());
-    }
-
-    #[test]
-    fn ref_names_follow_git_check_ref_format() {
-        for good in ["refs/heads/main", "refs/heads/a;id", "refs/heads/$(id)", "refs/heads/-x", "refs/tags/v1"] {
-            assert!(good.parse::<RefName>().is_ok(), "{good}");
-        }
-        for bad in ["main", "refs/heads/../x", "refs/heads/a b", "refs/heads/x.lock", "refs//x", "refs/heads/a\u{1b}"] {
-            assert!(bad.parse::<RefName>().is_err(), "{bad}");
         }
     }
 }

@@ -57,7 +57,10 @@ impl<'a> Source<'a> {
     fn checked(file: &'a str, bytes: &'a [u8], shown: bool) -> Result<Self> {
         if bytes.len() > MAX_BYTES {
             let size = bytes.len();
-            return Err(Error::invalid(format!("{file}: the file has {size} bytes, the limit is {MAX_BYTES}")));
+            return Err(Error::invalid(format!(
+                "{file}: the file has {size} bytes, the limit is {}",
+                crate::sys::size::words(MAX_BYTES as u64)
+            )));
         }
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let text = match std::str::from_utf8(bytes) {

@@ -113,7 +113,7 @@ fn end_lines(outcome: &Outcome, style: &Style) -> Vec<String> {
     };
     let verdict = style.paint(paint, &shown(&outcome.line()));
     let mut lines = vec![format!("{} {verdict}", style.paint(Paint::Strong, "mc_project:"))];
-    lines.extend(outcome.hints.iter().map(|hint| format!("    hint: {}", shown(hint))));
+    lines.extend(outcome.hints.iter().flat_map(|hint| escape::hint_lines(hint)).map(|line| format!("    {line}")));
     lines
 }
 

@@ -1,7 +1,7 @@
 //! The one error type: what we were doing, why it did not work, and the command to run next.
 //!
 //! An `Err` means that *we* could not do our job. A step that fails is an outcome, not an error
-//! (see [`crate::project::outcome`]).
+//! (see `project::outcome`).
 
 use std::fmt;
 use std::io;

@@ -18,6 +18,13 @@ pub fn visible_lines(text: &str) -> String {
     text.lines().map(visible).collect::<Vec<_>>().join("\n")
 }
 
+/// A hint as lines to show: `hint: ` before the first, the others below its text.
+#[must_use]
+pub fn hint_lines(hint: &str) -> Vec<String> {
+    let before = |n| if n == 0 { "hint: " } else { "      " };
+    hint.lines().enumerate().map(|(n, line)| format!("{}{}", before(n), visible(line))).collect()
+}
+
 /// Like [`visible`] for bytes that may not be UTF-8 (`\xNN`), cut after `max` bytes of input.
 #[must_use]
 pub fn visible_bounded(bytes: &[u8], max: usize) -> String {

@@ -4,13 +4,16 @@
 //! directory. After a crash the old content or the new content stands there, never a part.
 #![expect(clippy::disallowed_methods, reason = "this module is the door")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
 use super::fault;
+
+/// An open file: what this door gives out, and a [`super::dir::Dir`].
+pub use std::fs::File;
 
 /// The most that is read of a configuration file: larger ones are refused before they are parsed.
 pub const CONFIG_LIMIT: u64 = 1024 * 1024;
@@ -53,7 +56,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::invalid(format!("{} is larger than {limit} bytes", path.display())));
+        return Err(Error::invalid(format!("{} is larger than {}", path.display(), super::size::words(limit))));
     }
     Ok(Some(bytes))
 }
@@ -197,6 +200,11 @@ pub fn read_from(path: &Path, offset: u64, limit: u64) -> Result<Vec<u8>> {
 /// If it cannot be opened.
 pub fn open_read(path: &Path) -> Result<File> {
     File::open(path).context(|| format!("cannot open {}", path.display()))
+}
+
+/// Lets `to` share the blocks of `from` (a reflink), where the file system can; false where it cannot.
+pub fn share_contents(from: &File, to: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
 }
 
 /// Makes a directory and its parents, with this mode where they are new.

@@ -39,7 +39,8 @@ pub use submodule::{Submodule, fetch_submodule};
 use super::dir::Dir;
 use super::error::{Context, Error, Result};
 use super::path::TreePath;
-use crate::project::ids::ObjectId;
+use super::size;
+use crate::sys::names::ObjectId;
 use batch::Batch;
 use object::{Header, ObjectKind};
 use program::Git;
@@ -306,7 +307,7 @@ impl Repo {
         }
         let size = self.header(&id)?.ok_or_else(|| self.missing(&id))?.size;
         if size > limit {
-            return Err(Error::refused(format!("`{path}` has {size} bytes, the limit is {limit}")));
+            return Err(Error::refused(format!("`{path}` has {size} bytes, the limit is {}", size::words(limit))));
         }
         self.blob(&id, limit).map(Some)
     }

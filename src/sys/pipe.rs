@@ -1,14 +1,18 @@
-//! Running one small trusted program (sendmail) with bytes on its standard input and a deadline.
+//! Pipes to others: one small trusted program (sendmail) with bytes on its standard input and a deadline, and
+//! descriptors that must not block us.
 //!
 //! Steps of recipes do not go through here: they have their own, stricter way.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 
 use super::error::{Context, Error, Result};
 
@@ -102,6 +106,39 @@ fn kill_group(child: &mut Child) {
         let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     let _ = child.wait();
+}
+
+/// A pipe or socket that does not block as long as this value lives; its flags are given back when it is dropped.
+#[derive(Debug)]
+pub struct NonBlocking<'a> {
+    fd: BorrowedFd<'a>,
+    before: OFlags,
+}
+
+impl<'a> NonBlocking<'a> {
+    /// Makes a pipe or socket non-blocking; `None` where nothing was changed.
+    ///
+    /// A terminal is left as it is: its open file description is shared with the shell, which a non-blocking
+    /// descriptor would break.
+    #[must_use]
+    pub fn of_pipe(fd: BorrowedFd<'a>) -> Option<Self> {
+        let kind = FileType::from_raw_mode(fstat(fd).ok()?.st_mode);
+        if !matches!(kind, FileType::Fifo | FileType::Socket) {
+            return None;
+        }
+        let before = fcntl_getfl(fd).ok()?;
+        if before.contains(OFlags::NONBLOCK) {
+            return None;
+        }
+        fcntl_setfl(fd, before | OFlags::NONBLOCK).ok()?;
+        Some(Self { fd, before })
+    }
+}
+
+impl Drop for NonBlocking<'_> {
+    fn drop(&mut self) {
+        let _ = fcntl_setfl(self.fd, self.before);
+    }
 }
 
 #[cfg(test)]

@@ -199,10 +199,10 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// If it cannot be started.
 pub fn run_attached(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>, dir: &Path) -> Result<u8> {
     use std::os::unix::process::ExitStatusExt;
-    let Some((program, args)) = argv.split_first() else { return Err(Error::usage("no command was given")) };
+    let Some((program, rest)) = argv.split_first() else { return Err(Error::usage("no command was given")) };
     let shown = crate::sys::escape::visible(&program.to_string_lossy());
     let status = std::process::Command::new(program)
-        .args(args)
+        .args(rest)
         .env_clear()
         .envs(env)
         .current_dir(dir)

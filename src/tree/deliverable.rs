@@ -5,7 +5,6 @@
 //! nothing by name: each member must be listed in the manifest, and its content goes into the store under its digest.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ use super::manifest::{Content, Entry, Manifest};
 use super::store::{Store, Supply};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
+use crate::sys::fs::{self, File};
 use crate::sys::keys::{ReleaseKey, TrustedKeys};
 use crate::sys::path::TreePath;
 

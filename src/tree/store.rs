@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use super::hash::Hash;
 use super::manifest::{Entry, Manifest};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Context, Error, Result};
+use crate::sys::fs::{File, share_contents};
 use crate::sys::path::TreePath;
 
 /// A pool of contents.
@@ -326,7 +326,7 @@ impl<'a> Supply<'a> {
 /// Copies and compares the digest; reflinks large files where the file system can.
 fn copy_verified(from: &mut File, to: &mut File, hash: &Hash) -> Result<bool> {
     let doing = || format!("cannot copy content {hash}");
-    if from.metadata().context(doing)?.len() >= 1024 * 1024 && rustix::fs::ioctl_ficlone(&*to, &*from).is_ok() {
+    if from.metadata().context(doing)?.len() >= 1024 * 1024 && share_contents(from, to) {
         let (found, _) = Hash::reading(from).context(doing)?;
         return Ok(found == *hash);
     }

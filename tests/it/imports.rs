@@ -12,10 +12,32 @@ struct Source {
 }
 
 impl Source {
+    /// The files of the modules that this one declares behind `#[cfg(test)]`.
+    fn modules_for_tests(&self) -> Vec<String> {
+        let folder = self.path.strip_suffix("mod.rs").map_or_else(|| self.path.replace(".rs", "/"), str::to_string);
+        let after = |text: &str| text.lines().next().and_then(|line| line.strip_suffix(';')).map(str::to_string);
+        let declared = self.whole.split("#[cfg(test)]\n").skip(1).filter_map(after);
+        declared.filter_map(|line| Some(format!("{folder}{}.rs", line.rsplit_once("mod ")?.1))).collect()
+    }
+
     /// `sys`, `project`, `tree`, …; `main` for the files above the folders.
     fn layer(&self) -> &str {
-        self.path.split_once('/').map_or("main", |(folder, _)| folder)
+        match self.path.split_once('/') {
+            // The command line and the demonstration stand on top of everything.
+            None | Some(("cli", _)) => "main",
+            Some((folder, _)) => folder,
+        }
     }
+}
+
+/// The text before the first module that is written here for tests only.
+fn before_tests(whole: &str) -> &str {
+    let is_module = |at: &usize| {
+        let line = whole[*at..].lines().nth(1).unwrap_or_default();
+        line.ends_with('{') && (line.starts_with("mod ") || line.starts_with("pub mod "))
+    };
+    let found = whole.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(is_module);
+    &whole[..found.unwrap_or(whole.len())]
 }
 
 fn sources() -> Vec<Source> {
@@ -32,22 +54,25 @@ fn sources() -> Vec<Source> {
     let read = |path: PathBuf| {
         let whole = std::fs::read_to_string(&path).unwrap();
         // Unit tests stand at the end of a file, and are free to look at the disk with their own eyes.
-        let code = whole.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code = before_tests(&whole);
         let code = code
             .lines()
             .filter(|line| !line.trim_start().starts_with("//"))
             .fold(String::new(), |text, line| text + line + "\n");
         Source { path: path.strip_prefix(&root).unwrap().to_str().unwrap().to_string(), whole, code }
     };
-    let found: Vec<Source> =
+    let mut found: Vec<Source> =
         files.into_iter().filter(|path| path.extension().is_some_and(|e| e == "rs")).map(read).collect();
+    // What a module declares for its tests only is no code of the program.
+    let for_tests: Vec<String> = found.iter().flat_map(Source::modules_for_tests).collect();
+    found.iter_mut().filter(|source| for_tests.contains(&source.path)).for_each(|source| source.code.clear());
     assert!(found.len() > 15, "the sources were not found");
     found
 }
 
 /// What each layer may import, from the top down.
 const MAY_IMPORT: [(&str, &[&str]); 8] = [
-    ("main", &["entrance", "pipeline", "tree", "service", "report", "project", "sys", "cli"]),
+    ("main", &["entrance", "pipeline", "tree", "service", "report", "project", "sys", "cli", "demo"]),
     ("entrance", &["pipeline", "tree", "service", "report", "project", "sys"]),
     ("pipeline", &["tree", "service", "report", "project", "sys"]),
     ("tree", &["project", "sys"]),
@@ -120,6 +145,11 @@ fn imports_go_down_only() {
     assert!(wrong.is_empty(), "entrance -> pipeline -> {{tree, service, report}} -> project -> sys:\n{wrong}");
 }
 
+/// Whether a line names this path: `File::open`, but not as the end of `LineFile::open`.
+fn names(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
 /// Asserts that `words` stand in no code but that of the files whose path begins with one of `doors`.
 #[track_caller]
 fn only_behind(doors: &[&str], words: &[&str]) {
@@ -129,7 +159,7 @@ fn only_behind(doors: &[&str], words: &[&str]) {
             continue;
         }
         for (n, line) in source.code.lines().enumerate() {
-            if let Some(word) = words.iter().find(|word| line.contains(**word)) {
+            if let Some(word) = words.iter().find(|word| names(line, word)) {
                 let _ =
                     writeln!(wrong, "  src/{}: `{word}` (line {} of its code): {}", source.path, n + 1, line.trim());
             }
@@ -210,10 +240,29 @@ fn the_limits_that_we_hold_ourselves_to() {
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
+/// The names of the fault points that a text passes: `fault::point("…")`, or `point: "…"` and a last argument "…" for
+/// the engine of [`mc_project::tree::sync`], which passes it at each file.
+fn points_passed(code: &str) -> BTreeSet<String> {
+    let literal = |rest: &str| rest.split('"').next().unwrap_or_default().to_string();
+    let mut found = BTreeSet::new();
+    for start in ["point(\"", "point: \""] {
+        found.extend(code.match_indices(start).map(|(at, start)| literal(&code[at + start.len()..])));
+    }
+    for (at, start) in code.match_indices("sync_tree(") {
+        let call = code[at + start.len()..].split(';').next().unwrap_or_default();
+        found.extend(call.split_once('"').map(|(_, rest)| literal(rest)));
+    }
+    found
+}
+
 #[test]
-fn every_fault_point_is_passed_somewhere() {
-    let all: String = sources().iter().filter(|s| s.path != "sys/fault.rs").map(|s| s.code.clone()).collect();
-    let missing: Vec<_> =
-        mc_project::sys::fault::POINTS.iter().filter(|p| !all.contains(&format!("\"{p}\""))).collect();
+fn every_fault_point_is_passed_somewhere_and_every_passed_one_is_listed() {
+    let code = sources().into_iter().filter(|source| source.path != "sys/fault.rs");
+    let passed: BTreeSet<String> = code.flat_map(|source| points_passed(&source.code)).collect();
+    let listed: BTreeSet<String> = mc_project::sys::fault::POINTS.iter().map(ToString::to_string).collect();
+    let missing: Vec<_> = listed.difference(&passed).collect();
     assert!(missing.is_empty(), "listed in sys/fault.rs, passed nowhere: {missing:?}");
+    let unlisted: Vec<_> = passed.difference(&listed).collect();
+    assert!(unlisted.is_empty(), "passed, but not listed in sys/fault.rs: {unlisted:?}");
+    assert_eq!(listed.len(), mc_project::sys::fault::POINTS.len(), "a name is listed twice");
 }

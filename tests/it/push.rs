@@ -397,7 +397,7 @@ fn what_a_pusher_writes_cannot_speak_for_us_on_the_terminal() {
     let work = world.clone_of("shop");
     work.commit("ok\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}evil", &[(
         "mc_project.yaml",
-        "stages:\n  build:\n    - printf 'x\\033[2J\\033]0;owned\\007\\rmc_project: deployed; run serves 0000000000\\n'; exit 1\n",
+        "stages:\n  build:\n    - |\n      printf 'x\\033[2J\\033]0;owned\\007\\rmc_project: deployed; run serves 0000000000\\n'; exit 1\n",
     )]);
 
     let push = work.push(&["main"]).code(1);
@@ -406,7 +406,9 @@ fn what_a_pusher_writes_cannot_speak_for_us_on_the_terminal() {
         assert!(!push.stderr.contains(c), "{c:?} reached the terminal\n{push}");
     }
     let spoken: Vec<_> = push.remote().into_iter().filter(|line| line.contains("run serves 0000000000")).collect();
-    assert!(spoken.iter().all(|line| line.trim_start().starts_with('|')), "{spoken:?}");
+    // Output stands behind a bar, and the hint that quotes the step says that it does.
+    let quoted = |line: &str| ["| ", "hint: the step was: "].iter().any(|word| line.trim_start().starts_with(word));
+    assert!(!spoken.is_empty() && spoken.iter().all(|line| quoted(line)), "{spoken:?}");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout};
 
 use ring::digest;
 
-use crate::project::ids::ObjectId;
 use crate::sys::error::{Context, Error, Result};
+use crate::sys::names::ObjectId;
 
 use super::ObjectFormat;
 use super::object::{Header, ObjectKind};

@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::project::ids::ObjectId;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::fs;
+use crate::sys::names::ObjectId;
 
 use super::Repo;
 use super::program::Git;

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::project::ids::ObjectId;
 use crate::sys::error::Kind;
+use crate::sys::names::ObjectId;
 use crate::sys::path::TreePath;
 
 use super::{Backend, GitEntry, ObjectFormat, Repo, TreeLimits};

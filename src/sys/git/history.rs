@@ -1,8 +1,8 @@
 //! Commits: which one a person means, which ones lead to it.
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::names::{ObjectId, RefName};
 
 use super::program::Git;
 use super::{Backend, CommitInfo, Repo, library};

@@ -1,7 +1,7 @@
 //! Reading through libgit2.
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::{Context, Error, Result};
+use crate::sys::names::{ObjectId, RefName};
 
 use super::object::{Header, ObjectKind};
 

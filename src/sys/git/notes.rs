@@ -1,8 +1,8 @@
 //! What was deployed when, as notes on commits: `refs/notes/deploys`.
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::Result;
 use crate::sys::escape;
+use crate::sys::names::{ObjectId, RefName};
 use crate::sys::path::TreePath;
 
 use super::program::Git;

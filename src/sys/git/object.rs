@@ -1,7 +1,7 @@
 //! Raw commits, tags and trees as git writes them, parsed without trust; pure.
 
-use crate::project::ids::ObjectId;
 use crate::sys::error::{Error, Result};
+use crate::sys::names::ObjectId;
 
 use super::ObjectFormat;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::names::{ObjectId, RefName};
 
 use super::program::{Git, Output};
 use super::{Backend, Repo, library};

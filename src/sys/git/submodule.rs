@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::project::ids::{ObjectId, RefName};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::names::{ObjectId, RefName};
 use crate::sys::path::TreePath;
 
 use super::list::Mode;
@@ -56,7 +56,7 @@ impl Repo {
             return Err(Error::refused("`.gitmodules` is no regular file").hint("replace it by a file"));
         }
         if self.header(&blob)?.ok_or_else(|| self.missing(&blob))?.size > LIMIT {
-            return Err(Error::refused(format!("`.gitmodules` is larger than {LIMIT} bytes")));
+            return Err(Error::refused(format!("`.gitmodules` is larger than {}", crate::sys::size::words(LIMIT))));
         }
         // git itself reads its own format: no second parser can come to another conclusion.
         let output = Git::of(&self.path)

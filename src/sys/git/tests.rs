@@ -2,8 +2,8 @@
 
 use super::fixture::{Fixture, Reader, on_each, path};
 use super::{Backend, ObjectFormat, Repo};
-use crate::project::ids::ObjectId;
 use crate::sys::error::Kind;
+use crate::sys::names::ObjectId;
 
 #[test]
 fn a_new_repository_holds_no_hooks_and_making_it_again_changes_nothing() {
