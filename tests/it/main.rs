@@ -4,6 +4,7 @@
 
 mod bad_pushes;
 mod crash;
+mod detached;
 mod docs;
 mod examples;
 mod final_mode;
@@ -18,5 +19,4 @@ mod rollback;
 mod ssh;
 mod support;
 mod trees;
-mod detached;
 mod world;
