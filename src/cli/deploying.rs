@@ -18,6 +18,7 @@ use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
 use crate::report::event::{Event, Record};
 use crate::report::history;
+use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::report::terminal;
 use crate::sys::error::{Context, Error, Kind, Result};
@@ -66,6 +67,11 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
 pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
+    // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
+    if !Last::read(&site.place)?.is_some_and(|last| last.open) {
+        history::find(&history::read(&site.place, None)?, args.to.as_deref().unwrap_or("-1"))
+            .map_err(|error| site.typed(error))?;
+    }
     if with_data {
         tell_data_changes(&site, args)?;
     }

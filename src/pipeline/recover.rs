@@ -161,10 +161,10 @@ fn ask(site: &Site, draft: &Draft<'_>, served: u64) -> Outcome {
     );
     let mut outcome = draft.outcome(Verdict::NeedsPerson, Halt::failed(reason));
     let name = site.place.name();
-    outcome.hints = vec![
+    outcome.hints = site.hints(&[
         format!("to keep the new version: mc_project recover {name} --forward"),
         format!("to go back: mc_project recover {name} --back, or with the data as they were: --back --with data"),
-    ];
+    ]);
     outcome
 }
 
@@ -239,8 +239,10 @@ fn nothing_if_missing(error: Error) -> Result<Vec<Record>> {
 pub fn refuse_if_person_needed(site: &Site) -> Result<()> {
     let Some(reason) = Last::read(&site.place)?.and_then(|last| last.needs_person) else { return Ok(()) };
     let name = site.place.name();
-    Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}"))
-        .hint(format!("mc_project recover {name} --forward keeps what is in run, --back [--with data] goes back")))
+    Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}")).hint(format!(
+        "{} recover {name} --forward keeps what is in run, --back [--with data] goes back",
+        site.command()
+    )))
 }
 
 /// The restore point whose data a rollback to `release` with data needs: the state of the data when that release was last

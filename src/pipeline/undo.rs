@@ -199,10 +199,11 @@ impl Draft<'_> {
 
     fn needs_person(&mut self, halt: Halt, reason: String) -> Outcome {
         let name = self.site.place.name();
-        let mut outcome = self.outcome(Verdict::NeedsPerson, Halt { reason, ..halt });
-        outcome.hints.push(format!("to try the rollback again: mc_project recover {name} --back --with data"));
-        outcome.hints.push(format!("to keep what is in run now: mc_project recover {name} --forward"));
-        outcome
+        let mut hints = halt.hints;
+        let data = if self.touched { " --with data" } else { "" };
+        hints.push(format!("to try the rollback again: mc_project recover {name} --back{data}"));
+        hints.push(format!("to keep what is in run now: mc_project recover {name} --forward"));
+        self.outcome(Verdict::NeedsPerson, Halt { reason, hints, ..halt })
     }
 
     /// The outcome of a deployment that did not become live.
@@ -213,7 +214,7 @@ impl Draft<'_> {
             stage: halt.stage,
             reason: Some(halt.reason),
             serves: self.begin.serves.clone(),
-            hints: halt.hints,
+            hints: self.site.hints(&halt.hints),
             exit: halt.exit.filter(|_| matches!(verdict, Verdict::Refused | Verdict::Failed)),
         }
     }
