@@ -97,8 +97,10 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
+    /// Does the work of one deployment (for the program itself)
     #[command(name = crate::entrance::launch::WORK, hide = true)]
     Work,
 }

@@ -3,14 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use super::activate::in_run;
+use super::draft::Version;
+use super::halt::Halt;
 use super::site::Site;
+use super::steps::run_one;
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Tls, Transport};
-use crate::project::outcome::Verdict;
+use crate::project::outcome::{Outcome, Verdict};
 use crate::project::recipe::{NotifyOn, Recipe};
+use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Record};
 use crate::report::history::{self, Entry};
 use crate::report::mail::{CommitLine, MailFacts, compose_all};
+use crate::report::stream::Reporter;
 use crate::report::{journal, post, spool};
 use crate::sys::clock;
 use crate::sys::error::Result;
@@ -22,6 +28,26 @@ use crate::sys::lock::Lock;
 const COMMITS: usize = 20;
 /// How long one worker tries to send mail after its deployment.
 const BUDGET: Duration = Duration::from_secs(30);
+
+/// Runs the `notify` steps of the version that serves; `MC_VERDICT` tells them how the deployment ended. A failed one is a
+/// warning. What was only looked at or refused is no news.
+pub fn run_steps(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome, version: &Version) {
+    if matches!(outcome.verdict, Verdict::Unchanged | Verdict::Prepared | Verdict::Refused) {
+        return;
+    }
+    let steps = version.recipe.steps(Stage::Notify).iter().filter(|step| step.applies(version.mode));
+    let place = in_run(site, version, &begin.id, None);
+    for step in steps {
+        let mut step = step.clone();
+        step.env.insert("MC_VERDICT".to_string(), outcome.verdict.words().to_string());
+        let done = version.write_config(site).map_err(Halt::from);
+        let done = done.and_then(|_| run_one(site, telling, version, (Stage::Notify, &step), &place, false));
+        if let Err(halt) = done {
+            let text = format!("the notify step `{}` failed: {}", step.title(), halt.reason);
+            let _ = telling.emit(Event::Warning { text });
+        }
+    }
+}
 
 /// Writes the mails of a deployment into the spool.
 ///

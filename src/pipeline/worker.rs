@@ -306,9 +306,13 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     let recipe =
         Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
     let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
+    let serving = live.as_ref().and_then(|live| live.version.clone());
     Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, live }.settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
+    }
+    if let Some(version) = serving {
+        tell::run_steps(site, telling, begin, outcome, &version);
     }
     fault::point("settle.done")?;
     let needs_person = (outcome.verdict == Verdict::NeedsPerson).then(|| outcome.reason.clone().unwrap_or_default());
