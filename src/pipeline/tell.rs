@@ -3,20 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::activate::in_run;
-use super::draft::Version;
-use super::halt::Halt;
 use super::site::Site;
-use super::steps::run_one;
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Tls, Transport};
-use crate::project::outcome::{Outcome, Verdict};
+use crate::project::outcome::Verdict;
 use crate::project::recipe::{NotifyOn, Recipe};
-use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Record};
-use crate::report::history::{self, Entry};
+use crate::report::history::Entry;
 use crate::report::mail::{CommitLine, MailFacts, compose_all};
-use crate::report::stream::Reporter;
 use crate::report::{journal, post, spool};
 use crate::sys::clock;
 use crate::sys::error::Result;
@@ -29,32 +23,12 @@ const COMMITS: usize = 20;
 /// How long one worker tries to send mail after its deployment.
 const BUDGET: Duration = Duration::from_secs(30);
 
-/// Runs the `notify` steps of the version that serves; `MC_VERDICT` tells them how the deployment ended. A failed one is a
-/// warning. What was only looked at or refused is no news.
-pub fn run_steps(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome, version: &Version) {
-    if matches!(outcome.verdict, Verdict::Unchanged | Verdict::Prepared | Verdict::Refused) {
-        return;
-    }
-    let steps = version.recipe.steps(Stage::Notify).iter().filter(|step| step.applies(version.mode));
-    let place = in_run(site, version, &begin.id, None);
-    for step in steps {
-        let mut step = step.clone();
-        step.env.insert("MC_VERDICT".to_string(), outcome.verdict.words().to_string());
-        let done = version.write_config(site).map_err(Halt::from);
-        let done = done.and_then(|_| run_one(site, telling, version, (Stage::Notify, &step), &place, false));
-        if let Err(halt) = done {
-            let text = format!("the notify step `{}` failed: {}", step.title(), halt.reason);
-            let _ = telling.emit(Event::Warning { text });
-        }
-    }
-}
-
 /// Writes the mails of a deployment into the spool.
 ///
 /// # Errors
 /// If the spool cannot be written.
 pub fn spool(site: &Site, begin: &Begin, entry: &Entry, recipe: &Recipe) -> Result<()> {
-    let to = receivers(site, entry, recipe)?;
+    let to = receivers(site, entry, recipe);
     if to.is_empty() {
         return Ok(());
     }
@@ -65,17 +39,18 @@ pub fn spool(site: &Site, begin: &Begin, entry: &Entry, recipe: &Recipe) -> Resu
     Ok(())
 }
 
-/// Who is told: the recipe's addresses and the node's, where the recipe wants this kind of outcome to be told. That a person
-/// is needed is told to everybody.
-fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Result<Vec<String>> {
-    if matches!(entry.verdict, Verdict::Unchanged | Verdict::Prepared) {
-        return Ok(Vec::new());
+/// Who is told: the recipe's addresses and the node's, where the recipe wants this kind of outcome to be told.
+fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Vec<String> {
+    let kind = match entry.verdict {
+        Verdict::Deployed => NotifyOn::Success,
+        Verdict::Interrupted => NotifyOn::Recovered,
+        Verdict::Refused | Verdict::Failed | Verdict::RolledBack | Verdict::NeedsPerson => NotifyOn::Failure,
+        Verdict::Unchanged | Verdict::Prepared => return Vec::new(),
+    };
+    let mut to: Vec<String> = Vec::new();
+    if recipe.notify.on.contains(&kind) {
+        to.extend(recipe.notify.to.iter().cloned());
     }
-    let wanted = recipe.notify.on.contains(&occasion(entry, &history::read(&site.place, None)?));
-    if !wanted && entry.verdict != Verdict::NeedsPerson {
-        return Ok(Vec::new());
-    }
-    let mut to = recipe.notify.to.clone();
     to.extend(site.node.config.mail.to.iter().cloned());
     if to.is_empty() && matches!(site.node.config.mail.transport, Transport::Maildir(_)) {
         // A node that was told nothing about mail keeps it where it can be read.
@@ -83,24 +58,7 @@ fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Result<Vec<String>>
     }
     to.sort();
     to.dedup();
-    Ok(to)
-}
-
-/// A good one after one that did not deploy is a recovery.
-fn occasion(entry: &Entry, entries: &[Entry]) -> NotifyOn {
-    let is_failure = |verdict| {
-        use Verdict::{Failed, Interrupted, NeedsPerson, Refused, RolledBack};
-        matches!(verdict, Refused | Failed | RolledBack | NeedsPerson | Interrupted)
-    };
-    if is_failure(entry.verdict) {
-        return NotifyOn::Failure;
-    }
-    let earlier = entries.iter().filter(|earlier| earlier.seq < entry.seq);
-    let counts = |verdict: &Verdict| *verdict == Verdict::Deployed || is_failure(*verdict);
-    match earlier.map(|earlier| earlier.verdict).filter(counts).next_back() {
-        Some(before) if is_failure(before) => NotifyOn::Recovered,
-        _ => NotifyOn::Success,
-    }
+    to
 }
 
 /// The way out as the sender of mail knows it.
@@ -152,8 +110,19 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         kept: kept.map(|path| path.display().to_string()).collect(),
         warnings: texts(&records, |event| matches!(event, Event::Warning { .. })),
         log: site.place.log(&entry.id).display().to_string(),
-        command: site.command(),
+        command: command(site),
     })
+}
+
+/// How the command is called for this node.
+#[must_use]
+pub fn command(site: &Site) -> String {
+    let root = site.place.node().root();
+    if root == std::path::Path::new("/") {
+        "mc_project".to_string()
+    } else {
+        format!("mc_project --root {}", root.display())
+    }
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {
