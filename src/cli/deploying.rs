@@ -85,7 +85,12 @@ fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
     let target = history::find(&entries, args.to.as_deref().unwrap_or("-1"))?;
     let point = recovery::data_point(site, &target.id)?;
     let (changed, examples) = crate::pipeline::data::written_since(site, &point)?;
-    screen::line(format!("data/ goes back to what it was before {point}: {changed} files differ"));
+    let before = entries
+        .iter()
+        .find(|entry| entry.id == point)
+        .map_or_else(|| point.to_string(), |entry| format!("#{}", entry.seq));
+    let differ = if changed == 1 { "1 file differs".to_string() } else { format!("{changed} files differ") };
+    screen::line(format!("data/ goes back to what it was before {before}: {differ}"));
     examples.iter().for_each(|path| screen::line(format!("  {path}")));
     screen::line(format!(
         "what is there now is kept in the restore point of this rollback below {}",

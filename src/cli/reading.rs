@@ -181,9 +181,8 @@ pub fn show(cli: &Cli, args: &ShowArgs) -> Result<u8> {
         return Ok(0);
     }
     screen::line(listing::show(&entry, &records, &screen::style()).trim_end());
-    let archive = site.place.archive(&entry.id);
-    for name in fs::names(&archive)? {
-        screen::line(format!("kept: {}", archive.join(name).display()));
+    for line in crate::pipeline::tell::kept(&site, &entry.id) {
+        screen::line(format!("kept: {line}"));
     }
     screen::line(format!("log: {}", site.place.log(&entry.id).display()));
     Ok(0)

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
 use super::draft::{Candidate, Draft, Goal, Version};
 use super::halt::{Halt, Step};
-use super::steps::{At, Place, seen_at_run};
+use super::steps::{At, Place, files_words, seen_at_run};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::{Environment, Mode};
 use crate::project::recipe::{BuildAt, Recipe};
@@ -540,6 +540,6 @@ fn make_shared(base: &Dir, path: &TreePath, is_dir: bool) -> Result<()> {
 }
 
 fn changes_words(files: usize, pillar: usize) -> String {
-    let word = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
+    let word = files_words(files);
     if pillar == 0 { word } else { format!("{word}, pillar {pillar}") }
 }

@@ -106,6 +106,7 @@ pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
     let outcome = match decision {
         Decision::Forward => {
             let serving = Serving { id: begin.id.clone(), commit: begin.commit.clone() };
+            draft.go_forward(&records)?;
             draft.telling.emit(Event::Commit { serves: serving.clone() })?;
             draft.finish(&serving)?;
             super::deploy::deployed(serving)
@@ -250,7 +251,7 @@ pub fn refuse_if_person_needed(site: &Site) -> Result<()> {
     let Some(reason) = Last::read(&site.place)?.and_then(|last| last.needs_person) else { return Ok(()) };
     let name = site.place.name();
     Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}")).hint(format!(
-        "{} recover {name} --forward keeps what is in run, --back [--with data] goes back",
+        "{} recover {name} --forward keeps the new version, --back [--with data] goes back",
         site.command()
     )))
 }

@@ -8,7 +8,7 @@ use mc_project::project::pillar::Pillar;
 use mc_project::project::recipe::Recipe;
 use mc_project::project::stage::Stage;
 
-use crate::support::{Finished, Home, World, assert_has};
+use crate::support::{Finished, Home, assert_has};
 
 fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -234,20 +234,4 @@ fn what_the_readme_types_for_the_first_deployment_does_what_it_says() {
     }
     let text = std::fs::read_to_string(home.path("node/srv/projects/shop/run/index.html")).unwrap();
     assert_eq!(text, "<h1>Shop</h1>\n", "rolled back to the first version");
-}
-
-#[test]
-fn notify_steps_are_told_how_a_deployment_ended() {
-    let (world, _) = World::serving(&[("a", "1")]);
-    let recipe =
-        "stages: {notify: ['echo \"$MC_VERDICT $MC_DEPLOYMENT\" >> $MC_DATA/news'], build: ['test ! -e bad']}\n";
-    let work = world.checkout_of("shop");
-    work.commit("good", &[("mc_project.yaml", recipe)]);
-    work.push(&["main"]).ok();
-    work.commit("bad", &[("bad", "")]);
-    work.push(&["main"]).fails();
-    world.settle("shop");
-    let news = std::fs::read_to_string(world.project("shop").join("data/news")).unwrap();
-    let words: Vec<&str> = news.lines().map(|line| line.split(" 2").next().unwrap()).collect();
-    assert_eq!(words, ["deployed", "failed"]);
 }
