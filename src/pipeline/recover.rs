@@ -8,7 +8,7 @@ use super::halt::Halt;
 use super::site::Site;
 use super::worker::close;
 use crate::project::ids::DeploymentId;
-use crate::project::outcome::{Outcome, Serving, Verdict};
+use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::request::Options;
 use crate::report::event::{Begin, Event, Record};
 use crate::report::journal::{self, Journal};
@@ -20,6 +20,7 @@ use crate::sys::lock::Lock;
 use crate::sys::{clock, fault};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Snapshots;
+use crate::tree::switch::Inodes;
 
 /// How long a version may have served and still be taken back unasked, in milliseconds.
 const UNASKED: u64 = 60_000;
@@ -58,7 +59,7 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     crate::sys::process::kill_marked(&format!("{}.", last.id))?;
     let outcome = resolve(site, &mut telling, &begin, &records)?;
     fault::point("recover.done")?;
-    close(site, &mut telling, &begin, &outcome, &Options::default())?;
+    close(site, &mut telling, &begin, &outcome)?;
     Ok(Some(outcome))
 }
 
@@ -114,7 +115,7 @@ pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
             draft.roll_back(Halt::failed("a person decided to go back"), Some(&records))
         }
     };
-    close(site, &mut telling, &begin, &outcome, &Options::default())?;
+    close(site, &mut telling, &begin, &outcome)?;
     Ok(outcome)
 }
 
@@ -216,8 +217,17 @@ fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records
         listing: None,
         proof: None,
         spare_in_use: false,
+        builds_in_run: false,
         touched: is(|event| matches!(event, Event::Touched)),
-        switched: is(|event| matches!(event, Event::Switching { .. })),
+        switching: switching(records),
+    })
+}
+
+/// How the switch was to be made, if it was begun.
+fn switching(records: &[Record]) -> Option<(SwitchKind, Inodes)> {
+    records.iter().rev().find_map(|record| match record.event {
+        Event::Switching { how, run_ino, spare_ino } => Some((how, Inodes { run: run_ino, spare: spare_ino })),
+        _ => None,
     })
 }
 
