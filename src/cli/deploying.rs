@@ -18,6 +18,7 @@ use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
 use crate::report::event::{Event, Record};
 use crate::report::history;
+use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::report::terminal;
 use crate::sys::error::{Context, Error, Kind, Result};
@@ -67,6 +68,11 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
 pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
+    // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
+    if !Last::read(&site.place)?.is_some_and(|last| last.open) {
+        history::find(&history::read(&site.place, None)?, args.to.as_deref().unwrap_or("-1"))
+            .map_err(|error| site.typed(error))?;
+    }
     if with_data {
         tell_data_changes(&site, args)?;
     }
@@ -80,7 +86,12 @@ fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
     let target = history::find(&entries, args.to.as_deref().unwrap_or("-1"))?;
     let point = recovery::data_point(site, &target.id)?;
     let (changed, examples) = crate::pipeline::data::written_since(site, &point)?;
-    screen::line(format!("data/ goes back to what it was before {point}: {changed} files differ"));
+    let before = entries
+        .iter()
+        .find(|entry| entry.id == point)
+        .map_or_else(|| point.to_string(), |entry| format!("#{}", entry.seq));
+    let differ = if changed == 1 { "1 file differs".to_string() } else { format!("{changed} files differ") };
+    screen::line(format!("data/ goes back to what it was before {before}: {differ}"));
     examples.iter().for_each(|path| screen::line(format!("  {path}")));
     screen::line(format!(
         "what is there now is kept in the restore point of this rollback below {}",

@@ -9,11 +9,12 @@ use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::verify::verify;
 use crate::project::mode::Mode;
+use crate::report::spool;
 use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::git::{ObjectFormat, program_version};
 use crate::sys::keys::{PublicKey, ReleaseKey};
 use crate::sys::lock::Lock;
-use crate::sys::{fs, mount};
+use crate::sys::{escape, fs, mount};
 
 /// `init`.
 ///
@@ -207,8 +208,30 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
             hint: error.hint_text().map(str::to_string),
         }),
     }
+    findings.extend(mail_findings(site)?);
     if findings.is_empty() {
         findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
+    }
+    Ok(findings)
+}
+
+/// Mail that nobody got: who waits for it and why it could not be sent.
+fn mail_findings(site: &Site) -> Result<Vec<Finding>> {
+    let about = site.place.name().to_string();
+    let hint = Some("look at `mail:` in node.yaml; the next deployment tries again".to_string());
+    let mut findings: Vec<Finding> = spool::list(&site.place)?
+        .into_iter()
+        .filter(|waiting| waiting.attempts > 0)
+        .map(|waiting| {
+            let text =
+                format!("mail to {} waits, tried {} times: {}", waiting.mail.to, waiting.attempts, waiting.error);
+            Finding { about: about.clone(), good: false, text: escape::visible(&text), hint: hint.clone() }
+        })
+        .collect();
+    let given_up = spool::given_up_count(&site.place)?;
+    if given_up > 0 {
+        let text = format!("{given_up} mails were given up; they lie in {}", site.place.spool().display());
+        findings.push(Finding { about, good: false, text, hint });
     }
     Ok(findings)
 }

@@ -57,6 +57,8 @@ struct Status {
     needs_person: Option<String>,
     last: Option<Entry>,
     unsent_mail: usize,
+    #[serde(skip)]
+    command: String,
 }
 
 fn status_of(site: &Site) -> Result<Status> {
@@ -77,6 +79,7 @@ fn status_of(site: &Site) -> Result<Status> {
         needs_person: last.and_then(|last| last.needs_person),
         last: entries.last().cloned(),
         unsent_mail: spool::list(&site.place)?.len(),
+        command: site.command(),
         serves,
         busy,
     })
@@ -103,13 +106,16 @@ fn print_status(status: &Status) {
     }
     if status.interrupted {
         screen::line(format!(
-            "  a deployment was interrupted; the next command finishes it: mc_project recover {}",
-            status.project
+            "  a deployment was interrupted; the next command finishes it: {} recover {}",
+            status.command, status.project
         ));
     }
     if let Some(reason) = &status.needs_person {
         screen::line(format!("  needs a person: {reason}"));
-        screen::line(format!("    hint: mc_project recover {} --forward, or --back [--with data]", status.project));
+        screen::line(format!(
+            "    hint: {} recover {} --forward, or --back [--with data]",
+            status.command, status.project
+        ));
     }
     if let Some(last) = &status.last {
         screen::line(format!("  last: #{} {}", last.seq, last.outcome().line()));
@@ -143,7 +149,7 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
 fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
     let entries = history::read(&site.place, None)?;
     match spec {
-        Some(spec) => history::find(&entries, spec).cloned(),
+        Some(spec) => history::find(&entries, spec).cloned().map_err(|error| site.typed(error)),
         None => entries.last().cloned().ok_or_else(|| Error::usage("nothing was deployed yet")),
     }
 }
@@ -154,7 +160,10 @@ fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
 /// If there is none.
 pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
     match spec {
-        Some(spec) => Ok(history::find(&history::read(&site.place, None)?, spec)?.id.clone()),
+        Some(spec) => {
+            let entries = history::read(&site.place, None)?;
+            Ok(history::find(&entries, spec).map_err(|error| site.typed(error))?.id.clone())
+        }
         None => Ok(site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id),
     }
 }
@@ -172,9 +181,8 @@ pub fn show(cli: &Cli, args: &ShowArgs) -> Result<u8> {
         return Ok(0);
     }
     screen::line(listing::show(&entry, &records, &screen::style()).trim_end());
-    let archive = site.place.archive(&entry.id);
-    for name in fs::names(&archive)? {
-        screen::line(format!("kept: {}", archive.join(name).display()));
+    for line in crate::pipeline::tell::kept(&site, &entry.id) {
+        screen::line(format!("kept: {line}"));
     }
     screen::line(format!("log: {}", site.place.log(&entry.id).display()));
     Ok(0)

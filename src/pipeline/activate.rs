@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
 use super::site::Site;
-use super::steps::{At, Place};
+use super::steps::{At, Place, files_words};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::recipe::BackupWhen;
@@ -154,7 +154,7 @@ impl Draft<'_> {
             let manifest = snapshots.take(&scope, tolerant)?;
             fault::point("backup.done")?;
             snapshots.record(&point.id, &manifest)?;
-            let mut note = format!("{} files, {} bytes of data", manifest.files(), manifest.bytes());
+            let mut note = format!("{}, {} bytes of data", files_words(manifest.files()), manifest.bytes());
             if let Some(version) = dumping {
                 let count = draft.dump(&version, &dumps_of(site, &point.id))?;
                 note = format!("{note}, {}", super::steps::steps_words(count));
@@ -205,7 +205,11 @@ impl Draft<'_> {
             self.stage(Stage::Restore, |draft| {
                 draft.restore_data(&id)?;
                 draft.restore_dumps(&id)?;
-                Ok(((), Some(format!("data as before {id}"))))
+                let seq = RestorePoint::read(draft.site, &id)?.map(|point| point.seq);
+                Ok((
+                    (),
+                    Some(format!("data as before {}", seq.map_or_else(|| id.to_string(), |seq| format!("#{seq}")))),
+                ))
             })?;
         }
         for stage in after {

@@ -6,9 +6,9 @@ use std::path::Path;
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
 use super::draft::{Candidate, Draft, Goal, Version};
 use super::halt::{Halt, Step};
-use super::steps::{At, Place, seen_at_run};
+use super::steps::{At, Place, files_words, seen_at_run};
 use crate::project::ids::DeploymentId;
-use crate::project::mode::Mode;
+use crate::project::mode::{Environment, Mode};
 use crate::project::recipe::{BuildAt, Recipe};
 use crate::project::stage::Stage;
 use crate::report::event::Event;
@@ -90,7 +90,16 @@ impl Draft<'_> {
         let data = Snapshots::new(&self.site.place, self.site.own).measure(&next.recipe.snapshot)?;
         let free = Dir::open(self.site.place.dir())?.free_space()?;
         self.refuse_without_room(&Space { bytes, inodes: files }, &data, free)?;
+        self.say_that_production_builds();
         Ok(None)
+    }
+
+    /// Production that has nowhere to fetch from builds by itself: told once, with the first deployment.
+    fn say_that_production_builds(&mut self) {
+        let builds = self.begin.environment == Environment::Prod && self.next.mode == Mode::Cooking;
+        if builds && self.live.is_none() && self.site.node.config.release_sources.is_empty() {
+            self.note("no release_sources in node.yaml: this production node builds by itself");
+        }
     }
 
     fn refuse_without_room(&self, code: &Space, data: &crate::tree::snapshot::Need, free: Space) -> Step {
@@ -531,6 +540,6 @@ fn make_shared(base: &Dir, path: &TreePath, is_dir: bool) -> Result<()> {
 }
 
 fn changes_words(files: usize, pillar: usize) -> String {
-    let word = if files == 1 { "1 file".to_string() } else { format!("{files} files") };
+    let word = files_words(files);
     if pillar == 0 { word } else { format!("{word}, pillar {pillar}") }
 }

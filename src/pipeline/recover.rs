@@ -106,6 +106,7 @@ pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
     let outcome = match decision {
         Decision::Forward => {
             let serving = Serving { id: begin.id.clone(), commit: begin.commit.clone() };
+            draft.go_forward(&records)?;
             draft.telling.emit(Event::Commit { serves: serving.clone() })?;
             draft.finish(&serving)?;
             super::deploy::deployed(serving)
@@ -162,10 +163,10 @@ fn ask(site: &Site, draft: &Draft<'_>, served: u64) -> Outcome {
     );
     let mut outcome = draft.outcome(Verdict::NeedsPerson, Halt::failed(reason));
     let name = site.place.name();
-    outcome.hints = vec![
+    outcome.hints = site.hints(&[
         format!("to keep the new version: mc_project recover {name} --forward"),
         format!("to go back: mc_project recover {name} --back, or with the data as they were: --back --with data"),
-    ];
+    ]);
     outcome
 }
 
@@ -249,8 +250,10 @@ fn nothing_if_missing(error: Error) -> Result<Vec<Record>> {
 pub fn refuse_if_person_needed(site: &Site) -> Result<()> {
     let Some(reason) = Last::read(&site.place)?.and_then(|last| last.needs_person) else { return Ok(()) };
     let name = site.place.name();
-    Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}"))
-        .hint(format!("mc_project recover {name} --forward keeps what is in run, --back [--with data] goes back")))
+    Err(Error::new(Kind::NeedsPerson, format!("a person is needed: {reason}")).hint(format!(
+        "{} recover {name} --forward keeps the new version, --back [--with data] goes back",
+        site.command()
+    )))
 }
 
 /// The restore point whose data a rollback to `release` with data needs: the state of the data when that release was last

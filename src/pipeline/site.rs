@@ -107,6 +107,30 @@ impl Site {
         Self::open(&Node::open(&identity.root)?, &identity.name)
     }
 
+    /// How the command is called for this node.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let root = self.place.node().root();
+        if root == Path::new("/") { "mc_project".to_string() } else { format!("mc_project --root {}", root.display()) }
+    }
+
+    /// Hints as they can be typed here: those who wrote them knew neither the project's name nor the node's root.
+    #[must_use]
+    pub fn hints(&self, hints: &[String]) -> Vec<String> {
+        let command = format!("{} ", self.command());
+        let named = hints.iter().map(|hint| hint.replace(" NAME", &format!(" {}", self.place.name())));
+        named.map(|hint| hint.replace("mc_project ", &command)).collect()
+    }
+
+    /// An error whose hint can be typed here.
+    #[must_use]
+    pub fn typed(&self, error: Error) -> Error {
+        match error.hint_text().map(|hint| self.hints(&[hint.to_string()]).concat()) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+
     /// What serves now; `None` before the first successful deployment.
     ///
     /// # Errors

@@ -152,6 +152,12 @@ pub fn steps_words(count: usize) -> String {
     if count == 1 { "1 step".to_string() } else { format!("{count} steps") }
 }
 
+/// `1 file`, `3 files`.
+#[must_use]
+pub fn files_words(count: usize) -> String {
+    if count == 1 { "1 file".to_string() } else { format!("{count} files") }
+}
+
 /// Tells lines of output; after the switch, writes heartbeats.
 struct Watcher<'a> {
     telling: &'a mut Reporter,

@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use super::site::Site;
+use crate::project::ids::DeploymentId;
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Tls, Transport};
 use crate::project::outcome::Verdict;
 use crate::project::recipe::{NotifyOn, Recipe};
 use crate::report::event::{Begin, Event, Record};
-use crate::report::history::Entry;
+use crate::report::history::{self, Entry};
 use crate::report::mail::{CommitLine, MailFacts, compose_all};
 use crate::report::{journal, post, spool};
 use crate::sys::clock;
@@ -28,7 +29,7 @@ const BUDGET: Duration = Duration::from_secs(30);
 /// # Errors
 /// If the spool cannot be written.
 pub fn spool(site: &Site, begin: &Begin, entry: &Entry, recipe: &Recipe) -> Result<()> {
-    let to = receivers(site, entry, recipe);
+    let to = receivers(site, entry, recipe)?;
     if to.is_empty() {
         return Ok(());
     }
@@ -39,18 +40,17 @@ pub fn spool(site: &Site, begin: &Begin, entry: &Entry, recipe: &Recipe) -> Resu
     Ok(())
 }
 
-/// Who is told: the recipe's addresses and the node's, where the recipe wants this kind of outcome to be told.
-fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Vec<String> {
-    let kind = match entry.verdict {
-        Verdict::Deployed => NotifyOn::Success,
-        Verdict::Interrupted => NotifyOn::Recovered,
-        Verdict::Refused | Verdict::Failed | Verdict::RolledBack | Verdict::NeedsPerson => NotifyOn::Failure,
-        Verdict::Unchanged | Verdict::Prepared => return Vec::new(),
-    };
-    let mut to: Vec<String> = Vec::new();
-    if recipe.notify.on.contains(&kind) {
-        to.extend(recipe.notify.to.iter().cloned());
+/// Who is told: the recipe's addresses and the node's, where the recipe wants this kind of outcome to be told. That a person
+/// is needed is told to everybody.
+fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Result<Vec<String>> {
+    if matches!(entry.verdict, Verdict::Unchanged | Verdict::Prepared) {
+        return Ok(Vec::new());
     }
+    let wanted = recipe.notify.on.contains(&occasion(entry, &history::read(&site.place, None)?));
+    if !wanted && entry.verdict != Verdict::NeedsPerson {
+        return Ok(Vec::new());
+    }
+    let mut to = recipe.notify.to.clone();
     to.extend(site.node.config.mail.to.iter().cloned());
     if to.is_empty() && matches!(site.node.config.mail.transport, Transport::Maildir(_)) {
         // A node that was told nothing about mail keeps it where it can be read.
@@ -58,7 +58,24 @@ fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Vec<String> {
     }
     to.sort();
     to.dedup();
-    to
+    Ok(to)
+}
+
+/// A good one after one that did not deploy is a recovery.
+fn occasion(entry: &Entry, entries: &[Entry]) -> NotifyOn {
+    let is_failure = |verdict| {
+        use Verdict::{Failed, Interrupted, NeedsPerson, Refused, RolledBack};
+        matches!(verdict, Refused | Failed | RolledBack | NeedsPerson | Interrupted)
+    };
+    if is_failure(entry.verdict) {
+        return NotifyOn::Failure;
+    }
+    let earlier = entries.iter().filter(|earlier| earlier.seq < entry.seq);
+    let counts = |verdict: &Verdict| *verdict == Verdict::Deployed || is_failure(*verdict);
+    match earlier.map(|earlier| earlier.verdict).filter(counts).next_back() {
+        Some(before) if is_failure(before) => NotifyOn::Recovered,
+        _ => NotifyOn::Success,
+    }
 }
 
 /// The way out as the sender of mail knows it.
@@ -96,9 +113,6 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         .collect();
     let more_commits = commits.len().saturating_sub(COMMITS);
     commits.truncate(COMMITS);
-    let archive = site.place.archive(&begin.id);
-    let kept = ["run.failed", "data.failed", "drift", "dumps", "data"];
-    let kept = kept.iter().map(|name| archive.join(name)).filter(|path| fs::exists(path));
     Ok(MailFacts {
         project: begin.project.clone(),
         node: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -107,22 +121,26 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         more_commits,
         tail: last_tail(&records),
         drift: texts(&records, |event| matches!(event, Event::Note { text } if text.contains("/: "))),
-        kept: kept.map(|path| path.display().to_string()).collect(),
+        kept: kept(site, &begin.id),
         warnings: texts(&records, |event| matches!(event, Event::Warning { .. })),
         log: site.place.log(&entry.id).display().to_string(),
-        command: command(site),
+        command: site.command(),
     })
 }
 
-/// How the command is called for this node.
+/// What is kept of a deployment, each with what it is; nothing where it is gone by now.
 #[must_use]
-pub fn command(site: &Site) -> String {
-    let root = site.place.node().root();
-    if root == std::path::Path::new("/") {
-        "mc_project".to_string()
-    } else {
-        format!("mc_project --root {}", root.display())
-    }
+pub fn kept(site: &Site, id: &DeploymentId) -> Vec<String> {
+    let archive = site.place.archive(id);
+    let known = [
+        ("before.json", "", "the restore point: code, configuration and data as they were before"),
+        ("dumps", "dumps", "what the backup steps wrote, before"),
+        ("drift", "drift", "what was changed by hand in run, before"),
+        ("run.failed", "run.failed/files", "the files in which the failed version differs"),
+        ("data.failed", "data.failed", "the data that the failed version left"),
+    ];
+    let found = known.iter().filter(|(name, _, _)| fs::exists(&archive.join(name)));
+    found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect()
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::activate::{dumps_of, failed_data, finish_commit, in_run, make_run};
+use super::activate::{dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
@@ -16,7 +16,7 @@ use crate::sys::{fault, fs};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Unit;
 use crate::tree::store::Store;
-use crate::tree::switch;
+use crate::tree::switch::{self, Inodes};
 
 impl Draft<'_> {
     /// Nothing was switched: the candidate is forgotten, `project/` and `pillar/` become the live version's again.
@@ -125,6 +125,57 @@ impl Draft<'_> {
         })
     }
 
+    /// A person decided for the new version: what a failed rollback has taken back already is made live again, data too.
+    ///
+    /// # Errors
+    /// If the new version is gone, or a tree was replaced by hand.
+    pub fn go_forward(&mut self, records: &[Record]) -> Result<()> {
+        let site = self.site;
+        let manifest = Releases::new(&site.place).manifest(self.id())?;
+        let Some(back) = records.iter().position(|r| matches!(r.event, Event::RollingBack { .. })) else {
+            return Ok(());
+        };
+        let Some((how, before)) = self.switching else { return Ok(()) };
+        let wanted = Inodes { run: before.spare, spare: before.run };
+        let went_back = match how {
+            SwitchKind::Exchange => switch::inodes(&site.place)? != wanted,
+            SwitchKind::InPlace => true,
+        };
+        if went_back && let Some(old) = self.old_version().cloned() {
+            self.try_steps(&old, Stage::Stop);
+        }
+        match how {
+            SwitchKind::Exchange => {
+                switch::ensure(&site.place, wanted)?;
+            }
+            SwitchKind::InPlace => make_run(site, &manifest)?,
+        }
+        let restored = records[back..].iter().rev().find_map(|record| match &record.event {
+            Event::RestoringData { units, .. } => Some(units),
+            _ => None,
+        });
+        let exchanged: Vec<Unit> = restored
+            .into_iter()
+            .flatten()
+            .map(|unit| Unit { path: unit.path.clone(), live: unit.snapshot, snapshot: unit.live })
+            .collect();
+        restore_units(site, &exchanged)?;
+        if went_back {
+            check_out_pillar(site, self.next.pillar_commit.as_ref())?;
+            let next = self.next.clone();
+            self.try_steps(&next, Stage::Start);
+        }
+        Ok(())
+    }
+
+    /// Runs the steps of a stage; a failure is told and changes nothing, for a person is at hand.
+    fn try_steps(&mut self, version: &Version, stage: Stage) {
+        let place = in_run(self.site, version, self.id(), None);
+        if let Err(halt) = self.step_stage(version, stage, &place) {
+            self.warn(format!("{} failed: {}", stage.name(), halt.reason));
+        }
+    }
+
     fn switch_back(&mut self) -> Step {
         let place = &self.site.place;
         let Some((how, before)) = self.switching else { return Ok(()) };
@@ -187,10 +238,11 @@ impl Draft<'_> {
 
     fn needs_person(&mut self, halt: Halt, reason: String) -> Outcome {
         let name = self.site.place.name();
-        let mut outcome = self.outcome(Verdict::NeedsPerson, Halt { reason, ..halt });
-        outcome.hints.push(format!("to try the rollback again: mc_project recover {name} --back --with data"));
-        outcome.hints.push(format!("to keep what is in run now: mc_project recover {name} --forward"));
-        outcome
+        let mut hints = halt.hints;
+        let data = if self.touched { " --with data" } else { "" };
+        hints.push(format!("to try the rollback again: mc_project recover {name} --back{data}"));
+        hints.push(format!("to keep the new version: mc_project recover {name} --forward"));
+        self.outcome(Verdict::NeedsPerson, Halt { reason, hints, ..halt })
     }
 
     /// The outcome of a deployment that did not become live.
@@ -201,7 +253,7 @@ impl Draft<'_> {
             stage: halt.stage,
             reason: Some(halt.reason),
             serves: self.begin.serves.clone(),
-            hints: halt.hints,
+            hints: self.site.hints(&halt.hints),
             exit: halt.exit.filter(|_| matches!(verdict, Verdict::Refused | Verdict::Failed)),
         }
     }

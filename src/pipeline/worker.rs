@@ -52,7 +52,7 @@ fn refused(site: &Site, halt: Halt) -> Outcome {
         stage: halt.stage,
         reason: Some(halt.reason),
         serves: site.serves().ok().flatten(),
-        hints: halt.hints,
+        hints: site.hints(&halt.hints),
         exit: halt.exit,
     }
 }

@@ -101,6 +101,11 @@ fn subject(entry: &Entry, facts: &MailFacts) -> String {
         }
         (verdict, Some(stage)) => format!("{} at {}", verdict.words(), stage.name()),
     };
+    let verdict = match entry.work {
+        Work::Deploy => verdict,
+        Work::Rollback if entry.with_data => format!("rollback with data {verdict}"),
+        Work::Rollback => format!("rollback {verdict}"),
+    };
     let line = format!("{place} {verdict}: {} {}", entry.commit.short(), entry.subject);
     cut(&visible(line.trim_end()), Some(MAX_SUBJECT))
 }
@@ -135,7 +140,7 @@ fn text(entry: &Entry, facts: &MailFacts) -> String {
     list(&mut text, "Warnings", &facts.warnings);
     list(&mut text, "Changed by hand in run before this deployment", &facts.drift);
     list(&mut text, "Kept", &facts.kept);
-    list(&mut text, "Next", &entry.hints);
+    list(&mut text, "Hints", &entry.hints);
     commands(&mut text, entry, facts);
     text
 }
@@ -226,6 +231,8 @@ fn commands(text: &mut String, entry: &Entry, facts: &MailFacts) {
     if entry.was_live && entry.before.is_some() {
         text.push_str("To go back to the version before\n");
         let _ = writeln!(text, "  {command} rollback {name}");
+        let _ =
+            writeln!(text, "  {command} rollback {name} --with data   (data too; it says first what that takes back)");
     }
 }
 
@@ -301,7 +308,7 @@ Changed by hand in run before this deployment
 Kept
   run.failed in archives/x
 
-Next
+Hints
   mc_project logs shop
 
 To look further, on the node
@@ -316,7 +323,7 @@ To look further, on the node
         let mut entry = samples::rolled_back_entry();
         (entry.verdict, entry.was_live, entry.before) = (Verdict::Deployed, true, entry.serves.clone());
         let text = mail(&entry, &facts()).text;
-        assert!(text.ends_with("To go back to the version before\n  mc_project rollback shop\n"), "{text}");
+        assert!(text.contains("To go back to the version before\n  mc_project rollback shop\n"), "{text}");
     }
 
     #[test]

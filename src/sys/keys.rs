@@ -115,7 +115,10 @@ impl TrustedKeys {
         let known = if self.0.is_empty() {
             "no key is trusted yet".to_string()
         } else {
-            format!("{} keys are trusted", self.0.len())
+            match self.0.len() {
+                1 => "1 key is trusted".to_string(),
+                many => format!("{many} keys are trusted"),
+            }
         };
         Err(Error::refused(format!("it is by no key that this node trusts ({known})"))
             .hint("on the node that cooked it: mc_project keys show; here: mc_project keys trust KEY"))

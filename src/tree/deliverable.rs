@@ -211,7 +211,7 @@ impl Deliverable {
         let file = fs::open_read(&self.file("tar.zst"))?;
         let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
         let mut taken = 0;
-        read_members(&mut hashing, manifest, &mut |entry, content| {
+        let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (Some(hash), size) = (entry.hash(), entry.size()) else { return Ok(()) };
             if !wants(&hash)? || store.contains(&hash)? {
                 return Ok(());
@@ -223,9 +223,10 @@ impl Deliverable {
             }
             taken += 1;
             Ok(())
-        })
-        .map_err(|e| self.refused("archive", &e))?;
+        });
+        // An archive that is not the signed one explains every other fault that was found in it.
         self.finish_reading(hashing, statement)?;
+        read.map_err(|e| self.refused("archive", &e))?;
         Ok(taken)
     }
 
@@ -236,15 +237,15 @@ impl Deliverable {
     pub fn check_archive(&self, statement: &Statement, manifest: &Manifest) -> Result<()> {
         let file = fs::open_read(&self.file("tar.zst"))?;
         let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
-        read_members(&mut hashing, manifest, &mut |entry, content| {
+        let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (found, count) = Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?;
             if (Some(found), count) == (entry.hash(), entry.size()) {
                 return Ok(());
             }
             Err(Error::refused(format!("the content of `{}` is not what the manifest says", entry.path)))
-        })
-        .map_err(|e| self.refused("archive", &e))?;
-        self.finish_reading(hashing, statement)
+        });
+        self.finish_reading(hashing, statement)?;
+        read.map_err(|e| self.refused("archive", &e))
     }
 
     fn finish_reading(&self, mut hashing: Hashing<File>, statement: &Statement) -> Result<()> {

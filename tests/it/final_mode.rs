@@ -67,7 +67,7 @@ fn a_commit_that_nobody_has_cooked_is_refused_with_the_places_that_were_searched
     let push = work.push(&["main"]).code(1);
 
     let reason = push.rejected("main -> main");
-    assert!(reason.starts_with("failed at fetch: "), "{reason}");
+    assert!(reason.starts_with("refused at fetch: "), "{reason}");
     assert_has(&push.remote_text(), &commit[..10]);
     assert_has(&push.remote_text(), staging.project("shop").join("releases").to_str().unwrap());
     before.assert_same(&production.unchangeable("shop"), "production");
@@ -101,7 +101,7 @@ fn a_deliverable_that_was_tampered_with_is_refused() {
 
         let push = push_to(&production, &staging).code(1);
 
-        assert_has(&push.rejected("main -> main"), "failed at fetch");
+        assert_has(&push.rejected("main -> main"), "refused at fetch");
         before.assert_same(&production.unchangeable("shop"), &format!("production after {what}"));
         assert_eq!(production.serves("shop"), None, "{what}");
     }
@@ -118,7 +118,7 @@ fn a_deliverable_of_a_stranger_is_refused() {
     ));
     production.mc(&["init", "shop"]).ok();
     let push = push_to(&production, &staging).code(1);
-    assert_has(&push.rejected("main -> main"), "failed at fetch");
+    assert_has(&push.rejected("main -> main"), "refused at fetch");
     assert_has(&push.remote_text(), "keys trust");
 }
 

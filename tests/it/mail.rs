@@ -45,32 +45,36 @@ fn without_configuration_mails_go_to_the_nodes_maildir() {
     let world = mailing("");
     let mail = newest_mail(&world, 1);
     let commit = world.serves("shop").unwrap();
-    assert_eq!(mail.subject, format!("[shop staging] deployed: {} first version", &commit[..7]));
+    assert_eq!(mail.subject, format!("[shop staging] deployed: {} first version", &commit[..10]));
     assert_eq!(mail.to, "dev@example.org");
     assert!(mail.headers.iter().any(|h| h == "Auto-Submitted: auto-generated"), "{:?}", mail.headers);
     for name in ["Message-ID:", "Date:"] {
         assert!(mail.headers.iter().any(|h| h.starts_with(name)), "{:?}", mail.headers);
     }
     assert_has(&mail.text, "Alice Ånström");
-    assert_has(&mail.text, "build");
+    assert_has(&mail.text, "ok     checkout");
 }
 
 #[test]
 fn the_mail_of_a_failure_says_what_failed_what_serves_and_how_to_go_on() {
     let world = mailing("");
     let first = world.serves("shop").unwrap();
-    push(&world, "migrate (ünïcode)", "{upgrade: ['echo the last words; exit 3']}").code(1);
+    let work = world.checkout_of("shop");
+    work.commit("migrate (ünïcode)", &[("mc_project.yaml", &recipe("{upgrade: ['echo the last words; exit 3']}"))]);
+    work.push(&["main"]).code(1);
+    world.settle("shop");
 
     let mail = newest_mail(&world, 2);
 
     let failed = world.newest("shop")["commit"].as_str().unwrap().to_string();
-    assert_eq!(mail.subject, format!("[shop staging] rolled back at upgrade: {} migrate (ünïcode)", &failed[..7]));
-    for part in ["rolled back at upgrade: exit 3", "the last words", &first[..10], &failed[..7], "mc_project show shop"]
-    {
+    assert_eq!(mail.subject, format!("[shop staging] rolled back at upgrade: {} migrate (ünïcode)", &failed[..10]));
+    for part in ["rolled back at upgrade: exit 3", "the last words", &first[..10], &failed[..7], "show shop '#2'"] {
         assert_has(&mail.text, part);
     }
 
-    push(&world, "mended", "{}").ok();
+    work.commit("mended", &[("mc_project.yaml", &recipe("{}"))]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
     let mail = newest_mail(&world, 3);
     assert_has(&mail.subject, "deployed");
     assert_has(&mail.text, "migrate (ünïcode)");
@@ -192,6 +196,8 @@ fn a_mail_that_cannot_be_sent_waits_in_the_spool_and_changes_no_outcome() {
         world.settle("shop");
         assert_eq!(smtpd.received().len(), 0, "{what}: never in clear text, never without login");
         let spool: Vec<_> = std::fs::read_dir(world.project("shop").join("state/spool")).unwrap().flatten().collect();
+        let spool: Vec<_> =
+            spool.iter().filter(|entry| entry.file_name().to_string_lossy().ends_with(".json")).collect();
         assert_eq!(spool.len(), 1, "{what}");
         let mode = std::os::unix::fs::MetadataExt::mode(&spool[0].metadata().unwrap());
         assert_eq!(mode & 0o777, 0o600, "{what}");

@@ -11,8 +11,9 @@ use super::{Finished, Home, Mail, Tree, WorkTree, digest, digest_without, wait_u
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mc_project");
 
-/// Variables that a machine behind a proxy needs to reach the package registries; handed to the steps by the node.
-const NETWORK: [&str; 8] = [
+/// Variables that a machine behind a proxy, or with authorities of its own, needs to reach the package registries;
+/// handed to the steps by the node.
+const NETWORK: [&str; 11] = [
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -21,6 +22,9 @@ const NETWORK: [&str; 8] = [
     "no_proxy",
     "PIP_INDEX_URL",
     "PIP_FIND_LINKS",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
 ];
 
 /// A node and a developer.
@@ -36,10 +40,12 @@ impl World {
         Self { home }
     }
 
-    /// A node with this `node.yaml`.
+    /// A node with this `node.yaml`; none, where there is nothing to write.
     pub fn with_config(yaml: &str) -> Self {
         let world = Self::new();
-        world.configure(yaml);
+        if !yaml.is_empty() {
+            world.configure(yaml);
+        }
         world
     }
 
@@ -213,6 +219,11 @@ impl World {
             format!("var/log/mc_project/{name}"),
             "var/mail".to_string(),
         ];
+        // Which restore point the newest snapshot belongs to is told by a link to that working copy.
+        let points = std::fs::read_dir(self.root().join(&p).join("archives")).into_iter().flatten().flatten();
+        let links = points.map(|point| point.path().join("data")).filter(|path| path.is_symlink());
+        let links = links.map(|path| path.strip_prefix(self.root()).unwrap().to_string_lossy().into_owned());
+        let except: Vec<String> = except.into_iter().chain(links).collect();
         digest_without(&self.root(), &except.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
