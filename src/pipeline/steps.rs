@@ -9,7 +9,6 @@ use super::environment::{Setting, environment};
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::recipe::{self, Command};
-use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
@@ -42,29 +41,14 @@ pub struct Place {
     pub setting: Setting,
 }
 
-impl At {
-    /// Steps that work here, in this setting.
-    #[must_use]
-    pub fn with(self, setting: Setting) -> Place {
-        Place { at: self, setting }
-    }
-}
-
-impl Version {
-    /// The steps of a stage, in this version's mode and with these push options.
-    #[must_use]
-    pub fn steps_of(&self, stage: Stage, options: &Options) -> Vec<recipe::Step> {
-        let chosen = (options.only.is_empty() || options.only.contains(&stage)) && !options.skip.contains(&stage);
-        let steps = self.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
-        steps.iter().filter(|step| chosen && step.applies(self.mode)).cloned().collect()
-    }
-}
-
 impl Draft<'_> {
     /// The steps of a version for a stage, in this mode and with these push options.
     #[must_use]
     pub fn steps_of(&self, version: &Version, stage: Stage) -> Vec<recipe::Step> {
-        version.steps_of(stage, &self.options)
+        let chosen =
+            (self.options.only.is_empty() || self.options.only.contains(&stage)) && !self.options.skip.contains(&stage);
+        let steps = version.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
+        steps.iter().filter(|step| chosen && step.applies(version.mode)).cloned().collect()
     }
 
     /// Runs the steps of a stage as a stage of its own; nothing is told where there are none.

@@ -105,7 +105,7 @@ fn remove_temporary_files(site: &Site) -> Result<()> {
     let place = &site.place;
     for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
         for name in fs::names(&dir)? {
-            if name.starts_with('.') && name.ends_with(".new") {
+            if name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")).is_some() {
                 fs::remove_file(&dir.join(name))?;
             }
         }
@@ -177,7 +177,7 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
     begin.pillar = pillar;
     begin.old = old;
     begin.serves = live.as_ref().map(|live| live.serving.clone());
-    run(site, request, begin, Goal::Commit, live, telling)
+    run(site, request, &begin, Goal::Commit, live, telling)
 }
 
 fn begin_rollback(
@@ -207,7 +207,7 @@ fn begin_rollback(
     begin.serves = Some(serving);
     begin.target = Some(target.clone());
     begin.with_data = with_data;
-    run(site, request, begin, Goal::Release { id: target, data_of }, Some(live), telling)
+    run(site, request, &begin, Goal::Release { id: target, data_of }, Some(live), telling)
 }
 
 fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), mode: Mode) -> Result<Begin> {
@@ -240,7 +240,7 @@ fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), m
 fn run(
     site: &Site,
     request: &Request,
-    begin: Begin,
+    begin: &Begin,
     goal: Goal,
     live: Option<Live>,
     telling: &mut Reporter,
@@ -252,8 +252,8 @@ fn run(
     telling.set_journal(Journal::create(&site.place, &begin.id)?);
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
-    let outcome = attempt(site, request, &begin, goal, live, telling);
-    if let Err(error) = close(site, telling, &begin, &outcome, &request.options) {
+    let outcome = attempt(site, request, begin, goal, live, telling);
+    if let Err(error) = close(site, telling, begin, &outcome, &request.options) {
         // The outcome is certain and told; what is left to record is done by the next command, which finds us open.
         telling.tell(Event::Warning { text: format!("the end is not recorded yet: {}", error.one_line()) });
     }

@@ -173,7 +173,7 @@ fn a_hook_survives_every_form_of_input() {
         for (input, complains) in [
             (String::new(), BOTH),
             (format!("{first} {first} {refname}\n"), NONE),
-            (format!("{first} {gone} {refname}"), POST),
+            (format!("{first} {gone} {refname}"), BOTH),
             (format!("{first} {gone} {refname}\n"), POST),
             (format!("{first}\n"), BOTH),
             (format!("{first} {gone}\n"), BOTH),
@@ -387,8 +387,7 @@ const HOSTILE: [Hostile; 26] = [
                 ("160000", b"lib", "1234567890123456789012345678901234567890"),
             ])
         },
-        // The line to add would be `submodules: allow`; this version fetches none, and says what to do instead.
-        "git subtree add",
+        "submodules: allow",
     ),
     ("our own names", |p| p.tree(&[("100644", b".mc_project.journal", &p.object("blob", b"x"))]), ".mc_project"),
 ];
