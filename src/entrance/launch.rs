@@ -79,7 +79,11 @@ fn environment() -> BTreeMap<String, String> {
         ("PATH".to_string(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()),
         ("LANG".to_string(), "C.UTF-8".to_string()),
     ]);
-    let passed: &[&str] = if cfg!(feature = "failpoints") { &["MC_FAIL", "SSL_CERT_FILE"] } else { &["SSL_CERT_FILE"] };
+    let passed: &[&str] = if cfg!(feature = "failpoints") {
+        &["MC_FAIL", "MC_FAIL_TRACE", "MC_NO_NAMESPACES", "SSL_CERT_FILE"]
+    } else {
+        &["SSL_CERT_FILE"]
+    };
     for name in passed {
         if let Ok(value) = std::env::var(name) {
             env.insert((*name).to_string(), value);

@@ -15,7 +15,7 @@ use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, RestoreUnit};
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
@@ -195,11 +195,12 @@ impl Draft<'_> {
             Goal::Release { data_of, .. } => data_of.clone(),
             Goal::Commit => None,
         };
-        if has_steps || data_of.is_some() {
+        if has_steps || data_of.is_some() || self.builds_in_run {
             self.tell(Event::Touched)?;
             self.touched = true;
             fault::point("touched.recorded")?;
         }
+        self.build_in_run()?;
         if let Some(id) = data_of {
             self.stage(Stage::Restore, |draft| {
                 draft.restore_data(&id)?;
@@ -229,14 +230,15 @@ impl Draft<'_> {
             let spare = Dir::open(&place.spare())?;
             seal(&spare, self.site.own, &self.candidate()?.manifest.clone())?;
         }
-        let Inodes { run, spare } = switch::inodes(place)?;
+        let before = switch::inodes(place)?;
+        let Inodes { run, spare } = before;
         self.tell(Event::Switching { how: kind, run_ino: run, spare_ino: spare })?;
+        self.switching = Some((kind, before));
         fault::point("deploy.intent")?;
         match kind {
             SwitchKind::Exchange => switch::exchange(place)?,
             SwitchKind::InPlace => self.switch_in_place()?,
         }
-        self.switched = true;
         fault::point("deploy.synced")?;
         let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
         self.tell(Event::Switched { boot: clock::boot_id(), uptime_ms })?;
@@ -252,7 +254,7 @@ impl Draft<'_> {
             let actual = identify(&run, self.site.own, None, &|_| true)?;
             let ignore = live.version.as_ref().map(|version| version.recipe.ignore_drift.clone()).unwrap_or_default();
             let drift = Drift::between(&live.manifest, &actual, &|path, is_dir| ignore.matches(path, is_dir));
-            super::settle::keep_drift(self.site, self.id(), &run, &drift)?;
+            super::settle::keep_drift(self.site, self.id(), &run, &live.manifest, &drift)?;
         }
         Ok(make_run(self.site, &manifest)?)
     }
@@ -274,7 +276,18 @@ impl Draft<'_> {
         let units = snapshots.units(&point.scope)?;
         let told = units.iter().map(|u| RestoreUnit { path: u.path.clone(), live: u.live, snapshot: u.snapshot });
         self.tell(Event::RestoringData { from: from.clone(), units: told.collect() })?;
-        restore_units(site, &units)?;
+        self.exchange_data(&units)
+    }
+
+    /// Exchanges the live data with a snapshot, and secures what restore points need of what is live now.
+    ///
+    /// # Errors
+    /// If something else stands there now.
+    pub fn exchange_data(&mut self, units: &[Unit]) -> Step {
+        restore_units(self.site, units)?;
+        if let Err(error) = Snapshots::new(&self.site.place, self.site.own).secure() {
+            self.warn(format!("older restore points may have lost data: {}", error.one_line()));
+        }
         Ok(())
     }
 
@@ -302,8 +315,12 @@ impl Draft<'_> {
             let serving = Serving { id: draft.id().clone(), commit: draft.next.commit.id.clone() };
             draft.tell(Event::Commit { serves: serving.clone() })?;
             fault::point("commit.record").unwrap_or_default();
-            if let Err(error) = finish_commit(draft.site, &draft.repo, &draft.begin, &serving) {
-                draft.warn(format!("committed, but not everything was recorded: {}", error.one_line()));
+            match finish_commit(draft.site, &draft.repo, &draft.begin, &serving) {
+                Ok(Some(warning)) => draft.warn(warning),
+                Ok(None) => {}
+                Err(error) => {
+                    draft.warn(format!("committed, but not everything is recorded yet: {}", error.one_line()))
+                }
             }
             Ok((serving, None))
         })
@@ -368,27 +385,29 @@ pub fn make_run(site: &Site, manifest: &crate::tree::manifest::Manifest) -> Resu
 
 /// Everything that follows the durable record of a commit; may be repeated.
 ///
+/// Returns a warning where the pushed ref was moved by somebody else meanwhile.
+///
 /// # Errors
-/// If something cannot be written; the commit stands all the same.
-pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving) -> Result<()> {
+/// If something cannot be written; the commit stands all the same, and the next command finishes it.
+pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving) -> Result<Option<String>> {
     let place = &site.place;
     let last = Last { serves: Some(serving.clone()), ..Last::opened(begin.seq, begin.id.clone(), None) };
     last.write(place)?;
     fault::point("commit.ref")?;
     let message = format!("mc_project: deployed as #{}", begin.seq);
+    let mut moved = None;
     if let (Some(name), Some(old), true) = (&begin.refname, &begin.old, begin.moves_ref)
         && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
         && !repo.move_ref(name, old, &begin.commit, &message)?
     {
-        return Err(Error::failed(format!("{} was moved meanwhile", name.shown())).hint("git fetch, then push again"));
+        moved =
+            Some(format!("{} was moved by somebody else meanwhile; it is not {}", name.shown(), begin.commit.short()));
     }
     set_deploy_refs(repo, &[("current", &serving.commit), ("last-good", &serving.commit)], &message)?;
     repo.set_ref(&kept_ref(&serving.id)?, &serving.commit, &message)?;
     if let Some(pillar) = &begin.pillar {
         Repo::open(&place.git_pillar())?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
     }
-    fault::point("commit.current")?;
-    fs::replace_symlink(&place.current(), Path::new(serving.id.as_str()))?;
     let releases = Releases::new(place);
     releases.unlink_tree("../run")?;
     releases.link_tree(&serving.id, Some("../run"))?;
@@ -399,7 +418,11 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     {
         releases.link_tree(&before.id, Some("spare"))?;
     }
-    fault::point("commit.done")
+    fault::point("commit.current")?;
+    // The last act: who finds the link here knows that everything above is done.
+    fs::replace_symlink(&place.current(), Path::new(serving.id.as_str()))?;
+    fault::point("commit.done")?;
+    Ok(moved)
 }
 
 /// Points `refs/deploys/<name>` at commits.

@@ -15,7 +15,9 @@ use crate::project::recipe::Attributes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fault;
-use crate::sys::git::{AttributeUse, EntryKind, GitEntry, Repo, TreeLimits, attribute_uses, is_lfs_pointer};
+use crate::sys::git::{
+    AttributeUse, EntryKind, GitEntry, Repo, TreeLimits, attribute_uses, fetch_submodule, is_lfs_pointer,
+};
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest};
@@ -85,11 +87,18 @@ impl Draft<'_> {
         for entry in &entries {
             files.push(take_in(&self.repo, entry, &known, store, now)?);
         }
+        for (repo, entries) in self.fetched_modules(version, &commit)? {
+            refuse_attributes(&repo, &entries)?;
+            for entry in &entries {
+                // Its objects are not in the project's own repository: the store and the trees alone have them.
+                files.push(Entry { blob: None, ..take_in(&repo, entry, &HashMap::new(), store, now)? });
+            }
+        }
         fault::point("store.ingested")?;
         Ok(with_directories(files, now)?)
     }
 
-    /// Lists all files of a commit, those of allowed submodules included.
+    /// Lists all files of a commit; submodules are refused unless the recipe allows them.
     ///
     /// # Errors
     /// A refusal that names the path.
@@ -99,16 +108,38 @@ impl Draft<'_> {
         let modules: Vec<TreePath> =
             entries.iter().filter(|e| e.kind == EntryKind::Submodule).map(|e| e.path.clone()).collect();
         entries.retain(|entry| entry.kind != EntryKind::Submodule);
-        if let Some(first) = modules.first() {
-            let words = if version.recipe.submodules {
-                "submodules are not fetched by this version"
-            } else {
-                "submodules are off"
-            };
-            return Err(Halt::refused(format!("`{first}` is a submodule; {words}"))
-                .hint("commit the files themselves (git subtree add), or fetch them in a build step"));
+        if let Some(first) = modules.first().filter(|_| !version.recipe.submodules) {
+            return Err(Halt::refused(format!("`{first}` is a submodule; submodules are off"))
+                .hint("write `submodules: allow` into mc_project.yaml (they are fetched by https or ssh)"));
         }
         Ok(entries)
+    }
+
+    /// Fetches the commit's submodules and lists their files, at their places in the tree.
+    fn fetched_modules(&self, version: &Version, commit: &ObjectId) -> Step<Vec<(Repo, Vec<GitEntry>)>> {
+        if !version.recipe.submodules {
+            return Ok(Vec::new());
+        }
+        let mirrors = self.site.place.build().join("modules");
+        let mut modules = Vec::new();
+        for module in self.repo.submodules(commit)? {
+            let name = blake3::hash(module.url.as_bytes()).to_hex();
+            crate::sys::fs::ensure_dir(&mirrors, 0o700)?;
+            let repo = fetch_submodule(&mirrors.join(format!("{}.git", &name.as_str()[..32])), &module, None)?;
+            let mut entries = repo.list(&module.commit, &self.limits())?;
+            for entry in &mut entries {
+                if entry.kind == EntryKind::Submodule {
+                    return Err(Halt::refused(format!(
+                        "`{}` in the submodule `{}` is a submodule itself",
+                        entry.path, module.path
+                    ))
+                    .hint("only submodules of the project itself are fetched"));
+                }
+                entry.path = module.path.join(entry.path.as_bytes())?;
+            }
+            modules.push((repo, entries));
+        }
+        Ok(modules)
     }
 
     fn limits(&self) -> TreeLimits {

@@ -8,7 +8,7 @@ use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
-use crate::project::outcome::Serving;
+use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::pillar::Pillar;
 use crate::project::recipe::Recipe;
 use crate::project::request::Options;
@@ -22,6 +22,7 @@ use crate::sys::path::TreePath;
 use crate::tree::manifest::Manifest;
 use crate::tree::release::{Provenance, Releases};
 use crate::tree::scan::Identified;
+use crate::tree::switch::Inodes;
 
 pub use crate::project::pillar::FILE as PILLAR;
 pub use crate::project::recipe::FILE as RECIPE;
@@ -184,10 +185,12 @@ pub struct Draft<'a> {
     pub proof: Option<std::thread::JoinHandle<Result<Identified>>>,
     /// Processes that have something open in the spare: then the proof is repeated at the switch.
     pub spare_in_use: bool,
+    /// Whether the build happens in `run` after the switch, because the recipe needs the path and the node cannot mount.
+    pub builds_in_run: bool,
     /// Whether data may have been changed by the new version.
     pub touched: bool,
-    /// Whether the switch was made, and since when it counts for recovery.
-    pub switched: bool,
+    /// How the switch is made and which directories stood where before it, once it may have been made.
+    pub switching: Option<(SwitchKind, Inodes)>,
 }
 
 impl Draft<'_> {

@@ -146,6 +146,9 @@ impl Draft<'_> {
         }
         let tree = self.site.place.build_tree();
         let (at, setting_run) = self.build_place(next, &tree)?;
+        if self.builds_in_run {
+            return Ok((without_excluded(&next.recipe, &self.with_live_cache(next, source)?)?, false));
+        }
         let origin = GitOrigin::new(self.site, &[source])?;
         let project = Dir::open(&self.site.place.project())?;
         let mut supply = Supply::new(store, vec![Held::new(&project, source)]).with_origin(&origin);
@@ -167,11 +170,16 @@ impl Draft<'_> {
     fn build_place(&mut self, next: &Version, tree: &Path) -> Step<(At, std::path::PathBuf)> {
         let (at, impossible) = seen_at_run(self.site, tree)?;
         let Some(reason) = impossible else { return Ok((at, self.site.place.run())) };
+        if next.recipe.build_at == BuildAt::Run && next.recipe.in_place {
+            self.builds_in_run = true;
+            self.note(format!("the build happens in run, services stopped: {reason}"));
+            return Ok((At::Run, self.site.place.run()));
+        }
         if next.recipe.build_at == BuildAt::Run {
             return Err(Halt::refused(format!(
                 "the recipe builds at the path of run, which is impossible here: {reason}"
             ))
-            .hint("mc_project doctor tells what is missing; without `build: {at: run}` the steps run in build/tree"));
+            .hint("mc_project doctor tells what is missing; `build: {at: run, in_place: allow}` lets it build in run, services stopped"));
         }
         self.note(format!("steps see build/tree at its own path: {reason}"));
         Ok((at, tree.to_path_buf()))
@@ -197,6 +205,46 @@ impl Draft<'_> {
             more.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
         entries.extend(cached.into_iter().map(|entry| (entry.path.clone(), entry)));
         source.with(entries.into_values().collect(), &[])
+    }
+
+    /// The commit's tree with what the live release has at the recipe's cache paths, for a build in `run`.
+    fn with_live_cache(&self, next: &Version, source: &Manifest) -> Result<Manifest> {
+        let Some(live) = &self.live else { return Ok(source.clone()) };
+        let cached = |entry: &&Entry| {
+            next.recipe
+                .cache
+                .iter()
+                .any(|path| entry.path.is_within(path) || path.is_within(&entry.path) && entry.is_dir())
+        };
+        let entries = live.manifest.entries().iter().filter(cached).filter(|entry| source.get(&entry.path).is_none());
+        source.with(entries.cloned().collect(), &[])
+    }
+
+    /// The RFC's order, where the recipe allows it: `run` is the commit's tree by now, the services are stopped, and the steps
+    /// build and configure there. What comes out is the release.
+    ///
+    /// # Errors
+    /// The failed step: then everything is rolled back.
+    pub fn build_in_run(&mut self) -> Step {
+        if !self.builds_in_run {
+            return Ok(());
+        }
+        let next = self.next.clone();
+        let store = Store::open(&self.site.place.store())?;
+        let mut setting = next.setting(self.site, Some(self.id()));
+        setting.commit_time = Some(next.commit.time);
+        let place = Place { at: At::Run, setting };
+        let source = self.candidate()?.manifest.clone();
+        for stage in BUILDING {
+            self.step_stage(&next, stage, &place)?;
+        }
+        let built = self.take_build_in(&next, &source, &self.site.place.run(), &store)?;
+        for stage in [Stage::Configure, Stage::Check] {
+            self.step_stage(&next, stage, &place)?;
+        }
+        let manifest = self.take_build_in(&next, &built, &self.site.place.run(), &store)?;
+        self.candidate = Some(Candidate { manifest, built, was_built: true });
+        self.record_release()
     }
 
     /// Takes what the build made into the store and returns the tree at the end of `post_build`.
@@ -361,7 +409,7 @@ impl Draft<'_> {
     /// Configure: the steps work in the candidate; what they write is recorded as configuration.
     fn configure(&mut self, next: &Version, manifest: Manifest, store: &Store) -> Step<Manifest> {
         let stages = [Stage::Configure, Stage::Check];
-        if stages.iter().all(|stage| self.steps_of(next, *stage).is_empty()) {
+        if self.builds_in_run || stages.iter().all(|stage| self.steps_of(next, *stage).is_empty()) {
             return Ok(manifest);
         }
         let path = self.site.place.spare();

@@ -8,7 +8,7 @@ use super::halt::Halt;
 use super::site::Site;
 use super::worker::close;
 use crate::project::ids::DeploymentId;
-use crate::project::outcome::{Outcome, Serving, Verdict};
+use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::request::Options;
 use crate::report::event::{Begin, Event, Record};
 use crate::report::journal::{self, Journal};
@@ -20,6 +20,7 @@ use crate::sys::lock::Lock;
 use crate::sys::{clock, fault};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Snapshots;
+use crate::tree::switch::Inodes;
 
 /// How long a version may have served and still be taken back unasked, in milliseconds.
 const UNASKED: u64 = 60_000;
@@ -217,8 +218,17 @@ fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records
         listing: None,
         proof: None,
         spare_in_use: false,
+        builds_in_run: false,
         touched: is(|event| matches!(event, Event::Touched)),
-        switched: is(|event| matches!(event, Event::Switching { .. })),
+        switching: switching(records),
+    })
+}
+
+/// How the switch was to be made, if it was begun.
+fn switching(records: &[Record]) -> Option<(SwitchKind, Inodes)> {
+    records.iter().rev().find_map(|record| match record.event {
+        Event::Switching { how, run_ino, spare_ino } => Some((how, Inodes { run: run_ino, spare: spare_ino })),
+        _ => None,
     })
 }
 

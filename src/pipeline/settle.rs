@@ -3,22 +3,26 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use super::activate::{RestorePoint, failed_data, kept_ref};
+use super::activate::{RestorePoint, failed_data, in_run, kept_ref};
 use super::checkout::GitOrigin;
-use super::draft::Live;
+use super::draft::{Live, Version};
 use super::site::Site;
+use super::steps::run_one;
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::recipe::Recipe;
+use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event};
 use crate::report::history::Entry;
 use crate::report::notes;
 use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Result};
+use crate::sys::error::{Context, Error, Result};
+use crate::sys::escape;
 use crate::sys::git::Repo;
 use crate::sys::keys::ReleaseKey;
+use crate::sys::path::TreePath;
 use crate::sys::{fault, fs};
 use crate::tree::deliverable::{Deliverable, Packing};
 use crate::tree::drift::Drift;
@@ -50,6 +54,8 @@ pub struct Settling<'a> {
     pub entry: &'a Entry,
     /// The recipe of what was deployed.
     pub recipe: &'a Recipe,
+    /// What its steps need; `None` where it could not even be read.
+    pub version: Option<&'a Version>,
     /// What serves now.
     pub live: Option<Live>,
 }
@@ -57,13 +63,14 @@ pub struct Settling<'a> {
 impl Settling<'_> {
     /// Does all of it; a part that fails is a warning.
     pub fn settle(&mut self) {
-        let parts: [(&str, fn(&mut Self) -> Result<()>); 6] = [
+        let parts: [(&str, fn(&mut Self) -> Result<()>); 7] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),
             ("what failed could not be kept", Self::keep_failed),
             ("the deliverable could not be packed", Self::pack),
             ("old deployments could not be removed", Self::rotate),
             ("the store could not be swept", Self::sweep),
+            ("a notify step failed", Self::notify),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
@@ -113,7 +120,7 @@ impl Settling<'_> {
             for line in drift.lines(DRIFT_LINES) {
                 self.telling.emit(Event::Note { text: line })?;
             }
-            keep_drift(self.site, &self.begin.id, &spare, &drift)?;
+            keep_drift(self.site, &self.begin.id, &spare, &release, &drift)?;
         }
         fault::point("settle.drift")
     }
@@ -140,7 +147,12 @@ impl Settling<'_> {
             let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(wanted.hashes().collect());
             let aside_dir = Dir::open(&failed.join("files"))?;
             let target = Target { tree: &spare, own: site.own, point: "settle.failed-kept" };
-            let keeping = Keeping { store: None, aside: Some(Aside { dir: &aside_dir, only: None }) };
+            // What a kept release needs too belongs into the store; everything else is what the failed version made.
+            let needed = Releases::new(place).needed()?;
+            let only = told.manifest.entries().iter().filter(|e| e.hash().is_none_or(|hash| !needed.contains(&hash)));
+            let only: HashSet<TreePath> = only.map(|entry| entry.path.clone()).collect();
+            let aside = Some(Aside { dir: &aside_dir, only: Some(&only) });
+            let keeping = Keeping { store: Some(&store), aside };
             apply(&target, &Plan::new(&told, &wanted), &mut supply, &keeping)?;
             seal(&spare, site.own, &wanted)?.write(&witness_path(site, &spare)?)?;
         }
@@ -186,6 +198,22 @@ impl Settling<'_> {
     }
 }
 
+impl Settling<'_> {
+    /// The recipe's own way of telling: its steps see the verdict in `MC_VERDICT`, the whole line in `MC_OUTCOME`.
+    fn notify(&mut self) -> Result<()> {
+        let Some(version) = self.version else { return Ok(()) };
+        let steps = version.recipe.steps(Stage::Notify).to_vec();
+        for mut step in steps.into_iter().filter(|step| step.applies(version.mode)) {
+            step.env.insert("MC_VERDICT".to_string(), self.outcome.verdict.words().to_string());
+            step.env.insert("MC_OUTCOME".to_string(), escape::visible(&self.outcome.line()));
+            let place = in_run(self.site, version, &self.begin.id, None);
+            run_one(self.site, self.telling, version, (Stage::Notify, &step), &place, false)
+                .map_err(|halt| Error::failed(format!("{}: {}", step.title(), halt.reason)))?;
+        }
+        Ok(())
+    }
+}
+
 /// The ref that keeps a deployment's commit while it is under way.
 ///
 /// # Errors
@@ -209,36 +237,18 @@ fn look(site: &Site, tree: &Dir) -> Result<Identified> {
     Ok(told)
 }
 
-/// Copies the files that drifted below `archives/<id>/drift/files` and writes the list of all changes beside them.
+/// Keeps what was changed by hand below `archives/<id>/drift`: the files, the list of all changes, and a patch for small text.
 ///
 /// # Errors
 /// If there is no space.
-pub fn keep_drift(site: &Site, id: &DeploymentId, tree: &Dir, drift: &Drift) -> Result<()> {
+pub fn keep_drift(site: &Site, id: &DeploymentId, tree: &Dir, release: &Manifest, drift: &Drift) -> Result<()> {
     if drift.is_empty() {
         return Ok(());
     }
-    let dir = site.place.archive(id).join("drift");
-    fs::ensure_dir(&dir.join("files"), 0o700)?;
-    let list = serde_json::to_vec_pretty(drift).context(|| "cannot write the list of drift".to_string())?;
-    let files = Dir::open(&dir.join("files"))?;
-    for path in drift.files_to_keep() {
-        let mut place = files.again()?;
-        if let Some(parent) = path.parent() {
-            for name in parent.as_path().components() {
-                place = place.ensure_dir(Path::new(name.as_os_str()), 0o700)?;
-            }
-        }
-        let name = Path::new(path.name());
-        place.remove_tree(name)?;
-        let Some(meta) = tree.stat(path.as_path())? else { continue };
-        if meta.kind == crate::sys::dir::FileKind::Symlink {
-            place.symlink(&tree.read_link(path.as_path())?, name)?;
-        } else if meta.kind == crate::sys::dir::FileKind::File {
-            let (mut from, mut to) = (tree.open_file(path.as_path())?, place.create_file(name, 0o600)?);
-            std::io::copy(&mut from, &mut to).context(|| format!("cannot keep {path}"))?;
-        }
-    }
-    fs::write_durable(&dir.join("changes.json"), &list, 0o600)
+    let archive = site.place.archive(id);
+    fs::ensure_dir(&archive, 0o700)?;
+    let kept = Dir::open(&archive)?.ensure_dir(Path::new("drift"), 0o700)?;
+    with_contents(site, &[release], |supply| drift.keep(&kept, tree, release, supply))
 }
 
 /// Packs the deliverable of a kept release into `releases/`.

@@ -72,7 +72,7 @@ impl Draft<'_> {
     pub fn run_steps(&mut self, version: &Version, stage: Stage, steps: &[recipe::Step], place: &Place) -> Step<usize> {
         version.write_config(self.site)?;
         for step in steps {
-            let beats = self.switched;
+            let beats = self.switching.is_some();
             run_one(self.site, self.telling, version, (stage, step), place, beats)?;
         }
         Ok(steps.len())

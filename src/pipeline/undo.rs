@@ -6,9 +6,10 @@ use super::activate::{dumps_of, failed_data, finish_commit, in_run, make_run, re
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
+use crate::project::ids::DeploymentId;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::stage::Stage;
-use crate::report::event::{Event, Record};
+use crate::report::event::{Event, Record, RestoreUnit};
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::{fault, fs};
@@ -85,18 +86,16 @@ impl Draft<'_> {
             self.dump_failed()?;
         }
         fault::point("rollback.dumped")?;
-        self.switch_back(records)?;
+        self.switch_back()?;
         fault::point("rollback.exchanged")?;
         self.tell(Event::RolledBack)?;
         if self.touched {
-            let units = restoring_units(records);
-            if units.is_empty() {
-                let id = self.id().clone();
-                self.restore_data(&id)?;
-            } else {
-                restore_units(site, &units)?;
-            }
             let id = self.id().clone();
+            match restore_state(records, &id) {
+                Restore::NotBegun => self.restore_data(&id)?,
+                Restore::Begun(units) => self.exchange_data(&units)?,
+                Restore::Done => {}
+            }
             self.restore_dumps(&id)?;
             self.tell(Event::DataRestored)?;
         }
@@ -136,11 +135,8 @@ impl Draft<'_> {
         let Some(back) = records.iter().position(|r| matches!(r.event, Event::RollingBack { .. })) else {
             return Ok(());
         };
-        let switching = records.iter().rev().find_map(|record| match record.event {
-            Event::Switching { how, run_ino, spare_ino } => Some((how, Inodes { run: spare_ino, spare: run_ino })),
-            _ => None,
-        });
-        let Some((how, wanted)) = switching else { return Ok(()) };
+        let Some((how, before)) = self.switching else { return Ok(()) };
+        let wanted = Inodes { run: before.spare, spare: before.run };
         let went_back = match how {
             SwitchKind::Exchange => switch::inodes(&site.place)? != wanted,
             SwitchKind::InPlace => true,
@@ -180,20 +176,9 @@ impl Draft<'_> {
         }
     }
 
-    fn switch_back(&mut self, records: &[Record]) -> Step {
+    fn switch_back(&mut self) -> Step {
         let place = &self.site.place;
-        let switching = records.iter().rev().find_map(|record| match record.event {
-            Event::Switching { how, run_ino, spare_ino } => Some((how, Inodes { run: run_ino, spare: spare_ino })),
-            _ => None,
-        });
-        let (how, before) = match switching {
-            Some(known) => known,
-            None if self.switched => {
-                let now = switch::inodes(place)?;
-                (switch::kind(place)?, Inodes { run: now.spare, spare: now.run })
-            }
-            None => return Ok(()),
-        };
+        let Some((how, before)) = self.switching else { return Ok(()) };
         match how {
             SwitchKind::Exchange => {
                 switch::ensure(place, before)?;
@@ -237,7 +222,7 @@ impl Draft<'_> {
         let id = self.id().clone();
         if fs::exists(&self.site.place.release(&id)) {
             if let Ok(manifest) = releases.manifest(&id)
-                && self.switched
+                && self.switching.is_some()
             {
                 let failed = self.site.place.archive(&id).join("run.failed");
                 fs::ensure_dir(&failed, 0o700)?;
@@ -245,7 +230,7 @@ impl Draft<'_> {
             }
             releases.remove(&id)?;
         }
-        if !self.switched {
+        if self.switching.is_none() {
             Dir::open(&self.site.place.archives())?.remove_tree(Path::new(id.as_str()))?;
         }
         Ok(())
@@ -278,23 +263,33 @@ impl Draft<'_> {
     /// # Errors
     /// If something cannot be written.
     pub fn finish(&mut self, serving: &crate::project::outcome::Serving) -> Result<()> {
-        finish_commit(self.site, &self.repo, &self.begin, serving)
+        finish_commit(self.site, &self.repo, &self.begin, serving).map(|_| ())
     }
 }
 
-/// The units of a restore that had begun when the worker died, if it did not end.
-fn restoring_units(records: &[Record]) -> Vec<Unit> {
-    let mut units = Vec::new();
-    let rolling_back = records.iter().rposition(|r| matches!(r.event, Event::RollingBack { .. }));
-    for record in &records[rolling_back.unwrap_or(0)..] {
+/// How far a restore of the data came before the worker died.
+enum Restore {
+    /// Nothing was exchanged.
+    NotBegun,
+    /// These paths were being exchanged.
+    Begun(Vec<Unit>),
+    /// All of them were.
+    Done,
+}
+
+/// Reads from the journal how far the restore from our own restore point came, over all attempts: what was exchanged once must
+/// never be exchanged back.
+fn restore_state(records: &[Record], id: &DeploymentId) -> Restore {
+    let mut state = Restore::NotBegun;
+    for record in records {
         match &record.event {
-            Event::RestoringData { units: told, .. } => {
-                units =
-                    told.iter().map(|u| Unit { path: u.path.clone(), live: u.live, snapshot: u.snapshot }).collect();
+            Event::RestoringData { units, from } if from == id => {
+                let unit = |u: &RestoreUnit| Unit { path: u.path.clone(), live: u.live, snapshot: u.snapshot };
+                state = Restore::Begun(units.iter().map(unit).collect());
             }
-            Event::DataRestored => units.clear(),
+            Event::DataRestored => state = Restore::Done,
             _ => {}
         }
     }
-    units
+    state
 }

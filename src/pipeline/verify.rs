@@ -268,7 +268,7 @@ impl Check<'_> {
                 self.problem("litter", format!("archives/{name}"));
             }
         }
-        let allowed = ["tree", "home", "config"];
+        let allowed = ["tree", "home", "config", "modules"];
         for name in fs::names(&place.build())? {
             if !allowed.contains(&name.as_str()) {
                 self.problem("litter", format!("build/{name}"));

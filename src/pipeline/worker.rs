@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::activate::finish_commit;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::queue::Ticket;
@@ -11,7 +12,7 @@ use super::site::Site;
 use super::{deploy, plan, tell};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
-use crate::project::outcome::{Outcome, Verdict};
+use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::project::recipe::Recipe;
 use crate::project::request::{Request, Want};
 use crate::project::stage::Stage;
@@ -74,6 +75,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
     drop(ticket);
+    remove_temporary_files(site)?;
     let recovered = recover::finish_interrupted(site)?;
     if let Some(outcome) = &recovered {
         let _ = telling
@@ -95,6 +97,19 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     }?;
     drop(lock);
     Ok(outcome)
+}
+
+/// A kill between writing and renaming leaves a file that nobody reads; only names of that one form are touched.
+fn remove_temporary_files(site: &Site) -> Result<()> {
+    let place = &site.place;
+    for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
+        for name in fs::names(&dir)? {
+            if name.starts_with('.') && name.ends_with(".new") {
+                fs::remove_file(&dir.join(name))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn nothing_to_do(site: &Site) -> Result<Outcome> {
@@ -237,7 +252,10 @@ fn run(
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
     let outcome = attempt(site, request, &begin, goal, live, telling);
-    close(site, telling, &begin, &outcome)?;
+    if let Err(error) = close(site, telling, &begin, &outcome) {
+        // The outcome is certain and told; what is left to record is done by the next command, which finds us open.
+        telling.tell(Event::Warning { text: format!("the end is not recorded yet: {}", error.one_line()) });
+    }
     Ok(outcome)
 }
 
@@ -277,8 +295,9 @@ fn attempt(
         listing: None,
         proof: None,
         spare_in_use: false,
+        builds_in_run: false,
         touched: false,
-        switched: false,
+        switching: None,
     };
     deploy::deploy(&mut draft)
 }
@@ -292,29 +311,42 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     let has_ended = crate::report::journal::read(place, &begin.id)?
         .iter()
         .any(|record| matches!(&record.event, Event::End { outcome: told } if told == outcome));
-    if !has_ended {
-        telling.emit(Event::End { outcome: outcome.clone() })?;
+    if !has_ended && let Err(error) = telling.emit(Event::End { outcome: outcome.clone() }) {
+        // Who waits must hear the end even if the journal cannot take it.
+        telling.tell(Event::End { outcome: outcome.clone() });
+        return Err(error);
     }
     let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
     history::append(place, &entry)?;
     fault::point("end.history")?;
     let repo = Repo::open(&place.git_project())?;
+    // Already done, as a rule; what a full disk prevented is done now, or by the next command, which finds us open.
+    let recorded = match (&outcome.serves, outcome.verdict) {
+        (Some(serving), Verdict::Deployed) if !is_current(site, serving) => {
+            finish_commit(site, &repo, begin, serving).map(|_| ())
+        }
+        _ => Ok(()),
+    };
     let live = match &outcome.serves {
         Some(serving) => Some(Live::load(site, &repo, serving)?),
         None => None,
     };
-    let recipe =
-        Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).map(|version| version.recipe);
-    let recipe = recipe.unwrap_or_else(|_| live_recipe(live.as_ref()));
-    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, live }.settle();
+    let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
+    let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
+    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live }
+        .settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
     }
     fault::point("settle.done")?;
     let needs_person = (outcome.verdict == Verdict::NeedsPerson).then(|| outcome.reason.clone().unwrap_or_default());
     let last = Last::opened(begin.seq, begin.id.clone(), outcome.serves.clone());
-    Last { open: false, needs_person, ..last }.write(place)?;
+    Last { open: recorded.is_err(), needs_person, ..last }.write(place)?;
     fault::point("end.closed")
+}
+
+fn is_current(site: &Site, serving: &Serving) -> bool {
+    fs::link_target(&site.place.current()).is_some_and(|target| target.as_os_str() == serving.id.as_str())
 }
 
 fn live_recipe(live: Option<&Live>) -> Recipe {

@@ -1,6 +1,7 @@
 //! Named fault points: places where a test can kill, fail or stop the program.
 //!
-//! `MC_FAIL=<point>[:n]=kill|error:ERRNO|sleep:MS|stop` acts at the n-th passage of the point (first if unset).
+//! `MC_FAIL=<point>[:n]=kill|error:ERRNO|sleep:MS|stop` acts at the n-th passage of the point (first if unset);
+//! `MC_FAIL_TRACE=FILE` writes down every point that is passed.
 //! The build feature `failpoints` compiles them in; without it [`point`] is nothing.
 
 use super::error::Result;
@@ -78,6 +79,11 @@ pub fn point(name: &'static str) -> Result<()> {
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     assert!(POINTS.contains(&name), "fault point {name} is not listed");
+    if let Some(trace) = std::env::var_os("MC_FAIL_TRACE") {
+        let file = super::fs::open_append(std::path::Path::new(&trace), 0o600);
+        std::io::Write::write_all(&mut file.expect("MC_FAIL_TRACE names a file"), format!("{name}\n").as_bytes())
+            .expect("the trace can be written");
+    }
     let Ok(order) = std::env::var("MC_FAIL") else { return Ok(()) };
     let (place, action) = order.split_once('=').expect("MC_FAIL=<point>[:n]=<action>");
     let (place, nth) = match place.split_once(':') {

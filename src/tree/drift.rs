@@ -1,11 +1,16 @@
 //! Drift: what was changed by hand in a tree since its release.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::{Read, Write};
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::manifest::{Content, Entry, Manifest, pairs};
 use super::scan::Identified;
+use super::store::Supply;
+use crate::sys::dir::{Dir, FileKind};
+use crate::sys::error::{Context, Result};
 use crate::sys::path::TreePath;
 
 /// How one path differs from the release.
@@ -79,6 +84,27 @@ impl Drift {
         kept.map(|change| change.path.clone()).collect()
     }
 
+    /// Keeps the changed and added files below `kept/files`, the list as `changes.json`, and a patch for small text as
+    /// `changes.patch`. `supply` has the contents that the release says.
+    ///
+    /// # Errors
+    /// If something cannot be written.
+    pub fn keep(&self, kept: &Dir, tree: &Dir, release: &Manifest, supply: &Supply<'_>) -> Result<()> {
+        let files = kept.ensure_dir(Path::new("files"), 0o700)?;
+        let mut patch = String::new();
+        let mut paths: Vec<TreePath> = self.files_to_keep().into_iter().collect();
+        paths.sort();
+        for path in &paths {
+            keep_file(&files, tree, path)?;
+            if let Some(text) = patch_of(tree, release.get(path), path, supply)? {
+                patch.push_str(&text);
+            }
+        }
+        let list = serde_json::to_vec_pretty(self).context(|| "cannot write the list of drift".to_string())?;
+        write_new(kept, "changes.json", &list)?;
+        if patch.is_empty() { Ok(()) } else { write_new(kept, "changes.patch", patch.as_bytes()) }
+    }
+
     /// At most `max` lines for people, by directory: `config/: 2 changed, 1 added`.
     #[must_use]
     pub fn lines(&self, max: usize) -> Vec<String> {
@@ -102,6 +128,51 @@ impl Drift {
         }
         lines
     }
+}
+
+/// Larger files get no patch.
+const PATCH_LIMIT: u64 = 64 * 1024;
+
+fn keep_file(files: &Dir, tree: &Dir, path: &TreePath) -> Result<()> {
+    let mut place = files.again()?;
+    if let Some(parent) = path.parent() {
+        for name in parent.as_path().components() {
+            place = place.ensure_dir(Path::new(name.as_os_str()), 0o700)?;
+        }
+    }
+    let name = Path::new(path.name());
+    place.remove_tree(name)?;
+    match tree.stat(path.as_path())?.map(|meta| meta.kind) {
+        Some(FileKind::Symlink) => place.symlink(&tree.read_link(path.as_path())?, name),
+        Some(FileKind::File) => {
+            let (mut from, mut to) = (tree.open_file(path.as_path())?, place.create_file(name, 0o600)?);
+            std::io::copy(&mut from, &mut to).context(|| format!("cannot keep {path}"))?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The patch of a changed small text file.
+fn patch_of(tree: &Dir, old: Option<&Entry>, path: &TreePath, supply: &Supply<'_>) -> Result<Option<String>> {
+    let Some(hash) = old.filter(|old| old.size() <= PATCH_LIMIT).and_then(Entry::hash) else { return Ok(None) };
+    let Some(meta) = tree.stat(path.as_path())? else { return Ok(None) };
+    if meta.kind != FileKind::File || meta.size > PATCH_LIMIT {
+        return Ok(None);
+    }
+    let mut new = Vec::new();
+    tree.open_file(path.as_path())?
+        .take(PATCH_LIMIT)
+        .read_to_end(&mut new)
+        .context(|| format!("cannot read {path}"))?;
+    let Ok(old) = supply.bytes(&hash) else { return Ok(None) };
+    Ok(crate::sys::git::text_patch(path, &old, &new))
+}
+
+fn write_new(dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
+    dir.unlink(Path::new(name))?;
+    let mut file = dir.create_file(Path::new(name), 0o600)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).context(|| format!("cannot write {name}"))
 }
 
 fn difference(old: Option<&Entry>, new: Option<&Entry>) -> Option<How> {

@@ -252,11 +252,40 @@ impl<'a> Snapshots<'a> {
         self.pass(scope, &Keep::Aside(aside))
     }
 
-    /// Removes from the snapshot store what no restore point needs.
+    /// After a restore by exchange, contents that restore points need may be in the live data alone: copies those into the
+    /// store, before a service may change them. Returns how many were copied.
     ///
     /// # Errors
-    /// If a manifest is damaged: then nothing is removed.
-    pub fn sweep(&self) -> Result<usize> {
+    /// If there is no space; the data are restored all the same.
+    pub fn secure(&self) -> Result<usize> {
+        let store = Store::open(&self.place.snapshot_store())?;
+        let mut missing = Vec::new();
+        for hash in self.needed_beside_the_copy()? {
+            if !store.contains(&hash)? {
+                missing.push(hash);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        let live = Dir::open(&self.place.data())?;
+        let witness = Witness::read(&self.witness_of(&live)?);
+        let told = identify(&live, self.own, witness.as_ref(), &|_| true)?;
+        let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
+        let mut copied = 0;
+        for hash in missing {
+            if supply.has(&hash)? {
+                store.add_with(|file| {
+                    supply.copy(&hash, file).map_err(std::io::Error::other)?;
+                    Ok((hash, 0))
+                })?;
+                copied += 1;
+            }
+        }
+        Ok(copied)
+    }
+
+    fn needed_beside_the_copy(&self) -> Result<HashSet<Hash>> {
         let mut needed: HashSet<Hash> = HashSet::new();
         for name in fs::names(&self.place.archives())? {
             if let Ok(id) = name.parse()
@@ -268,6 +297,17 @@ impl<'a> Snapshots<'a> {
         for hash in self.present()?.manifest.hashes() {
             needed.remove(&hash);
         }
+        Ok(needed)
+    }
+
+    /// Removes from the snapshot store what no restore point needs; what one needs and only the live data have is copied
+    /// first.
+    ///
+    /// # Errors
+    /// If a manifest is damaged: then nothing is removed.
+    pub fn sweep(&self) -> Result<usize> {
+        self.secure()?;
+        let needed = self.needed_beside_the_copy()?;
         Store::open(&self.place.snapshot_store())?.sweep(&needed)
     }
 

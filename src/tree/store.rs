@@ -275,6 +275,21 @@ impl<'a> Supply<'a> {
         copied.map_err(|error| error.hint(format!("it was needed for {}", entry.path)))
     }
 
+    /// A small content as bytes, verified.
+    ///
+    /// # Errors
+    /// If no source has it undamaged.
+    pub fn bytes(&self, hash: &Hash) -> Result<Vec<u8>> {
+        let temp = self.store.temp_name();
+        let mut file = self.store.dir.create_file(&temp, 0o600)?;
+        self.store.dir.unlink(&temp)?;
+        self.copy(hash, &mut file)?;
+        rewind_to_read(&mut file)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).context(|| format!("cannot read content {hash}"))?;
+        Ok(bytes)
+    }
+
     /// Copies a content to `out`, verified.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod crash;
 mod detached;
 mod docs;
 mod examples;
+mod features;
 mod final_mode;
 mod harness;
 mod imports;

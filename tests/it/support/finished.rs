@@ -29,12 +29,19 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `command`, with nothing on its standard input unless the caller set it.
+    /// Starts `command`, with nothing on its standard input.
     #[track_caller]
     pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null());
+        Self::start_reading(command)
+    }
+
+    /// Starts `command` with the standard input that the caller set.
+    #[track_caller]
+    pub fn start_reading(mut command: Command) -> Self {
         let what = format!("{command:?}");
         let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        command.stdin(Stdio::null()).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+        command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
         Self { what, child, started: Instant::now(), stdout, stderr }
     }
@@ -100,6 +107,11 @@ impl Finished {
     #[track_caller]
     pub fn of(command: Command) -> Self {
         Running::start(command).wait()
+    }
+
+    /// The exit code; `None` after a signal.
+    pub fn exit_code(&self) -> Option<i32> {
+        self.status.code()
     }
 
     /// Asserts that it ended with exit code 0.

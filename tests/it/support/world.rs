@@ -179,7 +179,7 @@ impl World {
     pub fn settle(&self, name: &str) {
         wait_until("nothing is under way", || {
             let lock = std::fs::File::open(self.project(name).join("state/lock"));
-            lock.is_ok_and(|file| file.try_lock().is_ok()) && self.last(name).is_none_or(|last| !last.open)
+            lock.map_or(true, |file| file.try_lock().is_ok()) && self.last(name).is_none_or(|last| !last.open)
         });
     }
 
