@@ -97,8 +97,10 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Stands beside a worker and recovers when it dies
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
+    /// Does one request
     #[command(name = crate::entrance::launch::WORK, hide = true)]
     Work,
 }
