@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use super::activate::{RestorePoint, failed_data, kept_ref};
+use super::activate::{RestorePoint, failed_data, in_run, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::site::Site;
-use super::steps::{At, run_one};
+use super::steps::{run_one, steps_of};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
@@ -92,8 +92,8 @@ impl<'a> Settling<'a> {
     /// `MC_OUTCOME`; whatever they do, the outcome stands.
     pub fn notify(&mut self, options: &Options) {
         let Some(version) = self.version else { return };
-        let place = At::Run.with(version.setting(self.site, Some(&self.begin.id)));
-        for mut step in version.steps_of(Stage::Notify, options) {
+        let place = in_run(self.site, version, &self.begin.id, None);
+        for mut step in steps_of(version, Stage::Notify, options) {
             step.env.insert("MC_VERDICT".to_string(), self.outcome.verdict.words().to_string());
             step.env.insert("MC_OUTCOME".to_string(), escape::visible(&self.outcome.line()));
             let written = version.write_config(self.site).map_err(Halt::from);

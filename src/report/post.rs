@@ -110,10 +110,10 @@ fn smtp(
     }
     let parameters = || {
         let builder = TlsParameters::builder(host.to_string());
-        let builder = authority
-            .iter()
-            .cloned()
-            .fold(builder, lettre::transport::smtp::client::TlsParametersBuilder::add_root_certificate);
+        let builder = match authority {
+            Some(authority) => builder.add_root_certificate(authority.clone()),
+            None => builder,
+        };
         builder.build().context(|| format!("cannot prepare TLS for the mail server {host}"))
     };
     let tls = match tls {
