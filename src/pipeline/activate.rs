@@ -268,7 +268,7 @@ impl Draft<'_> {
         let Some(point) = RestorePoint::read(site, from)? else { return Ok(()) };
         let snapshots = Snapshots::new(&site.place, site.own);
         let Some(wanted) = snapshots.manifest(from)? else { return Ok(()) };
-        if snapshots.must_copy()? {
+        if snapshots.must_copy(&point.scope)? {
             let aside = failed_data(site, self.id())?;
             return Ok(snapshots.restore_by_copy(&point.scope, &wanted, &aside)?);
         }

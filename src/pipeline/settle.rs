@@ -210,9 +210,12 @@ impl<'a> Settling<'a> {
         self.telling.emit(Event::Note { text })
     }
 
-    /// Removes what the recipe no longer keeps: restore points by the number of good deployments, and what hangs on them.
+    /// Removes what is no longer kept: restore points by the number of good deployments, and what hangs on them. How many is
+    /// said by the recipe of what serves: a version that failed takes nothing away.
     fn rotate(&mut self) -> Result<()> {
-        rotate(self.site, self.live.as_ref(), self.recipe.keep_archives)?;
+        let live =
+            self.live.as_ref().and_then(|live| live.version.as_ref()).map(|version| version.recipe.keep_archives);
+        rotate(self.site, self.live.as_ref(), live.unwrap_or(self.recipe.keep_archives))?;
         fault::point("settle.rotate")
     }
 

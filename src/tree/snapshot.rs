@@ -184,13 +184,31 @@ impl<'a> Snapshots<'a> {
         Ok(units)
     }
 
-    /// Whether `data` cannot be exchanged, because it or a path of the scope is a mount point or lies elsewhere.
+    /// Whether data cannot be exchanged, because `data` or a path of the scope is a mount point or lies elsewhere.
     ///
     /// # Errors
     /// If it cannot be examined.
-    pub fn must_copy(&self) -> Result<bool> {
-        let (data, archives) = (Dir::open(&self.place.data())?, Dir::open(&self.place.archives())?);
-        Ok(mount::is_mount_point(&self.place.data())? || data.stat_self()?.dev != archives.stat_self()?.dev)
+    pub fn must_copy(&self, scope: &Scope) -> Result<bool> {
+        let device = Dir::open(&self.place.archives())?.stat_self()?.dev;
+        let apart = |path: &Path| -> Result<bool> {
+            Ok(mount::is_mount_point(path)? || Dir::open(path)?.stat_self()?.dev != device)
+        };
+        if apart(&self.place.data())? {
+            return Ok(true);
+        }
+        let data = Dir::open(&self.place.data())?;
+        for path in scope.iter().flatten() {
+            // A path of the scope, and what leads to it, as far as it is there.
+            let mut at = Some(path.clone());
+            while let Some(path) = at {
+                let is_dir = data.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::Dir);
+                if is_dir && apart(&self.place.data().join(path.as_path()))? {
+                    return Ok(true);
+                }
+                at = path.parent();
+            }
+        }
+        Ok(false)
     }
 
     /// Exchanges one path with its snapshot, unless that has happened already.
@@ -236,7 +254,9 @@ impl<'a> Snapshots<'a> {
         let (live, copy) = (Dir::open(&self.place.data())?, self.copy()?);
         let store = Store::open(&self.place.snapshot_store())?;
         let actual = identify(&live, self.own, None, &wants(scope))?;
-        let mut supply = Supply::new(&store, vec![Held::new(&copy, wanted)]);
+        // The copy may be a newer snapshot, which holds the same contents at other paths.
+        let held = self.present()?.manifest;
+        let mut supply = Supply::new(&store, vec![Held::new(&copy, &held)]);
         let target = Target { tree: &live, own: self.own, point: "rollback.data" };
         let keeping = Keeping { store: None, aside: Some(Aside { dir: aside, only: None }) };
         apply(&target, &Plan::new(&actual, wanted), &mut supply, &keeping)?;

@@ -12,6 +12,7 @@ mod final_mode;
 mod harness;
 mod imports;
 mod mail;
+mod model;
 mod options;
 mod process;
 mod push;
