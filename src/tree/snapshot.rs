@@ -66,7 +66,7 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     /// If the data cannot be examined.
     pub fn measure(&self, scope: &Scope) -> Result<Need> {
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let known = self.copy_if_there()?.and_then(|copy| Witness::read(&self.witness_of(&copy).ok()?));
         let mut need = Need::default();
         for found in scan(&live, &wants(scope))? {
@@ -196,7 +196,7 @@ impl<'a> Snapshots<'a> {
         if apart(&self.place.data())? {
             return Ok(true);
         }
-        let data = Dir::open(&self.place.data())?;
+        let data = Dir::open_real(&self.place.data())?;
         for path in scope.iter().flatten() {
             // A path of the scope, and what leads to it, as far as it is there.
             let mut at = Some(path.clone());
@@ -251,7 +251,7 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     /// If something cannot be copied.
     pub fn restore_by_copy(&self, scope: &Scope, wanted: &Manifest, aside: &Dir) -> Result<()> {
-        let (live, copy) = (Dir::open(&self.place.data())?, self.copy()?);
+        let (live, copy) = (Dir::open_real(&self.place.data())?, self.copy()?);
         let store = Store::open(&self.place.snapshot_store())?;
         let actual = identify(&live, self.own, None, &wants(scope))?;
         // The copy may be a newer snapshot, which holds the same contents at other paths.
@@ -288,7 +288,7 @@ impl<'a> Snapshots<'a> {
         if missing.is_empty() {
             return Ok(0);
         }
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let witness = Witness::read(&self.witness_of(&live)?);
         let told = identify(&live, self.own, witness.as_ref(), &|_| true)?;
         let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
@@ -332,7 +332,7 @@ impl<'a> Snapshots<'a> {
     }
 
     fn pass(&self, scope: &Scope, keep: &Keep<'_>) -> Result<Manifest> {
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let (copy, store) = (self.copy()?, Store::open(&self.place.snapshot_store())?);
         let live_witness_path = self.witness_of(&live)?;
         let live_witness = Witness::read(&live_witness_path);
