@@ -13,7 +13,8 @@ fn times(world: &World) -> Vec<(u64, jiff::Timestamp, jiff::Timestamp)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        let records: Vec<Record> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let records: Vec<Record> =
+            text.lines().filter_map(|line| serde_json::from_str(line.split('\t').next()?).ok()).collect();
         let seq = records.iter().find_map(|record| match &record.event {
             Event::Begin(begin) => Some(begin.seq),
             _ => None,
@@ -24,7 +25,6 @@ fn times(world: &World) -> Vec<(u64, jiff::Timestamp, jiff::Timestamp)> {
     all.sort();
     all
 }
-
 
 #[test]
 fn twelve_pushes_at_once_follow_each_other_and_each_pusher_hears_the_truth() {
@@ -63,7 +63,13 @@ fn two_projects_do_not_wait_for_each_other() {
     world.mc(&["init", "other"]).ok();
     let (slow, quick) = (world.checkout_of("shop"), world.clone_of("other"));
     let gate = world.home().path("gate");
-    slow.commit("slow", &[("mc_project.yaml", &format!("stages: {{build: ['until test -e {}; do sleep 0.02; done']}}\n", gate.display()))]);
+    slow.commit(
+        "slow",
+        &[(
+            "mc_project.yaml",
+            &format!("stages: {{build: ['until test -e {}; do sleep 0.02; done']}}\n", gate.display()),
+        )],
+    );
     let waiting = slow.start_push(&["main"]);
     wait_until("the slow one builds", || waiting.stderr_so_far().contains("checkout"));
     quick.commit("quick", &[("a", "1")]);
@@ -78,10 +84,14 @@ fn pusher_goes(signal: Signal, step: &str) {
     let (world, _) = World::serving(&[("a", "1")]);
     let gate = world.home().path("gate");
     let work = world.checkout_of("shop");
-    let recipe = format!("stages: {{build: ['{step}', 'until test -e {}; do sleep 0.02; done', '{step}']}}\n", gate.display());
+    let recipe =
+        format!("stages: {{build: ['{step}', 'until test -e {}; do sleep 0.02; done', '{step}']}}\n", gate.display());
     let commit = work.commit("two", &[("mc_project.yaml", &recipe)]);
     let pushing = work.start_push(&["main"]);
-    wait_until("it builds", || world.last("shop").is_some_and(|last| last.open && last.seq == 2) && pushing.stderr_so_far().contains("checkout"));
+    wait_until("it builds", || {
+        world.last("shop").is_some_and(|last| last.open && last.seq == 2)
+            && pushing.stderr_so_far().contains("checkout")
+    });
     pushing.signal(signal);
     std::fs::write(gate, "").unwrap();
     let begun = Instant::now();

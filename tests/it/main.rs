@@ -5,6 +5,7 @@
 mod bad_pushes;
 mod concurrent;
 mod crash;
+mod deliverables;
 mod detached;
 mod docs;
 mod examples;
@@ -20,8 +21,8 @@ mod process;
 mod push;
 mod recipe;
 mod rollback;
-mod ssh;
 mod sha256;
+mod ssh;
 mod support;
 mod trees;
 mod world;
