@@ -213,15 +213,18 @@ impl Deliverable {
         let mut taken = 0;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (Some(hash), size) = (entry.hash(), entry.size()) else { return Ok(()) };
-            if !wants(&hash)? || store.contains(&hash)? {
-                return Ok(());
-            }
-            let (found, count) = store.add(content)?;
+            // What is here already is not written again, but an archive that lies about it is refused all the same.
+            let is_here = !wants(&hash)? || store.contains(&hash)?;
+            let (found, count) = if is_here {
+                Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?
+            } else {
+                store.add(content)?
+            };
             if (found, count) != (hash, size) {
                 // What was found may be a content that a kept release needs: the sweep decides, not we.
                 return Err(Error::refused(format!("the content of `{}` is not what the manifest says", entry.path)));
             }
-            taken += 1;
+            taken += usize::from(!is_here);
             Ok(())
         });
         // An archive that is not the signed one explains every other fault that was found in it.
