@@ -159,6 +159,9 @@ fn hook(world: &World, name: &str, stdin: &[u8], inside_git: bool) -> (Option<i3
 
 #[test]
 fn a_hook_survives_every_form_of_input() {
+    const NONE: &[&str] = &[];
+    const POST: &[&str] = &["post-receive"];
+    const BOTH: &[&str] = &["pre-receive", "post-receive"];
     let (world, first) = World::serving(&[("a", "1")]);
     let before = Before::of(&world);
     let zero = "0".repeat(40);
@@ -166,9 +169,6 @@ fn a_hook_survives_every_form_of_input() {
     let refname = "refs/heads/main";
     let many = format!("{zero} {gone} refs/heads/x\n").repeat(200_000);
     // Well-formed lines are pre-receive's business only as far as names go: proc-receive looks at the objects.
-    const NONE: &[&str] = &[];
-    const POST: &[&str] = &["post-receive"];
-    const BOTH: &[&str] = &["pre-receive", "post-receive"];
     for hook_name in ["post-receive", "pre-receive"] {
         for (input, complains) in [
             (String::new(), BOTH),
