@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 pub fn run(dir: Option<&Path>) -> Result<u8> {
     needs_git()?;
     let mut demo = Demo::new(new_directory(dir)?)?;
-    demo.line(&format!("Everything happens in {}; your own configuration is not used.", demo.root.display()));
+    screen::line(&format!("Everything happens in {}; your own configuration is not used.", demo.root.display()));
     demo.makes_a_node()?;
     demo.deploys()?;
     demo.refuses_a_broken_version()?;
