@@ -14,9 +14,10 @@ use crate::project::recipe::BackupWhen;
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, RestoreUnit};
 use crate::report::ledger::Last;
+use crate::report::notes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
-use crate::sys::git::Repo;
+use crate::sys::git::{RefChange, Repo};
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
 use crate::tree::drift::Drift;
@@ -396,15 +397,11 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     fault::point("commit.ref")?;
     let message = format!("mc_project: deployed as #{}", begin.seq);
     let mut moved = None;
-    if let (Some(name), Some(old), true) = (&begin.refname, &begin.old, begin.moves_ref)
-        && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
-        && !repo.move_ref(name, old, &begin.commit, &message)?
-    {
-        moved =
-            Some(format!("{} was moved by somebody else meanwhile; it is not {}", name.shown(), begin.commit.short()));
+    if !repo.change_refs(&refs_of_commit(repo, begin, serving, true)?, &message)? {
+        let name = begin.refname.as_ref().map(RefName::shown).unwrap_or_default();
+        moved = Some(format!("{name} was moved by somebody else meanwhile; it is not {}", begin.commit.short()));
+        repo.change_refs(&refs_of_commit(repo, begin, serving, false)?, &message)?;
     }
-    set_deploy_refs(repo, &[("current", &serving.commit), ("last-good", &serving.commit)], &message)?;
-    repo.set_ref(&kept_ref(&serving.id)?, &serving.commit, &message)?;
     if let Some(pillar) = &begin.pillar {
         Repo::open(&place.git_pillar())?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
     }
@@ -425,15 +422,25 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     Ok(moved)
 }
 
-/// Points `refs/deploys/<name>` at commits.
-///
-/// # Errors
-/// If a ref cannot be written.
-pub fn set_deploy_refs(repo: &Repo, refs: &[(&str, &ObjectId)], message: &str) -> Result<()> {
-    for (name, commit) in refs {
-        repo.set_ref(&format!("refs/deploys/{name}").parse::<RefName>()?, commit, message)?;
+/// What a commit changes in the repository, in one transaction: the pushed ref (if the worker moves it and it has not moved
+/// yet), what is live, what is kept, and that nothing is in flight any more.
+fn refs_of_commit(repo: &Repo, begin: &Begin, serving: &Serving, with_pushed: bool) -> Result<Vec<RefChange>> {
+    let anything = |name: RefName, new: &ObjectId| RefChange { name, old: None, new: new.clone() };
+    let mut changes = vec![
+        anything(notes::CURRENT.parse()?, &serving.commit),
+        anything(notes::LAST_GOOD.parse()?, &serving.commit),
+        anything(kept_ref(&serving.id)?, &serving.commit),
+    ];
+    let inflight = super::settle::inflight_ref(&begin.id)?;
+    if repo.read_ref(&inflight)?.is_some() {
+        changes.push(anything(inflight, &serving.commit.zero_like()));
     }
-    Ok(())
+    if let (Some(name), Some(old), true, true) = (&begin.refname, &begin.old, begin.moves_ref, with_pushed)
+        && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
+    {
+        changes.push(RefChange { name: name.clone(), old: Some(old.clone()), new: begin.commit.clone() });
+    }
+    Ok(changes)
 }
 
 /// The ref that keeps a release's commit from being collected.
