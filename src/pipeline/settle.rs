@@ -18,7 +18,7 @@ use crate::report::history::Entry;
 use crate::report::notes;
 use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::git::Repo;
 use crate::sys::keys::ReleaseKey;
