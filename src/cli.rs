@@ -97,10 +97,10 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// The watcher beside a worker; started by hooks and commands.
+    /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
-    /// The worker of one deployment; started by its watcher.
+    /// Does the work of one deployment (for the program itself)
     #[command(name = crate::entrance::launch::WORK, hide = true)]
     Work,
 }

@@ -1,4 +1,39 @@
 //! mc_project deploys to servers you own with `git push`.
+//!
+//! # The story of a push
+//!
+//! 1. git runs the hook, which is this very program under another name: [`cli`] sees the name, [`entrance::call`] learns
+//!    from the environment and the directory which repository of which project was pushed to.
+//! 2. [`entrance::proc_receive`] reads the commands that git hands over, [`entrance::options`] the push options, and
+//!    [`entrance::receive`] decides of each ref whether it is refused, stored or deployed.
+//! 3. For a deployment [`entrance::launch`] starts a worker that is nobody's child, with a watcher beside it that recovers
+//!    when the worker dies; from here on the hook only shows what it reads ([`entrance::relay`]), and may hang up.
+//! 4. The worker ([`pipeline::worker`]) waits for its turn ([`pipeline::queue`]), takes the project's lock, finishes what
+//!    was interrupted ([`pipeline::recover`]), and reads the ref again.
+//! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`], which proves in a thread of its own that
+//!    the spare is what its manifest says ([`tree::scan`]), while [`pipeline::checkout`] turns the commit into a manifest.
+//! 6. The recipe's steps ([`project::recipe`], [`pipeline::steps`]) build in a clean tree that they see at the path of
+//!    `run` ([`sys::step_exec`]), or [`tree::deliverable`] brings what another node built.
+//! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
+//!    the pool ([`tree::store`]); until now nothing that runs has changed.
+//! 8. [`pipeline::activate`] stops the services, makes the restore point ([`tree::snapshot`]), exchanges `run` and the
+//!    spare by one system call ([`tree::switch`]), starts, upgrades and asks for the health of the new version.
+//! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
+//!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
+//! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
+//!     [`pipeline::tell`] sends the mail ([`report::mail`], [`report::post`]); the hook prints the verdict, and git answers.
+//!
+//! # In reading order
+//!
+//! - [`project`]: the words. Plain data, parsing without a disk, all defaults.
+//! - [`pipeline`]: [`deploy`](pipeline::deploy) first. The only place that puts two acts in a row.
+//! - [`tree`]: manifests, the two trees, the switch, the pool, snapshots, deliverables.
+//! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
+//! - [`entrance`]: git's hooks. They hold no lock and change nothing themselves.
+//! - [`sys`]: the only doors to the outside: programs, git, files, locks, mounts, keys, and errors.
+//! - [`cli`] and [`demo`] stand on top of all.
+//!
+//! Arrows go down: entrance → pipeline → {tree, report} → project → sys; `tests/it/imports.rs` holds that.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 

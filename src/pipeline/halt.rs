@@ -34,10 +34,10 @@ impl Halt {
         Self { refused: true, ..Self::failed(reason) }
     }
 
-    /// Adds what to do next.
+    /// Adds what to do next; each line is a hint of its own, as everything that is told is told by lines.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+        self.hints.extend(hint.into().lines().map(str::to_string));
         self
     }
 
@@ -69,7 +69,7 @@ impl From<Error> for Halt {
             stage: None,
             reason: error.one_line(),
             tail: Vec::new(),
-            hints: error.hint_text().map(str::to_string).into_iter().collect(),
+            hints: error.hint_text().unwrap_or_default().lines().map(str::to_string).collect(),
             exit,
         }
     }
@@ -77,3 +77,15 @@ impl From<Error> for Halt {
 
 /// The result of a part of a pipeline: done, or a reason to stop.
 pub type Step<T = ()> = std::result::Result<T, Halt>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_of_several_lines_becomes_several_hints() {
+        let halt = Halt::from(Error::invalid("x").hint("allowed: a, b\n  13 | bad\n     | ^"));
+        assert_eq!(halt.hints, ["allowed: a, b", "  13 | bad", "     | ^"]);
+        assert_eq!(Halt::failed("x").hint("one\ntwo").hints, ["one", "two"]);
+    }
+}

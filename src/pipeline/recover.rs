@@ -59,7 +59,7 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     crate::sys::process::kill_marked(&format!("{}.", last.id))?;
     let outcome = resolve(site, &mut telling, &begin, &records)?;
     fault::point("recover.done")?;
-    close(site, &mut telling, &begin, &outcome)?;
+    close(site, &mut telling, &begin, &outcome, &Options::default())?;
     Ok(Some(outcome))
 }
 
@@ -116,7 +116,7 @@ pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
             draft.roll_back(Halt::failed("a person decided to go back"), Some(&records))
         }
     };
-    close(site, &mut telling, &begin, &outcome)?;
+    close(site, &mut telling, &begin, &outcome, &Options::default())?;
     Ok(outcome)
 }
 

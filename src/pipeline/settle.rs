@@ -6,19 +6,21 @@ use std::path::Path;
 use super::activate::{RestorePoint, failed_data, in_run, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::{Live, Version};
+use super::halt::Halt;
 use super::site::Site;
-use super::steps::run_one;
+use super::steps::{run_one, steps_of};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::recipe::Recipe;
+use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event};
 use crate::report::history::Entry;
 use crate::report::notes;
 use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Error, Result};
+use crate::sys::error::Result;
 use crate::sys::escape;
 use crate::sys::git::Repo;
 use crate::sys::keys::ReleaseKey;
@@ -66,18 +68,43 @@ type Part<'a> = fn(&mut Settling<'a>) -> Result<()>;
 impl<'a> Settling<'a> {
     /// Does all of it; a part that fails is a warning.
     pub fn settle(&mut self) {
-        let parts: [(&str, Part<'a>); 7] = [
+        let parts: [(&str, Part<'a>); 6] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),
             ("what failed could not be kept", Self::keep_failed),
             ("the deliverable could not be packed", Self::pack),
             ("old deployments could not be removed", Self::rotate),
             ("the store could not be swept", Self::sweep),
-            ("a notify step failed", Self::notify),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
-                let _ = self.telling.emit(Event::Warning { text: format!("{what}: {}", error.one_line()) });
+                self.warn(format!("{what}: {}", error.one_line()));
+            }
+        }
+    }
+
+    /// Tells something that is wrong and changes nothing about the outcome.
+    pub fn warn(&mut self, text: String) {
+        let _ = self.telling.emit(Event::Warning { text });
+    }
+
+    /// The recipe's own way of telling: its `notify` steps see the verdict in `MC_VERDICT` and the whole line in
+    /// `MC_OUTCOME`; whatever they do, the outcome stands.
+    pub fn notify(&mut self, options: &Options) {
+        let Some(version) = self.version else { return };
+        let place = in_run(self.site, version, &self.begin.id, None);
+        for mut step in steps_of(version, Stage::Notify, options) {
+            step.env.insert("MC_VERDICT".to_string(), self.outcome.verdict.words().to_string());
+            step.env.insert("MC_OUTCOME".to_string(), escape::visible(&self.outcome.line()));
+            let written = version.write_config(self.site).map_err(Halt::from);
+            let done =
+                written.and_then(|_| run_one(self.site, self.telling, version, (Stage::Notify, &step), &place, false));
+            if let Err(halt) = done {
+                self.warn(format!("a step of notify failed: {}; {}", halt.reason, self.outcome.serves_words()));
+                for line in halt.tail {
+                    let _ = self.telling.emit(Event::Note { text: line });
+                }
+                return;
             }
         }
     }
@@ -198,22 +225,6 @@ impl<'a> Settling<'a> {
             self.telling.emit(Event::Warning { text })?;
         }
         fault::point("settle.sweep")
-    }
-}
-
-impl Settling<'_> {
-    /// The recipe's own way of telling: its steps see the verdict in `MC_VERDICT`, the whole line in `MC_OUTCOME`.
-    fn notify(&mut self) -> Result<()> {
-        let Some(version) = self.version else { return Ok(()) };
-        let steps = version.recipe.steps(Stage::Notify).to_vec();
-        for mut step in steps.into_iter().filter(|step| step.applies(version.mode)) {
-            step.env.insert("MC_VERDICT".to_string(), self.outcome.verdict.words().to_string());
-            step.env.insert("MC_OUTCOME".to_string(), escape::visible(&self.outcome.line()));
-            let place = in_run(self.site, version, &self.begin.id, None);
-            run_one(self.site, self.telling, version, (Stage::Notify, &step), &place, false)
-                .map_err(|halt| Error::failed(format!("{}: {}", step.title(), halt.reason)))?;
-        }
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use super::environment::{Setting, environment};
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::recipe::{self, Command};
+use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
@@ -45,10 +46,7 @@ impl Draft<'_> {
     /// The steps of a version for a stage, in this mode and with these push options.
     #[must_use]
     pub fn steps_of(&self, version: &Version, stage: Stage) -> Vec<recipe::Step> {
-        let chosen =
-            (self.options.only.is_empty() || self.options.only.contains(&stage)) && !self.options.skip.contains(&stage);
-        let steps = version.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
-        steps.iter().filter(|step| chosen && step.applies(version.mode)).cloned().collect()
+        steps_of(version, stage, &self.options)
     }
 
     /// Runs the steps of a stage as a stage of its own; nothing is told where there are none.
@@ -78,6 +76,14 @@ impl Draft<'_> {
         }
         Ok(steps.len())
     }
+}
+
+/// The steps of a version for a stage, in its mode and with these push options.
+#[must_use]
+pub fn steps_of(version: &Version, stage: Stage, options: &Options) -> Vec<recipe::Step> {
+    let chosen = (options.only.is_empty() || options.only.contains(&stage)) && !options.skip.contains(&stage);
+    let steps = version.recipe.steps(stage).iter();
+    steps.filter(|step| chosen && step.applies(version.mode)).cloned().collect()
 }
 
 /// Runs one step.

@@ -14,7 +14,7 @@ use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::project::recipe::Recipe;
-use crate::project::request::{Request, Want};
+use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Work};
 use crate::report::history;
@@ -105,7 +105,7 @@ fn remove_temporary_files(site: &Site) -> Result<()> {
     let place = &site.place;
     for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
         for name in fs::names(&dir)? {
-            if name.starts_with('.') && name.ends_with(".new") {
+            if name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")).is_some() {
                 fs::remove_file(&dir.join(name))?;
             }
         }
@@ -177,7 +177,7 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
     begin.pillar = pillar;
     begin.old = old;
     begin.serves = live.as_ref().map(|live| live.serving.clone());
-    run(site, request, begin, Goal::Commit, live, telling)
+    run(site, request, &begin, Goal::Commit, live, telling)
 }
 
 fn begin_rollback(
@@ -207,7 +207,7 @@ fn begin_rollback(
     begin.serves = Some(serving);
     begin.target = Some(target.clone());
     begin.with_data = with_data;
-    run(site, request, begin, Goal::Release { id: target, data_of }, Some(live), telling)
+    run(site, request, &begin, Goal::Release { id: target, data_of }, Some(live), telling)
 }
 
 fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), mode: Mode) -> Result<Begin> {
@@ -240,7 +240,7 @@ fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), m
 fn run(
     site: &Site,
     request: &Request,
-    begin: Begin,
+    begin: &Begin,
     goal: Goal,
     live: Option<Live>,
     telling: &mut Reporter,
@@ -252,8 +252,8 @@ fn run(
     telling.set_journal(Journal::create(&site.place, &begin.id)?);
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
-    let outcome = attempt(site, request, &begin, goal, live, telling);
-    if let Err(error) = close(site, telling, &begin, &outcome) {
+    let outcome = attempt(site, request, begin, goal, live, telling);
+    if let Err(error) = close(site, telling, begin, &outcome, &request.options) {
         // The outcome is certain and told; what is left to record is done by the next command, which finds us open.
         telling.tell(Event::Warning { text: format!("the end is not recorded yet: {}", error.one_line()) });
     }
@@ -307,7 +307,7 @@ fn attempt(
 ///
 /// # Errors
 /// If the end cannot be recorded: then the next command finishes it.
-pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome) -> Result<()> {
+pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome, options: &Options) -> Result<()> {
     let place = &site.place;
     let has_ended = crate::report::journal::read(place, &begin.id)?
         .iter()
@@ -334,11 +334,14 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     };
     let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
     let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
-    Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live }
-        .settle();
+    let mut settling =
+        Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live };
+    settling.settle();
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
-        let _ = telling.emit(Event::Warning { text: format!("the mail could not be written: {}", error.one_line()) });
+        settling.warn(format!("the mail could not be written: {}", error.one_line()));
     }
+    // Last, because a recipe's own step may take its time: whatever it does, the mail is written.
+    settling.notify(options);
     fault::point("settle.done")?;
     let needs_person = (outcome.verdict == Verdict::NeedsPerson).then(|| outcome.reason.clone().unwrap_or_default());
     let last = Last::opened(begin.seq, begin.id.clone(), outcome.serves.clone());

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Lock, recover, catch the spare up, preflight.
+    /// Lock, recover, look for space; the walk that proves the spare begins.
     Accept,
     /// `project/` and `pillar/` become the pushed commits; variables are gathered.
     Checkout,

@@ -44,7 +44,7 @@ pub fn send(mail: &Mail, transport: &MailTransport) -> Result<()> {
                 None => None,
             };
             let authority = ca_file.as_deref().map(authority).transpose()?;
-            let mailer = smtp((host, *port), *tls, login, authority, *timeout)?;
+            let mailer = smtp((host, *port), *tls, login, authority.as_ref(), *timeout)?;
             deliver_by_smtp(mailer, message(mail)?, &format!("{host}:{port}"), *timeout)
         }
     }
@@ -101,7 +101,7 @@ fn smtp(
     (host, port): (&str, u16),
     tls: SmtpTls,
     login: Option<Credentials>,
-    authority: Option<Certificate>,
+    authority: Option<&Certificate>,
     timeout: Duration,
 ) -> Result<SmtpTransport> {
     if tls == SmtpTls::None && login.is_some() {
@@ -110,10 +110,10 @@ fn smtp(
     }
     let parameters = || {
         let builder = TlsParameters::builder(host.to_string());
-        let builder = authority
-            .iter()
-            .cloned()
-            .fold(builder, lettre::transport::smtp::client::TlsParametersBuilder::add_root_certificate);
+        let builder = match authority {
+            Some(authority) => builder.add_root_certificate(authority.clone()),
+            None => builder,
+        };
         builder.build().context(|| format!("cannot prepare TLS for the mail server {host}"))
     };
     let tls = match tls {

@@ -357,7 +357,6 @@ enum Keep<'a> {
 }
 
 /// Whether a path of `data/` lies in the scope (or leads to it).
-#[must_use]
 pub fn wants(scope: &Scope) -> impl Fn(&TreePath) -> bool + Sync {
     let scope = scope.clone();
     move |path| scope.as_ref().is_none_or(|paths| paths.iter().any(|p| path.is_within(p) || p.is_within(path)))

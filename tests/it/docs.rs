@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use mc_project::project::node::NodeConfig;
+use mc_project::project::pillar::Pillar;
+use mc_project::project::recipe::Recipe;
 use mc_project::project::stage::Stage;
 
 use crate::support::{Finished, Home, assert_has};
@@ -183,4 +186,52 @@ fn the_demo_runs_to_its_end_by_itself() {
     for part in ["deployed; run serves", "rolled back at"] {
         assert!(demo.stdout.contains(part) || demo.stderr.contains(part), "{demo}");
     }
+}
+
+/// The fenced blocks of a language in the README's section that begins with this heading.
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let readme = read("README.md");
+    let section = readme.split(&format!("\n## {heading}")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    let begin = format!("```{language}\n");
+    section.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect()
+}
+
+#[test]
+fn the_files_that_the_readme_shows_are_valid() {
+    let first = blocks("Your first deployment", "yaml");
+    let (recipe, node) = (blocks("The recipe", "yaml"), blocks("The node", "yaml"));
+    assert_eq!((first.len(), recipe.len(), node.len()), (1, 1, 1));
+    let told = Recipe::parse("README", recipe[0].as_bytes()).unwrap();
+    assert_eq!(told.tasks.len(), 1);
+    Recipe::parse("README", first[0].as_bytes()).unwrap();
+    NodeConfig::parse("README", node[0].as_bytes()).unwrap();
+    let pillar = Pillar::parse("README", blocks("The pillar", "yaml")[0].as_bytes(), &"shop".parse().unwrap()).unwrap();
+    assert_eq!(pillar.exports()["PORT"], "8010");
+    assert_eq!(pillar.secrets().len(), 1);
+}
+
+#[test]
+fn what_the_readme_types_for_the_first_deployment_does_what_it_says() {
+    let home = Home::new();
+    let script: String = blocks("Your first deployment", "sh").concat();
+    let script: String =
+        script.lines().filter(|line| !line.starts_with("cargo ")).fold(String::new(), |all, line| all + line + "\n");
+    assert_has(&script, "git push node main");
+    let program = Path::new(env!("CARGO_BIN_EXE_mc_project")).parent().unwrap().display().to_string();
+    let mut command = home.command("/bin/bash");
+    command.args(["-c", &format!("export HOME={}; PATH={program}:$PATH\n{script}", home.dir().display())]);
+    let done = Finished::of(command);
+    let all = format!("{}{}", done.stdout, done.stderr);
+    for part in [
+        "shop is ready",
+        "deployed; run serves",
+        "! [remote rejected] main -> main (failed at build: exit 3; run still serves",
+        "failed at build ",
+        "Broken",
+    ] {
+        assert!(all.contains(part), "{part}: {all}");
+    }
+    let text = std::fs::read_to_string(home.path("node/srv/projects/shop/run/index.html")).unwrap();
+    assert_eq!(text, "<h1>Shop</h1>\n", "rolled back to the first version");
 }

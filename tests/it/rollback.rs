@@ -137,7 +137,7 @@ fn dumps_are_made_before_the_switch_and_restored_on_the_way_back() {
 
 #[test]
 fn when_the_way_back_fails_too_a_person_is_needed_and_told_both_errors() {
-    let recipe = "stages:\n  backup: ['true']\n  upgrade: ['test ! -e broken || exit 3']\n  restore: ['exit 4']\n";
+    let recipe = "stages:\n  backup: ['true']\n  upgrade: ['echo upgraded >> $MC_DATA/db.txt', 'test ! -e broken || exit 3']\n  restore: ['exit 4']\n";
     let (world, first) = World::serving(&[("mc_project.yaml", recipe)]);
     let (_, push) = push_broken(&world);
 
@@ -156,6 +156,8 @@ fn when_the_way_back_fails_too_a_person_is_needed_and_told_both_errors() {
     let serves = world.serves("shop").unwrap();
     assert_ne!(serves, first, "the person decided to keep the new version");
     assert!(world.run_path("shop", "broken").exists());
+    assert_eq!(db(&world), "upgraded\nupgraded\n", "its data too");
+    world.mc(&["verify", "shop"]).ok();
 }
 
 /// Three good versions; returns their commits.
