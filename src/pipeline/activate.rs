@@ -319,7 +319,7 @@ impl Draft<'_> {
                 Ok(Some(warning)) => draft.warn(warning),
                 Ok(None) => {}
                 Err(error) => {
-                    draft.warn(format!("committed, but not everything is recorded yet: {}", error.one_line()))
+                    draft.warn(format!("committed, but not everything is recorded yet: {}", error.one_line()));
                 }
             }
             Ok((serving, None))
