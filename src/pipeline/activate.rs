@@ -1,5 +1,6 @@
 //! The short part: stop, back up, switch, start, upgrade, and the commit that makes it final.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,12 +22,14 @@ use crate::sys::git::{RefChange, Repo};
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
 use crate::tree::drift::Drift;
+use crate::tree::hash::Hash;
+use crate::tree::manifest::{Entry, Manifest};
 use crate::tree::release::Releases;
 use crate::tree::scan::identify;
 use crate::tree::snapshot::{Snapshots, Unit};
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::switch::{self, Inodes};
-use crate::tree::sync::{Keeping, Plan, Target, apply, seal};
+use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, seal};
 use crate::tree::witness::Witness;
 
 /// What a restore point says about itself (`archives/<id>/before.json`).
@@ -228,7 +231,7 @@ impl Draft<'_> {
         let kind = switch::kind(place)?;
         if self.spare_in_use {
             // Somebody could still write there: the proof is repeated now, after the old services stopped.
-            let spare = Dir::open(&place.spare())?;
+            let spare = Dir::open_real(&place.spare())?;
             seal(&spare, self.site.own, &self.candidate()?.manifest.clone())?;
         }
         let before = switch::inodes(place)?;
@@ -251,13 +254,15 @@ impl Draft<'_> {
     fn switch_in_place(&mut self) -> Step {
         let manifest = self.candidate()?.manifest.clone();
         if let Some(live) = self.live.clone() {
-            let run = Dir::open(&self.site.place.run())?;
+            let run = Dir::open_real(&self.site.place.run())?;
             let actual = identify(&run, self.site.own, None, &|_| true)?;
             let ignore = live.version.as_ref().map(|version| version.recipe.ignore_drift.clone()).unwrap_or_default();
             let drift = Drift::between(&live.manifest, &actual, &|path, is_dir| ignore.matches(path, is_dir));
             super::settle::keep_drift(self.site, self.id(), &run, &live.manifest, &drift)?;
+            let kept = self.site.place.archive(self.id()).join("drift");
+            super::settle::tell_drift(self.telling, &kept, &live.serving.commit, &drift)?;
         }
-        Ok(make_run(self.site, &manifest)?)
+        Ok(make_run(self.site, &manifest, None)?)
     }
 
     /// Brings the data of a restore point back: by exchange, or by copying where data is a mount point.
@@ -269,7 +274,7 @@ impl Draft<'_> {
         let Some(point) = RestorePoint::read(site, from)? else { return Ok(()) };
         let snapshots = Snapshots::new(&site.place, site.own);
         let Some(wanted) = snapshots.manifest(from)? else { return Ok(()) };
-        if snapshots.must_copy()? {
+        if snapshots.must_copy(&point.scope)? {
             let aside = failed_data(site, self.id())?;
             return Ok(snapshots.restore_by_copy(&point.scope, &wanted, &aside)?);
         }
@@ -364,13 +369,14 @@ pub fn failed_data(site: &Site, id: &DeploymentId) -> Result<Dir> {
     Dir::open(&site.place.archive(id).join("data.failed"))
 }
 
-/// Makes `run` exactly a manifest, file by file; contents come from the spare and the store.
+/// Makes `run` exactly a manifest, file by file; contents come from the spare and the store. Where a directory is given, the
+/// files that go and whose contents are not needed elsewhere are kept there.
 ///
 /// # Errors
 /// If something cannot be written; recovery repeats it.
-pub fn make_run(site: &Site, manifest: &crate::tree::manifest::Manifest) -> Result<()> {
+pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet<Hash>)>) -> Result<()> {
     let place = &site.place;
-    let (run, spare, store) = (Dir::open(&place.run())?, Dir::open(&place.spare())?, Store::open(&place.store())?);
+    let (run, spare, store) = (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
     let witness_path = place.witness(&run.stat_self()?.ino.to_string());
     let witness = Witness::read(&witness_path);
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
@@ -379,7 +385,10 @@ pub fn make_run(site: &Site, manifest: &crate::tree::manifest::Manifest) -> Resu
         Supply::new(&store, vec![Held::new(&spare, &spare_now.manifest), Held::new(&run, &actual.manifest)]);
     let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
-    apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside: None })?;
+    let kept = |entry: &&Entry| failed.is_some_and(|(_, needed)| entry.hash().is_none_or(|hash| !needed.contains(&hash)));
+    let only: HashSet<TreePath> = actual.manifest.entries().iter().filter(kept).map(|e| e.path.clone()).collect();
+    let aside = failed.map(|(dir, _)| Aside { dir, only: Some(&only) });
+    apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside })?;
     seal(&run, site.own, manifest)?.write(&witness_path)?;
     run.sync_file_system()
 }

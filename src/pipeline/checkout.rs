@@ -160,7 +160,7 @@ impl Draft<'_> {
     /// If it cannot be written.
     pub fn check_out_project(&mut self, source: &Manifest, store: &Store) -> Step<usize> {
         let place = &self.site.place;
-        let run = Dir::open(&place.run())?;
+        let run = Dir::open_real(&place.run())?;
         let mut held = Vec::new();
         if let Some(live) = &self.live {
             held.push(Held::new(&run, &live.manifest));

@@ -22,7 +22,7 @@ const EXAMPLES: usize = 10;
 pub fn drift_of_run(site: &Site) -> Result<Drift> {
     let repo = Repo::open(&site.place.git_project())?;
     let live = live_of(site, &repo)?;
-    let run = Dir::open(&site.place.run())?;
+    let run = Dir::open_real(&site.place.run())?;
     let witness = Witness::read(&site.place.witness(&run.stat_self()?.ino.to_string()));
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
     let empty = Manifest::default();
@@ -39,7 +39,7 @@ pub fn written_since(site: &Site, point: &DeploymentId) -> Result<(usize, Vec<St
     let snapshots = Snapshots::new(&site.place, site.own);
     let scope = RestorePoint::read(site, point)?.and_then(|point| point.scope);
     let before = snapshots.manifest(point)?.ok_or_else(|| Error::refused(format!("{point} has no data")))?;
-    let now = identify(&Dir::open(&site.place.data())?, site.own, None, &wants(&scope))?;
+    let now = identify(&Dir::open_real(&site.place.data())?, site.own, None, &wants(&scope))?;
     let drift = Drift::between(&before, &now, &|_, is_dir| is_dir);
     let words = |how: How| match how {
         How::Added => "new since",

@@ -70,7 +70,7 @@ impl Draft<'_> {
         let place = self.site.place.clone();
         let own = self.site.own;
         self.proof = Some(std::thread::spawn(move || -> Result<Identified> {
-            let spare = Dir::open(&place.spare())?;
+            let spare = Dir::open_real(&place.spare())?;
             let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
             identify(&spare, own, witness.as_ref(), &|_| true)
         }));
@@ -320,8 +320,8 @@ impl Draft<'_> {
         let releases = Releases::new(&self.site.place);
         let (manifest, built) = (releases.manifest(id)?, releases.built(id)?);
         let was_built = releases.provenance(id)?.built;
-        let spare = Dir::open(&self.site.place.spare())?;
-        let run = Dir::open(&self.site.place.run())?;
+        let spare = Dir::open_real(&self.site.place.spare())?;
+        let run = Dir::open_real(&self.site.place.run())?;
         let actual = self.proven_spare()?;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
@@ -361,7 +361,7 @@ impl Draft<'_> {
         if let Some(live) = &self.live {
             manifest.inherit_times(&live.manifest);
         }
-        let (spare, run) = (Dir::open(&place.spare())?, Dir::open(&place.run())?);
+        let (spare, run) = (Dir::open_real(&place.spare())?, Dir::open_real(&place.run())?);
         self.warn_of_users(&spare)?;
         let plan = Plan::new(&actual, &manifest);
         let live_hashes: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();

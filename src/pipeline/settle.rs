@@ -9,7 +9,7 @@ use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::site::Site;
 use super::steps::{run_one, steps_of};
-use crate::project::ids::DeploymentId;
+use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::recipe::Recipe;
@@ -138,21 +138,13 @@ impl<'a> Settling<'a> {
             return Ok(());
         }
         let Some(before) = self.begin.serves.clone() else { return Ok(()) };
-        let spare = Dir::open(&place.spare())?;
+        let spare = Dir::open_real(&place.spare())?;
         let told = look(self.site, &spare)?;
         let Ok(release) = Releases::new(place).manifest(&before.id) else { return Ok(()) };
         let ignore = &self.recipe.ignore_drift;
         let drift = Drift::between(&release, &told, &|path, is_dir| ignore.matches(path, is_dir));
         if !drift.is_empty() {
-            let text = format!(
-                "run was changed by hand since {}; kept in {}",
-                before.commit.short(),
-                place.archive(&self.begin.id).join("drift").display()
-            );
-            self.telling.emit(Event::Warning { text })?;
-            for line in drift.lines(DRIFT_LINES) {
-                self.telling.emit(Event::Note { text: line })?;
-            }
+            tell_drift(self.telling, &place.archive(&self.begin.id).join("drift"), &before.commit, &drift)?;
             keep_drift(self.site, &self.begin.id, &spare, &release, &drift)?;
         }
         fault::point("settle.drift")
@@ -173,10 +165,10 @@ impl<'a> Settling<'a> {
             let failed = archive.join("run.failed");
             fs::ensure_dir(&failed.join("files"), 0o700)?;
             let wanted = self.live.as_ref().map(|live| live.manifest.clone()).unwrap_or_default();
-            let spare = Dir::open(&place.spare())?;
+            let spare = Dir::open_real(&place.spare())?;
             let told = look(site, &spare)?;
             let store = Store::open(&place.store())?;
-            let run = Dir::open(&place.run())?;
+            let run = Dir::open_real(&place.run())?;
             let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(wanted.hashes().collect());
             let aside_dir = Dir::open(&failed.join("files"))?;
             let target = Target { tree: &spare, own: site.own, point: "settle.failed-kept" };
@@ -213,9 +205,12 @@ impl<'a> Settling<'a> {
         self.telling.emit(Event::Note { text })
     }
 
-    /// Removes what the recipe no longer keeps: restore points by the number of good deployments, and what hangs on them.
+    /// Removes what is no longer kept: restore points by the number of good deployments, and what hangs on them. How many is
+    /// said by the recipe of what serves: a version that failed takes nothing away.
     fn rotate(&mut self) -> Result<()> {
-        rotate(self.site, self.live.as_ref(), self.recipe.keep_archives)?;
+        let live =
+            self.live.as_ref().and_then(|live| live.version.as_ref()).map(|version| version.recipe.keep_archives);
+        rotate(self.site, self.live.as_ref(), live.unwrap_or(self.recipe.keep_archives))?;
         fault::point("settle.rotate")
     }
 
@@ -252,6 +247,22 @@ fn look(site: &Site, tree: &Dir) -> Result<Identified> {
     let copy = Identified { manifest: told.manifest.clone(), inodes: told.inodes.clone(), ..Identified::default() };
     Witness::new(copy, taken, tree.stat_self()?.dev).write(&path)?;
     Ok(told)
+}
+
+/// Tells what was changed by hand in `run`, by directory, and where it is kept.
+///
+/// # Errors
+/// If it cannot be written to the journal.
+pub fn tell_drift(telling: &mut Reporter, kept: &Path, commit: &ObjectId, drift: &Drift) -> Result<()> {
+    if drift.is_empty() {
+        return Ok(());
+    }
+    let text = format!("run was changed by hand since {}; kept in {}", commit.short(), kept.display());
+    telling.emit(Event::Warning { text })?;
+    for line in drift.lines(DRIFT_LINES) {
+        telling.emit(Event::Note { text: line })?;
+    }
+    Ok(())
 }
 
 /// Keeps what was changed by hand below `archives/<id>/drift`: the files, the list of all changes, and a patch for small text.
@@ -451,7 +462,7 @@ pub fn sweep(site: &Site, live: Option<&Live>) -> Result<Vec<Hash>> {
     let place = &site.place;
     let releases = Releases::new(place);
     let mut needed = releases.needed()?;
-    let spare = Dir::open(&place.spare())?;
+    let spare = Dir::open_real(&place.spare())?;
     for hash in look(site, &spare)?.manifest.hashes() {
         needed.remove(&hash);
     }
@@ -462,7 +473,7 @@ pub fn sweep(site: &Site, live: Option<&Live>) -> Result<Vec<Hash>> {
     let mut lost = Vec::new();
     if !missing.is_empty() {
         let all: Vec<Manifest> = releases.ids()?.iter().filter_map(|id| releases.manifest(id).ok()).collect();
-        let run = Dir::open(&place.run())?;
+        let run = Dir::open_real(&place.run())?;
         let held = live.iter().map(|live| Held::new(&run, &live.manifest)).collect();
         let origin = GitOrigin::new(site, &all.iter().collect::<Vec<_>>())?;
         let supply = Supply::new(&store, held).with_origin(&origin);

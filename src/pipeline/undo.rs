@@ -148,7 +148,7 @@ impl Draft<'_> {
             SwitchKind::Exchange => {
                 switch::ensure(&site.place, wanted)?;
             }
-            SwitchKind::InPlace => make_run(site, &manifest)?,
+            SwitchKind::InPlace => make_run(site, &manifest, None)?,
         }
         let restored = records[back..].iter().rev().find_map(|record| match &record.event {
             Event::RestoringData { units, .. } => Some(units),
@@ -185,7 +185,11 @@ impl Draft<'_> {
             }
             SwitchKind::InPlace => {
                 let manifest = self.live.as_ref().map(|live| live.manifest.clone()).unwrap_or_default();
-                make_run(self.site, &manifest)?;
+                // The spare is not exchanged, so what the failed version has alone is kept now or never.
+                let failed = place.archive(self.id()).join("run.failed/files");
+                fs::ensure_dir(&failed, 0o700)?;
+                let needed = Releases::new(place).needed_without(self.id())?;
+                make_run(self.site, &manifest, Some((&Dir::open(&failed)?, &needed)))?;
             }
         }
         Ok(())

@@ -95,8 +95,8 @@ impl Check<'_> {
     /// `run` is exactly the release that serves, drift aside; every file of both trees is read.
     fn run(&mut self) -> Result<()> {
         let place = &self.site.place;
-        let run = identify(&Dir::open(&place.run())?, self.site.own, None, &|_| true)?;
-        let spare = identify(&Dir::open(&place.spare())?, self.site.own, None, &|_| true)?;
+        let run = identify(&Dir::open_real(&place.run())?, self.site.own, None, &|_| true)?;
+        let spare = identify(&Dir::open_real(&place.spare())?, self.site.own, None, &|_| true)?;
         self.result.checked += run.read + spare.read;
         self.available.extend(run.manifest.hashes().chain(spare.manifest.hashes()));
         let wanted = match &self.result.serves {

@@ -79,6 +79,21 @@ impl Dir {
         Ok(Self { fd, path: path.to_path_buf() })
     }
 
+    /// Opens a tree of ours: the directory itself must be real, not a link that somebody put in its place.
+    ///
+    /// # Errors
+    /// If it does not exist, is no directory or a symbolic link, or may not be read.
+    pub fn open_real(path: &Path) -> Result<Self> {
+        let fd = rfs::open(path, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(|e| {
+            let error = fail("open directory", path, e);
+            if error.is_not_found() {
+                return error.hint("it was taken away by hand: put it back, with what it held");
+            }
+            error.hint("it must be a real directory, never a link: put back what stood there")
+        })?;
+        Ok(Self { fd, path: path.to_path_buf() })
+    }
+
     /// Opens a directory beneath this one.
     ///
     /// # Errors

@@ -157,8 +157,20 @@ impl<'a> Releases<'a> {
     /// # Errors
     /// If a manifest cannot be read: then nothing may be thrown away.
     pub fn needed(&self) -> Result<HashSet<Hash>> {
+        self.needed_by(self.ids()?)
+    }
+
+    /// Every content that a kept release other than this one needs.
+    ///
+    /// # Errors
+    /// As [`Releases::needed`].
+    pub fn needed_without(&self, id: &DeploymentId) -> Result<HashSet<Hash>> {
+        self.needed_by(self.ids()?.into_iter().filter(|other| other != id).collect())
+    }
+
+    fn needed_by(&self, ids: Vec<DeploymentId>) -> Result<HashSet<Hash>> {
         let mut needed = HashSet::new();
-        for id in self.ids()? {
+        for id in ids {
             needed.extend(self.manifest(&id)?.hashes());
             needed.extend(self.built(&id)?.hashes());
         }

@@ -66,7 +66,7 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     /// If the data cannot be examined.
     pub fn measure(&self, scope: &Scope) -> Result<Need> {
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let known = self.copy_if_there()?.and_then(|copy| Witness::read(&self.witness_of(&copy).ok()?));
         let mut need = Need::default();
         for found in scan(&live, &wants(scope))? {
@@ -184,13 +184,31 @@ impl<'a> Snapshots<'a> {
         Ok(units)
     }
 
-    /// Whether `data` cannot be exchanged, because it or a path of the scope is a mount point or lies elsewhere.
+    /// Whether data cannot be exchanged, because `data` or a path of the scope is a mount point or lies elsewhere.
     ///
     /// # Errors
     /// If it cannot be examined.
-    pub fn must_copy(&self) -> Result<bool> {
-        let (data, archives) = (Dir::open(&self.place.data())?, Dir::open(&self.place.archives())?);
-        Ok(mount::is_mount_point(&self.place.data())? || data.stat_self()?.dev != archives.stat_self()?.dev)
+    pub fn must_copy(&self, scope: &Scope) -> Result<bool> {
+        let device = Dir::open(&self.place.archives())?.stat_self()?.dev;
+        let apart = |path: &Path| -> Result<bool> {
+            Ok(mount::is_mount_point(path)? || Dir::open(path)?.stat_self()?.dev != device)
+        };
+        if apart(&self.place.data())? {
+            return Ok(true);
+        }
+        let data = Dir::open_real(&self.place.data())?;
+        for path in scope.iter().flatten() {
+            // A path of the scope, and what leads to it, as far as it is there.
+            let mut at = Some(path.clone());
+            while let Some(path) = at {
+                let is_dir = data.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::Dir);
+                if is_dir && apart(&self.place.data().join(path.as_path()))? {
+                    return Ok(true);
+                }
+                at = path.parent();
+            }
+        }
+        Ok(false)
     }
 
     /// Exchanges one path with its snapshot, unless that has happened already.
@@ -233,10 +251,12 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     /// If something cannot be copied.
     pub fn restore_by_copy(&self, scope: &Scope, wanted: &Manifest, aside: &Dir) -> Result<()> {
-        let (live, copy) = (Dir::open(&self.place.data())?, self.copy()?);
+        let (live, copy) = (Dir::open_real(&self.place.data())?, self.copy()?);
         let store = Store::open(&self.place.snapshot_store())?;
         let actual = identify(&live, self.own, None, &wants(scope))?;
-        let mut supply = Supply::new(&store, vec![Held::new(&copy, wanted)]);
+        // The copy may be a newer snapshot, which holds the same contents at other paths.
+        let held = self.present()?.manifest;
+        let mut supply = Supply::new(&store, vec![Held::new(&copy, &held)]);
         let target = Target { tree: &live, own: self.own, point: "rollback.data" };
         let keeping = Keeping { store: None, aside: Some(Aside { dir: aside, only: None }) };
         apply(&target, &Plan::new(&actual, wanted), &mut supply, &keeping)?;
@@ -268,7 +288,7 @@ impl<'a> Snapshots<'a> {
         if missing.is_empty() {
             return Ok(0);
         }
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let witness = Witness::read(&self.witness_of(&live)?);
         let told = identify(&live, self.own, witness.as_ref(), &|_| true)?;
         let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
@@ -312,7 +332,7 @@ impl<'a> Snapshots<'a> {
     }
 
     fn pass(&self, scope: &Scope, keep: &Keep<'_>) -> Result<Manifest> {
-        let live = Dir::open(&self.place.data())?;
+        let live = Dir::open_real(&self.place.data())?;
         let (copy, store) = (self.copy()?, Store::open(&self.place.snapshot_store())?);
         let live_witness_path = self.witness_of(&live)?;
         let live_witness = Witness::read(&live_witness_path);

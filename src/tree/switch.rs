@@ -23,7 +23,7 @@ pub struct Inodes {
 /// # Errors
 /// If one of them is missing.
 pub fn inodes(place: &Place) -> Result<Inodes> {
-    Ok(Inodes { run: Dir::open(&place.run())?.stat_self()?.ino, spare: Dir::open(&place.spare())?.stat_self()?.ino })
+    Ok(Inodes { run: Dir::open_real(&place.run())?.stat_self()?.ino, spare: Dir::open_real(&place.spare())?.stat_self()?.ino })
 }
 
 /// How `run` must be switched: in place when it is a mount point or lies on another file system than the spare.
@@ -31,7 +31,7 @@ pub fn inodes(place: &Place) -> Result<Inodes> {
 /// # Errors
 /// If one of the trees cannot be examined.
 pub fn kind(place: &Place) -> Result<SwitchKind> {
-    let (run, spare) = (Dir::open(&place.run())?, Dir::open(&place.spare())?);
+    let (run, spare) = (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?);
     let apart = run.stat_self()?.dev != spare.stat_self()?.dev;
     Ok(if apart || mount::is_mount_point(&place.run())? { SwitchKind::InPlace } else { SwitchKind::Exchange })
 }

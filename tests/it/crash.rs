@@ -192,7 +192,8 @@ fn is_full() -> bool {
     std::env::var_os("MC_TEST_FULL").is_some()
 }
 
-fn request_of(want: Want) -> Request {
+/// A request as a hook hands it to the worker.
+pub fn request_of(want: Want) -> Request {
     Request {
         project: "shop".parse().unwrap(),
         id: DeploymentId::new(jiff::Timestamp::now()),

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test stands outside the program and looks at it with its own eyes")]
 
 mod bad_pushes;
+mod concurrent;
 mod crash;
 mod detached;
 mod docs;
@@ -11,13 +12,16 @@ mod features;
 mod final_mode;
 mod harness;
 mod imports;
+mod in_place;
 mod mail;
+mod model;
 mod options;
 mod process;
 mod push;
 mod recipe;
 mod rollback;
 mod ssh;
+mod sha256;
 mod support;
 mod trees;
 mod world;

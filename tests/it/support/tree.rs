@@ -56,6 +56,11 @@ fn walk(dir: &Path, rel: &Path, except: &[&str], entries: &mut BTreeMap<OsString
 }
 
 impl Tree {
+    /// A tree that is described elsewhere: each path with its text.
+    pub fn of(entries: impl Iterator<Item = (String, String)>) -> Self {
+        Self(entries.map(|(path, text)| (path.into(), text)).collect())
+    }
+
     /// The paths, in order.
     pub fn paths(&self) -> Vec<String> {
         self.0.keys().map(|path| path.to_string_lossy().into_owned()).collect()
