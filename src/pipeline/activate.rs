@@ -376,7 +376,8 @@ pub fn failed_data(site: &Site, id: &DeploymentId) -> Result<Dir> {
 /// If something cannot be written; recovery repeats it.
 pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet<Hash>)>) -> Result<()> {
     let place = &site.place;
-    let (run, spare, store) = (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
+    let (run, spare, store) =
+        (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
     let witness_path = place.witness(&run.stat_self()?.ino.to_string());
     let witness = Witness::read(&witness_path);
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
@@ -385,7 +386,8 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet
         Supply::new(&store, vec![Held::new(&spare, &spare_now.manifest), Held::new(&run, &actual.manifest)]);
     let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
-    let kept = |entry: &&Entry| failed.is_some_and(|(_, needed)| entry.hash().is_none_or(|hash| !needed.contains(&hash)));
+    let kept =
+        |entry: &&Entry| failed.is_some_and(|(_, needed)| entry.hash().is_none_or(|hash| !needed.contains(&hash)));
     let only: HashSet<TreePath> = actual.manifest.entries().iter().filter(kept).map(|e| e.path.clone()).collect();
     let aside = failed.map(|(dir, _)| Aside { dir, only: Some(&only) });
     apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside })?;

@@ -23,7 +23,10 @@ pub struct Inodes {
 /// # Errors
 /// If one of them is missing.
 pub fn inodes(place: &Place) -> Result<Inodes> {
-    Ok(Inodes { run: Dir::open_real(&place.run())?.stat_self()?.ino, spare: Dir::open_real(&place.spare())?.stat_self()?.ino })
+    Ok(Inodes {
+        run: Dir::open_real(&place.run())?.stat_self()?.ino,
+        spare: Dir::open_real(&place.spare())?.stat_self()?.ino,
+    })
 }
 
 /// How `run` must be switched: in place when it is a mount point or lies on another file system than the spare.

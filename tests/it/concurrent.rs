@@ -25,7 +25,6 @@ fn times(world: &World) -> Vec<(u64, jiff::Timestamp, jiff::Timestamp)> {
     all
 }
 
-
 #[test]
 fn twelve_pushes_at_once_follow_each_other_and_each_pusher_hears_the_truth() {
     let (world, _) = World::serving(&[("mc_project.yaml", "stages: {build: ['sleep 0.05']}\n"), ("who", "nobody")]);
@@ -63,7 +62,13 @@ fn two_projects_do_not_wait_for_each_other() {
     world.mc(&["init", "other"]).ok();
     let (slow, quick) = (world.checkout_of("shop"), world.clone_of("other"));
     let gate = world.home().path("gate");
-    slow.commit("slow", &[("mc_project.yaml", &format!("stages: {{build: ['until test -e {}; do sleep 0.02; done']}}\n", gate.display()))]);
+    slow.commit(
+        "slow",
+        &[(
+            "mc_project.yaml",
+            &format!("stages: {{build: ['until test -e {}; do sleep 0.02; done']}}\n", gate.display()),
+        )],
+    );
     let waiting = slow.start_push(&["main"]);
     wait_until("the slow one builds", || waiting.stderr_so_far().contains("checkout"));
     quick.commit("quick", &[("a", "1")]);
@@ -78,10 +83,14 @@ fn pusher_goes(signal: Signal, step: &str) {
     let (world, _) = World::serving(&[("a", "1")]);
     let gate = world.home().path("gate");
     let work = world.checkout_of("shop");
-    let recipe = format!("stages: {{build: ['{step}', 'until test -e {}; do sleep 0.02; done', '{step}']}}\n", gate.display());
+    let recipe =
+        format!("stages: {{build: ['{step}', 'until test -e {}; do sleep 0.02; done', '{step}']}}\n", gate.display());
     let commit = work.commit("two", &[("mc_project.yaml", &recipe)]);
     let pushing = work.start_push(&["main"]);
-    wait_until("it builds", || world.last("shop").is_some_and(|last| last.open && last.seq == 2) && pushing.stderr_so_far().contains("checkout"));
+    wait_until("it builds", || {
+        world.last("shop").is_some_and(|last| last.open && last.seq == 2)
+            && pushing.stderr_so_far().contains("checkout")
+    });
     pushing.signal(signal);
     std::fs::write(gate, "").unwrap();
     let begun = Instant::now();

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use crate::support::{World, assert_has, digest};
 
-const RECIPE: &str = "stages:\n  upgrade: ['cp version $MC_DATA/db', 'test ! -e broken || { echo made > by-upgrade; exit 4; }']\n";
+const RECIPE: &str =
+    "stages:\n  upgrade: ['cp version $MC_DATA/db', 'test ! -e broken || { echo made > by-upgrade; exit 4; }']\n";
 
 /// A directory that is mounted on itself, until the end of the test.
 struct Mounted(PathBuf);
@@ -76,7 +77,12 @@ fn a_run_that_is_a_mount_point_is_updated_rolled_back_and_keeps_its_drift() {
     assert_whole(&world, &second, "2");
     let failed = archive(&world).join("run.failed/files");
     for (name, text) in [("by-upgrade", "made\n"), ("version", "3"), ("broken", "b")] {
-        assert_eq!(std::fs::read_to_string(failed.join(name)).ok().as_deref(), Some(text), "{:?}", digest(&failed).paths());
+        assert_eq!(
+            std::fs::read_to_string(failed.join(name)).ok().as_deref(),
+            Some(text),
+            "{:?}",
+            digest(&failed).paths()
+        );
     }
 
     world.mc(&["rollback", "shop", "--to", "#1"]).ok();
