@@ -150,7 +150,7 @@ impl Demo {
         let site = self.root.join("site").display().to_string();
         let all: Vec<&str> = ["-C", &site].into_iter().chain(args.iter().copied()).collect();
         let done = process::run_captured("git", &all, &self.env, b"", PATIENCE)?;
-        self.output(&done);
+        Self::output(&done);
         Ok(done)
     }
 
@@ -169,11 +169,11 @@ impl Demo {
     fn ours(&self, args: &[&str]) -> Result<Captured> {
         screen::line(format!("  $ mc_project {}", typed(args)));
         let done = process::run_captured(&self.program, args, &self.env, b"", PATIENCE)?;
-        self.output(&done);
+        Self::output(&done);
         Ok(done)
     }
 
-    fn output(&self, done: &Captured) {
+    fn output(done: &Captured) {
         for text in [&done.stdout, &done.stderr] {
             for line in String::from_utf8_lossy(text).trim_end().lines() {
                 // The progress that git rewrites with carriage returns is for terminals.

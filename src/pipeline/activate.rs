@@ -369,12 +369,21 @@ pub fn failed_data(site: &Site, id: &DeploymentId) -> Result<Dir> {
     Dir::open(&site.place.archive(id).join("data.failed"))
 }
 
+/// Where files of a failed version are kept when they leave `run`, unless a kept release needs their contents anyway.
+#[derive(Debug)]
+pub struct FailedFiles<'a> {
+    /// The directory.
+    pub dir: &'a Dir,
+    /// The contents that kept releases need.
+    pub needed: &'a HashSet<Hash>,
+}
+
 /// Makes `run` exactly a manifest, file by file; contents come from the spare and the store. Where a directory is given, the
 /// files that go and whose contents are not needed elsewhere are kept there.
 ///
 /// # Errors
 /// If something cannot be written; recovery repeats it.
-pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet<Hash>)>) -> Result<()> {
+pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_>>) -> Result<()> {
     let place = &site.place;
     let (run, spare, store) =
         (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
@@ -387,9 +396,9 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet
     let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
     let kept =
-        |entry: &&Entry| failed.is_some_and(|(_, needed)| entry.hash().is_none_or(|hash| !needed.contains(&hash)));
+        |entry: &&Entry| failed.is_some_and(|failed| entry.hash().is_none_or(|hash| !failed.needed.contains(&hash)));
     let only: HashSet<TreePath> = actual.manifest.entries().iter().filter(kept).map(|e| e.path.clone()).collect();
-    let aside = failed.map(|(dir, _)| Aside { dir, only: Some(&only) });
+    let aside = failed.map(|failed| Aside { dir: failed.dir, only: Some(&only) });
     apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside })?;
     seal(&run, site.own, manifest)?.write(&witness_path)?;
     run.sync_file_system()
