@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 pub fn run(dir: Option<&Path>) -> Result<u8> {
     needs_git()?;
     let mut demo = Demo::new(new_directory(dir)?)?;
-    demo.line(&format!("Everything happens in {}; your own configuration is not used.", demo.root.display()));
+    screen::line(format!("Everything happens in {}; your own configuration is not used.", demo.root.display()));
     demo.makes_a_node()?;
     demo.deploys()?;
     demo.refuses_a_broken_version()?;
@@ -117,25 +117,21 @@ impl Demo {
         Ok(Self { root, program, env, began: Instant::now(), act: 0, broken_claims: 0, bold })
     }
 
-    fn line(&self, text: &str) {
-        screen::line(text);
-    }
-
     /// Begins an act: one line says what comes, before it is done.
     fn act(&mut self, text: &str) {
         self.act += 1;
         let text = format!("{}. {text}", self.act);
-        self.line("");
-        self.line(&if self.bold { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text });
+        screen::line("");
+        screen::line(&if self.bold { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text });
     }
 
     /// Says something about what was done, and whether it is so.
     fn claim(&mut self, text: &str, is_so: bool) {
         if is_so {
-            self.line(&format!("  => {text}"));
+            screen::line(format!("  => {text}"));
         } else {
             self.broken_claims += 1;
-            self.line(&format!("  => THIS DOES NOT HOLD: {text}"));
+            screen::line(format!("  => THIS DOES NOT HOLD: {text}"));
         }
     }
 
@@ -150,11 +146,11 @@ impl Demo {
 
     /// Types a command of git in the project's repository, and shows it with its output.
     fn git(&self, args: &[&str]) -> Result<Captured> {
-        self.line(&format!("  $ git {}", typed(args)));
+        screen::line(format!("  $ git {}", typed(args)));
         let site = self.root.join("site").display().to_string();
         let all: Vec<&str> = ["-C", &site].into_iter().chain(args.iter().copied()).collect();
         let done = process::run_captured("git", &all, &self.env, b"", PATIENCE)?;
-        self.output(&done);
+        Self::output(&done);
         Ok(done)
     }
 
@@ -171,27 +167,27 @@ impl Demo {
 
     /// Types a command of ours, and shows it with its output.
     fn ours(&self, args: &[&str]) -> Result<Captured> {
-        self.line(&format!("  $ mc_project {}", typed(args)));
+        screen::line(format!("  $ mc_project {}", typed(args)));
         let done = process::run_captured(&self.program, args, &self.env, b"", PATIENCE)?;
-        self.output(&done);
+        Self::output(&done);
         Ok(done)
     }
 
-    fn output(&self, done: &Captured) {
+    fn output(done: &Captured) {
         for text in [&done.stdout, &done.stderr] {
             for line in String::from_utf8_lossy(text).trim_end().lines() {
                 // The progress that git rewrites with carriage returns is for terminals.
                 let line = line.rsplit('\r').next().unwrap_or(line).trim_end();
-                self.line(&format!("    {}", escape::visible_lines(line)));
+                screen::line(format!("    {}", escape::visible_lines(line)));
             }
         }
     }
 
     /// Shows a file as `cat` would.
     fn show(&self, path: &Path) -> Result<String> {
-        self.line(&format!("  $ cat {}", self.told(path)));
+        screen::line(format!("  $ cat {}", self.told(path)));
         let text = fs::read_text(path)?;
-        text.trim_end().lines().for_each(|line| self.line(&format!("    {line}")));
+        text.trim_end().lines().for_each(|line| screen::line(format!("    {line}")));
         Ok(text)
     }
 
@@ -208,7 +204,7 @@ impl Demo {
     }
 
     fn commit(&self, message: &str) -> Result<String> {
-        self.line(&format!("  $ git add --all && git commit --message '{message}'"));
+        screen::line(format!("  $ git add --all && git commit --message '{message}'"));
         self.git_silently(&["add", "--all"])?;
         self.git_silently(&["commit", "--quiet", "--message", message])?;
         self.git_silently(&["rev-parse", "HEAD"])
@@ -216,7 +212,7 @@ impl Demo {
 
     fn makes_a_node(&mut self) -> Result<()> {
         self.act("A node is a directory. Here is one, with a project on it.");
-        self.line(&format!("  $ export MC_ROOT={}", self.root.join("node").display()));
+        screen::line(format!("  $ export MC_ROOT={}", self.root.join("node").display()));
         let made = self.ours(&["init", PROJECT])?;
         let hook = self.project().join("git/project/hooks/proc-receive");
         self.claim("the repository to push to has its hooks", made.status.is_ok() && fs::exists(&hook));
@@ -249,7 +245,7 @@ impl Demo {
         self.act("A version that cannot be built. Its push is refused, and nothing changes.");
         let before = (fs::read_text(&self.index())?, self.branch()?);
         self.write("build.sh", &format!("{}exit 3\n", EXAMPLE[2].1))?;
-        self.line("  $ echo 'exit 3' >> build.sh");
+        screen::line("  $ echo 'exit 3' >> build.sh");
         self.commit("Broken")?;
         let pushed = self.git(&["push", "node", "main"])?;
         self.claim("git push failed", !pushed.status.is_ok());
@@ -305,7 +301,7 @@ impl Demo {
         self.act("Somebody edits what runs, on the node, by hand. It is noticed, and would be kept as drift.");
         let page = self.project().join("run/public/about.html");
         let text = fs::read_text(&page)?.replace("Two people", "Three people");
-        self.line(&format!("  $ sed -i 's/Two people/Three people/' {}", self.told(&page)));
+        screen::line(format!("  $ sed -i 's/Two people/Three people/' {}", self.told(&page)));
         fs::write_in_place(&page, text.as_bytes())?;
         let drift = self.ours(&["drift", PROJECT])?;
         let told = String::from_utf8_lossy(&drift.stdout).trim() == "~ public/about.html";
@@ -330,9 +326,9 @@ impl Demo {
                 rolled_back = Some(letter);
             }
         }
-        self.line(&format!("  $ cat {}/…", self.told(&maildir)));
+        screen::line(format!("  $ cat {}/…", self.told(&maildir)));
         for line in rolled_back.iter().flat_map(|letter| letter.lines()) {
-            self.line(&format!("    {}", escape::visible_lines(line)));
+            screen::line(format!("    {}", escape::visible_lines(line)));
         }
         self.claim("there is a mail about the failed upgrade", rolled_back.is_some());
         Ok(())
@@ -342,19 +338,19 @@ impl Demo {
         let node = self.root.join("node");
         let size = fs_extra::dir::get_size(&node).context(|| format!("cannot measure {}", node.display()))?;
         let (seconds, size) = (self.began.elapsed().as_secs_f32(), size.div_ceil(1024));
-        self.line("");
-        self.line(&format!(
+        screen::line("");
+        screen::line(format!(
             "That took {seconds:.1} s, and the whole node, archives and logs included, takes {size} KiB."
         ));
-        self.line(&format!("  the project    {}", self.root.join("site").display()));
-        self.line(&format!("  the node       {}", node.display()));
-        self.line(&format!("  what runs      {}", self.project().join("run").display()));
-        self.line(&format!("  logs           {}", node.join("var/log/mc_project").join(PROJECT).display()));
-        self.line(&format!("  remove it all  rm -r {}", self.root.display()));
-        self.line("To go on, deploy something of your own:");
-        self.line(&format!("  export MC_ROOT={}", node.display()));
-        self.line(&format!("  {} init shop        # prints what to type next", self.program.display()));
-        self.line("README.md tells the rest.");
+        screen::line(format!("  the project    {}", self.root.join("site").display()));
+        screen::line(format!("  the node       {}", node.display()));
+        screen::line(format!("  what runs      {}", self.project().join("run").display()));
+        screen::line(format!("  logs           {}", node.join("var/log/mc_project").join(PROJECT).display()));
+        screen::line(format!("  remove it all  rm -r {}", self.root.display()));
+        screen::line("To go on, deploy something of your own:");
+        screen::line(format!("  export MC_ROOT={}", node.display()));
+        screen::line(format!("  {} init shop        # prints what to type next", self.program.display()));
+        screen::line("README.md tells the rest.");
         if self.broken_claims > 0 {
             let (count, verb) = (self.broken_claims, if self.broken_claims == 1 { "claim does" } else { "claims do" });
             screen::error_line(format!("error: {count} {verb} not hold (see above)"));

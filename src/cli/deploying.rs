@@ -92,7 +92,9 @@ fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
         .map_or_else(|| point.to_string(), |entry| format!("#{}", entry.seq));
     let differ = if changed == 1 { "1 file differs".to_string() } else { format!("{changed} files differ") };
     screen::line(format!("data/ goes back to what it was before {before}: {differ}"));
-    examples.iter().for_each(|path| screen::line(format!("  {path}")));
+    for path in &examples {
+        screen::line(format!("  {path}"));
+    }
     screen::line(format!(
         "what is there now is kept in the restore point of this rollback below {}",
         site.place.archives().display()
@@ -292,16 +294,15 @@ impl Tell for Printing {
 /// The commit that was named, or the head of the deploy branch.
 fn commit_of(site: &Site, revision: Option<&str>) -> Result<ObjectId> {
     let repo = Repo::open(&site.place.git_project())?;
-    match revision {
-        Some(revision) => repo.resolve_commit(revision)?.ok_or_else(|| {
+    if let Some(revision) = revision {
+        repo.resolve_commit(revision)?.ok_or_else(|| {
             let shown = crate::sys::escape::visible(revision);
             Error::usage(format!("`{shown}` is no commit in {}", site.place.git_project().display()))
                 .hint("push it first: git push NODE HEAD:some-branch")
-        }),
-        None => {
-            let branch = site.deploy_branch()?.ok_or_else(|| no_commit(site))?;
-            repo.read_ref(&branch)?.ok_or_else(|| no_commit(site))
-        }
+        })
+    } else {
+        let branch = site.deploy_branch()?.ok_or_else(|| no_commit(site))?;
+        repo.read_ref(&branch)?.ok_or_else(|| no_commit(site))
     }
 }
 

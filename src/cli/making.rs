@@ -114,7 +114,9 @@ pub fn list(cli: &Cli, args: &JsonArgs) -> Result<u8> {
     if args.json {
         screen::json(&names)?;
     } else {
-        names.iter().for_each(|name| screen::line(name.as_str()));
+        for name in &names {
+            screen::line(name.as_str());
+        }
     }
     Ok(0)
 }
@@ -254,7 +256,9 @@ pub fn keys(cli: &Cli, command: &KeysCommand) -> Result<u8> {
             if args.json {
                 screen::json(&serde_json::json!({"own": own, "trusted": trusted}))?;
             } else {
-                trusted.iter().for_each(|key| screen::line(format!("trusted: {key}")));
+                for key in &trusted {
+                    screen::line(format!("trusted: {key}"));
+                }
                 screen::line(format!("this node signs with: {own}"));
             }
         }

@@ -15,9 +15,10 @@ use crate::project::recipe::BackupWhen;
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, RestoreUnit};
 use crate::report::ledger::Last;
+use crate::report::notes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
-use crate::sys::git::Repo;
+use crate::sys::git::{RefChange, Repo};
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
 use crate::tree::drift::Drift;
@@ -324,7 +325,7 @@ impl Draft<'_> {
                 Ok(Some(warning)) => draft.warn(warning),
                 Ok(None) => {}
                 Err(error) => {
-                    draft.warn(format!("committed, but not everything is recorded yet: {}", error.one_line()))
+                    draft.warn(format!("committed, but not everything is recorded yet: {}", error.one_line()));
                 }
             }
             Ok((serving, None))
@@ -368,12 +369,21 @@ pub fn failed_data(site: &Site, id: &DeploymentId) -> Result<Dir> {
     Dir::open(&site.place.archive(id).join("data.failed"))
 }
 
+/// Where files of a failed version are kept when they leave `run`, unless a kept release needs their contents anyway.
+#[derive(Debug)]
+pub struct FailedFiles<'a> {
+    /// The directory.
+    pub dir: &'a Dir,
+    /// The contents that kept releases need.
+    pub needed: &'a HashSet<Hash>,
+}
+
 /// Makes `run` exactly a manifest, file by file; contents come from the spare and the store. Where a directory is given, the
 /// files that go and whose contents are not needed elsewhere are kept there.
 ///
 /// # Errors
 /// If something cannot be written; recovery repeats it.
-pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet<Hash>)>) -> Result<()> {
+pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_>>) -> Result<()> {
     let place = &site.place;
     let (run, spare, store) =
         (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
@@ -386,9 +396,9 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<(&Dir, &HashSet
     let target = Target { tree: &run, own: site.own, point: "in-place.applying" };
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
     let kept =
-        |entry: &&Entry| failed.is_some_and(|(_, needed)| entry.hash().is_none_or(|hash| !needed.contains(&hash)));
+        |entry: &&Entry| failed.is_some_and(|failed| entry.hash().is_none_or(|hash| !failed.needed.contains(&hash)));
     let only: HashSet<TreePath> = actual.manifest.entries().iter().filter(kept).map(|e| e.path.clone()).collect();
-    let aside = failed.map(|(dir, _)| Aside { dir, only: Some(&only) });
+    let aside = failed.map(|failed| Aside { dir: failed.dir, only: Some(&only) });
     apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside })?;
     seal(&run, site.own, manifest)?.write(&witness_path)?;
     run.sync_file_system()
@@ -407,15 +417,11 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     fault::point("commit.ref")?;
     let message = format!("mc_project: deployed as #{}", begin.seq);
     let mut moved = None;
-    if let (Some(name), Some(old), true) = (&begin.refname, &begin.old, begin.moves_ref)
-        && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
-        && !repo.move_ref(name, old, &begin.commit, &message)?
-    {
-        moved =
-            Some(format!("{} was moved by somebody else meanwhile; it is not {}", name.shown(), begin.commit.short()));
+    if !repo.change_refs(&refs_of_commit(repo, begin, serving, true)?, &message)? {
+        let name = begin.refname.as_ref().map(RefName::shown).unwrap_or_default();
+        moved = Some(format!("{name} was moved by somebody else meanwhile; it is not {}", begin.commit.short()));
+        repo.change_refs(&refs_of_commit(repo, begin, serving, false)?, &message)?;
     }
-    set_deploy_refs(repo, &[("current", &serving.commit), ("last-good", &serving.commit)], &message)?;
-    repo.set_ref(&kept_ref(&serving.id)?, &serving.commit, &message)?;
     if let Some(pillar) = &begin.pillar {
         Repo::open(&place.git_pillar())?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
     }
@@ -436,15 +442,25 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     Ok(moved)
 }
 
-/// Points `refs/deploys/<name>` at commits.
-///
-/// # Errors
-/// If a ref cannot be written.
-pub fn set_deploy_refs(repo: &Repo, refs: &[(&str, &ObjectId)], message: &str) -> Result<()> {
-    for (name, commit) in refs {
-        repo.set_ref(&format!("refs/deploys/{name}").parse::<RefName>()?, commit, message)?;
+/// What a commit changes in the repository, in one transaction: the pushed ref (if the worker moves it and it has not moved
+/// yet), what is live, what is kept, and that nothing is in flight any more.
+fn refs_of_commit(repo: &Repo, begin: &Begin, serving: &Serving, with_pushed: bool) -> Result<Vec<RefChange>> {
+    let anything = |name: RefName, new: &ObjectId| RefChange { name, old: None, new: new.clone() };
+    let mut changes = vec![
+        anything(notes::CURRENT.parse()?, &serving.commit),
+        anything(notes::LAST_GOOD.parse()?, &serving.commit),
+        anything(kept_ref(&serving.id)?, &serving.commit),
+    ];
+    let inflight = super::settle::inflight_ref(&begin.id)?;
+    if repo.read_ref(&inflight)?.is_some() {
+        changes.push(anything(inflight, &serving.commit.zero_like()));
     }
-    Ok(())
+    if let (Some(name), Some(old), true, true) = (&begin.refname, &begin.old, begin.moves_ref, with_pushed)
+        && repo.read_ref(name)?.as_ref() != Some(&begin.commit)
+    {
+        changes.push(RefChange { name: name.clone(), old: Some(old.clone()), new: begin.commit.clone() });
+    }
+    Ok(changes)
 }
 
 /// The ref that keeps a release's commit from being collected.

@@ -91,7 +91,7 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
         match before.get(&entry.path) {
             None => changed.push(format!("  + {}", entry.path)),
             Some(old) if old.blob.is_some() && old.blob.as_ref() != Some(&entry.oid) => {
-                changed.push(format!("  ~ {}", entry.path))
+                changed.push(format!("  ~ {}", entry.path));
             }
             Some(_) => {}
         }
@@ -113,11 +113,10 @@ fn deliverable(site: &Site, next: &Version) -> String {
     let sources = site.release_sources();
     let found =
         sources.iter().map(|dir| Deliverable::new(dir, site.place.name(), &next.commit.id)).find(Deliverable::exists);
-    match found {
-        Some(found) => format!("deliverable: {}", found.file("tar.zst").display()),
-        None => {
-            let looked: Vec<String> = sources.iter().map(|dir| dir.display().to_string()).collect();
-            format!("no deliverable of this commit: it would be refused (looked in {})", looked.join(", "))
-        }
+    if let Some(found) = found {
+        format!("deliverable: {}", found.file("tar.zst").display())
+    } else {
+        let looked: Vec<String> = sources.iter().map(|dir| dir.display().to_string()).collect();
+        format!("no deliverable of this commit: it would be refused (looked in {})", looked.join(", "))
     }
 }

@@ -118,7 +118,10 @@ impl<'a> Settling<'a> {
         let repo = Repo::open(&self.site.place.git_project())?;
         let message = format!("mc_project: #{}", self.begin.seq);
         for (name, commit) in notes::refs(self.entry) {
-            repo.set_ref(&name.parse()?, &commit, &message)?;
+            let name = name.parse()?;
+            if repo.read_ref(&name)?.as_ref() != Some(&commit) {
+                repo.set_ref(&name, &commit, &message)?;
+            }
         }
         let commit = &self.begin.commit;
         let marked = format!(" #{} ", self.begin.seq);

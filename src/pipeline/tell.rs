@@ -72,7 +72,7 @@ fn occasion(entry: &Entry, entries: &[Entry]) -> NotifyOn {
     }
     let earlier = entries.iter().filter(|earlier| earlier.seq < entry.seq);
     let counts = |verdict: &Verdict| *verdict == Verdict::Deployed || is_failure(*verdict);
-    match earlier.map(|earlier| earlier.verdict).filter(counts).next_back() {
+    match earlier.map(|earlier| earlier.verdict).rfind(counts) {
         Some(before) if is_failure(before) => NotifyOn::Recovered,
         _ => NotifyOn::Success,
     }
@@ -144,11 +144,11 @@ pub fn kept(site: &Site, id: &DeploymentId) -> Vec<String> {
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {
-    let tails = records.iter().filter_map(|record| match &record.event {
+    let mut tails = records.iter().filter_map(|record| match &record.event {
         Event::StageFailed { tail, .. } if !tail.is_empty() => Some(tail.clone()),
         _ => None,
     });
-    tails.last().unwrap_or_default()
+    tails.next_back().unwrap_or_default()
 }
 
 fn texts(records: &[Record], wanted: impl Fn(&Event) -> bool) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::activate::{dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
+use super::activate::{FailedFiles, dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
@@ -189,7 +189,8 @@ impl Draft<'_> {
                 let failed = place.archive(self.id()).join("run.failed/files");
                 fs::ensure_dir(&failed, 0o700)?;
                 let needed = Releases::new(place).needed_without(self.id())?;
-                make_run(self.site, &manifest, Some((&Dir::open(&failed)?, &needed)))?;
+                let dir = Dir::open(&failed)?;
+                make_run(self.site, &manifest, Some(&FailedFiles { dir: &dir, needed: &needed }))?;
             }
         }
         Ok(())

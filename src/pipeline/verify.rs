@@ -285,7 +285,7 @@ impl Check<'_> {
     fn state_litter(&mut self) -> Result<()> {
         let place = self.site.place.clone();
         for name in fs::names(&place.state())? {
-            if name.starts_with('.') {
+            if name.starts_with('.') && name != ".branch.new" {
                 self.problem("litter", format!("state/{name}"));
             }
         }

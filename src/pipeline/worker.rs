@@ -105,7 +105,9 @@ fn remove_temporary_files(site: &Site) -> Result<()> {
     let place = &site.place;
     for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
         for name in fs::names(&dir)? {
-            if name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")).is_some() {
+            // A hook records the branch without the lock: that file may be in the making.
+            let temporary = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+            if temporary.is_some_and(|name| name != "branch") {
                 fs::remove_file(&dir.join(name))?;
             }
         }

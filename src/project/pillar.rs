@@ -89,7 +89,7 @@ impl Pillar {
     fn mask(&self, value: &mut Value) {
         match value {
             Value::String(text) if self.secrets.iter().any(|(_, secret)| secret == text) => {
-                *text = "********".to_string()
+                *text = "********".to_string();
             }
             Value::Array(list) => list.iter_mut().for_each(|value| self.mask(value)),
             Value::Object(map) => map.values_mut().for_each(|value| self.mask(value)),

@@ -392,7 +392,7 @@ mod tests {
             }
         }
         let error = refused(&vec![b'a'; MAX_BYTES + 1]);
-        assert!(error.message().contains("the limit is 1048576"), "{error}");
+        assert!(error.message().contains("the limit is 1 MiB"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
 

@@ -37,8 +37,8 @@ pub struct Reporter {
     events: Sink,
     log: Sink,
     mask: Mask,
-    tail: VecDeque<String>,
-    tail_bytes: usize,
+    /// The last lines as the step wrote them: what is shown of them is made when it is asked for.
+    tail: VecDeque<Vec<u8>>,
     limit: u64,
     is_over_limit: bool,
 }
@@ -98,7 +98,6 @@ impl Reporter {
             log: Sink::new(place.log(id)),
             mask: Mask::default(),
             tail: VecDeque::new(),
-            tail_bytes: 0,
             limit: OUTPUT_LIMIT,
             is_over_limit: false,
         }
@@ -131,7 +130,6 @@ impl Reporter {
         }
         if matches!(record.event, Event::Step { .. }) {
             self.tail.clear();
-            self.tail_bytes = 0;
         }
         self.show(&record);
         Ok(())
@@ -145,9 +143,7 @@ impl Reporter {
 
     /// Tells one line of a step's output, as the step wrote it.
     pub fn output(&mut self, line: &[u8]) {
-        // Masked before it is cut, so that no part of a secret stays at the edge.
-        let line = self.mask.text(escape::output_line(line, LINE_LIMIT));
-        self.keep_tail(&line);
+        self.keep_tail(line);
         if self.is_over_limit {
             return;
         }
@@ -157,24 +153,37 @@ impl Reporter {
             self.tell(Event::Note { text });
             return;
         }
-        self.tell_masked(Event::Output { line });
+        self.tell_masked(Event::Output { line: self.readable(line) });
+    }
+
+    /// A line of output for people. It is masked before it is cut, so that no part of a secret stays at the edge.
+    fn readable(&self, line: &[u8]) -> String {
+        self.mask.text(escape::output_line(line, LINE_LIMIT))
     }
 
     /// The last lines of output since the last step began, for [`Event::StageFailed`].
     #[must_use]
     pub fn tail(&self) -> Vec<String> {
-        self.tail.iter().cloned().collect()
+        let mut lines = Vec::new();
+        let mut room = TAIL_BYTES;
+        for line in self.tail.iter().rev() {
+            let line = self.readable(line);
+            let line = if line.len() > TAIL_BYTES / 4 { terminal::cut(&line, Some(TAIL_BYTES / 16)) } else { line };
+            let Some(left) = room.checked_sub(line.len()) else { break };
+            room = left;
+            lines.push(line);
+        }
+        lines.reverse();
+        lines
     }
 
-    fn keep_tail(&mut self, line: &str) {
-        let line =
-            if line.len() > TAIL_BYTES / 4 { terminal::cut(line, Some(TAIL_BYTES / 16)) } else { line.to_string() };
-        self.tail_bytes += line.len();
-        self.tail.push_back(line);
-        while self.tail.len() > TAIL_LINES || self.tail_bytes > TAIL_BYTES {
-            let Some(first) = self.tail.pop_front() else { break };
-            self.tail_bytes -= first.len();
-        }
+    /// Millions of lines may pass here: the oldest line's memory takes the newest.
+    fn keep_tail(&mut self, line: &[u8]) {
+        let full = self.tail.len() == TAIL_LINES;
+        let mut kept = if full { self.tail.pop_front().unwrap_or_default() } else { Vec::new() };
+        kept.clear();
+        kept.extend_from_slice(line);
+        self.tail.push_back(kept);
     }
 
     fn tell_masked(&mut self, event: Event) {

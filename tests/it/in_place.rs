@@ -18,7 +18,7 @@ impl Mounted {
         if output.status.success() {
             return Some(Self(dir));
         }
-        println!("skipped: mount --bind is not possible here: {}", String::from_utf8_lossy(&output.stderr).trim());
+        eprintln!("skipped: mount --bind is not possible here: {}", String::from_utf8_lossy(&output.stderr).trim());
         None
     }
 }

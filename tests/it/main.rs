@@ -1,6 +1,7 @@
 //! The one integration test binary: the real program, real git, real sshd, real mail server, in private directories.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "a test stands outside the program and looks at it with its own eyes")]
+#![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 mod bad_pushes;
 mod concurrent;

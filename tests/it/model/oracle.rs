@@ -101,7 +101,7 @@ impl Oracle {
 
     fn rotate_points(&mut self, keep: usize) {
         let good: Vec<u64> = self.points.iter().filter(|point| point.is_good).map(|point| point.seq).collect();
-        let oldest = good.iter().rev().take(keep).last().copied().unwrap_or(0);
+        let oldest = good.get(good.len().saturating_sub(keep)).copied().unwrap_or(0);
         let failed = self.points.iter().filter(|point| !point.is_good && point.seq >= oldest).map(|point| point.seq);
         let failed: Vec<u64> = failed.collect();
         let kept_failed: Vec<u64> = failed.iter().rev().take(keep).copied().collect();
