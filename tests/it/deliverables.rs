@@ -136,7 +136,7 @@ fn hostile_archives(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("a fifo", of_kind(b'6')),
         ("an unknown type", of_kind(b'Z')),
         ("a sparse file of 8 TiB", [&member("a", b'S', "", b"", 8 << 40), &members[1024..], &[0; 1024]].concat()),
-        ("a size of 8 TiB", [&member("a", b'0', "", b"", 8 << 30), &members[1024..], &[0; 1024]].concat()),
+        ("a size of 8 GiB", [&member("a", b'0', "", b"", 8 << 30), &members[1024..], &[0; 1024]].concat()),
         ("an extended size", before(&member("x", b'x', "", b"12 size=512\n", 12))),
         ("a member twice", and(members)),
         ("a hook", and(&member(".git/hooks/post-checkout", b'0', "", b"x", 1))),
