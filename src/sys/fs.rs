@@ -194,12 +194,17 @@ pub fn read_from(path: &Path, offset: u64, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens a file for reading.
+/// Opens a regular file for reading; never waits for a writer, as opening a fifo would.
 ///
 /// # Errors
-/// If it cannot be opened.
+/// If it cannot be opened or is no regular file.
 pub fn open_read(path: &Path) -> Result<File> {
-    File::open(path).context(|| format!("cannot open {}", path.display()))
+    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC).open(path);
+    let file = opened.context(|| format!("cannot open {}", path.display()))?;
+    if !file.metadata().context(|| format!("cannot examine {}", path.display()))?.is_file() {
+        return Err(Error::invalid(format!("{} is no regular file", path.display())));
+    }
+    Ok(file)
 }
 
 /// Lets `to` share the blocks of `from` (a reflink), where the file system can; false where it cannot.

@@ -101,6 +101,8 @@ pub struct Repo {
     format: ObjectFormat,
     backend: Backend,
     batch: RefCell<Batch>,
+    /// One more directory of objects.
+    objects: Option<PathBuf>,
 }
 
 impl fmt::Debug for Repo {
@@ -177,12 +179,14 @@ impl Repo {
     /// # Errors
     /// As [`Repo::open`].
     pub fn open_with_objects(path: &Path, objects: &Path) -> Result<Self> {
-        let repo = Self::open(path)?;
+        let mut repo = Self::open(path)?;
         if let Backend::Library(repository) = &repo.backend {
             let text = objects.to_str().ok_or_else(|| Error::failed(format!("{} is no text", objects.display())))?;
             let added = repository.odb().and_then(|odb| odb.add_disk_alternate(text));
             added.context(|| format!("cannot read {}", objects.display()))?;
         }
+        repo.batch = RefCell::new(Batch::new(&repo.path, repo.format, Some(objects)));
+        repo.objects = Some(objects.to_path_buf());
         Ok(repo)
     }
 
@@ -192,8 +196,13 @@ impl Repo {
     }
 
     fn with(path: PathBuf, format: ObjectFormat, backend: Backend) -> Self {
-        let batch = RefCell::new(Batch::new(&path, format));
-        Self { path, format, backend, batch }
+        let batch = RefCell::new(Batch::new(&path, format, None));
+        Self { path, format, backend, batch, objects: None }
+    }
+
+    /// A call of the git program about this repository.
+    fn git(&self) -> Git<'static> {
+        Git::of(&self.path).with_objects(self.objects.as_deref())
     }
 
     /// Where the repository is, links resolved.
@@ -225,7 +234,7 @@ impl Repo {
         self.remove_stale_lock("config.lock")?;
         let doing = format!("set {key} of {}", self.path.display());
         // The git program keeps the file's mode and its lock; --replace-all: several old values become this one.
-        Git::of(&self.path).args(["config", "--local", "--replace-all", key, value]).run(&doing)?;
+        self.git().args(["config", "--local", "--replace-all", key, value]).run(&doing)?;
         let file = self.path.join("config");
         super::fs::open_read(&file)?.sync_all().context(|| format!("cannot sync {}", file.display()))?;
         super::fs::sync_dir(&self.path)

@@ -213,15 +213,18 @@ impl Deliverable {
         let mut taken = 0;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (Some(hash), size) = (entry.hash(), entry.size()) else { return Ok(()) };
-            if !wants(&hash)? || store.contains(&hash)? {
-                return Ok(());
-            }
-            let (found, count) = store.add(content)?;
+            // What is here already is not written again, but an archive that lies about it is refused all the same.
+            let is_here = !wants(&hash)? || store.contains(&hash)?;
+            let (found, count) = if is_here {
+                Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?
+            } else {
+                store.add(content)?
+            };
             if (found, count) != (hash, size) {
                 // What was found may be a content that a kept release needs: the sweep decides, not we.
                 return Err(Error::refused(format!("the content of `{}` is not what the manifest says", entry.path)));
             }
-            taken += 1;
+            taken += usize::from(!is_here);
             Ok(())
         });
         // An archive that is not the signed one explains every other fault that was found in it.
@@ -383,7 +386,7 @@ type OnContent<'a> = dyn FnMut(&Entry, &mut dyn Read) -> Result<()> + 'a;
 /// Reads all members; each must be listed, once, as what it is.
 fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &mut OnContent<'_>) -> Result<()> {
     let decoder = zstd::Decoder::new(archive).context(|| "cannot decompress".to_string())?;
-    let mut tar = tar::Archive::new(decoder);
+    let mut tar = tar::Archive::new(Tail { inner: decoder, zeros: 0, ended: false, garbage: false });
     let mut seen: HashSet<TreePath> = HashSet::new();
     for member in tar.entries().context(|| "cannot read".to_string())? {
         let mut member = member.context(|| "cannot read".to_string())?;
@@ -406,7 +409,37 @@ fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &m
     if seen.len() != manifest.entries().len() {
         return Err(Error::refused(format!("{} members are missing", manifest.entries().len() - seen.len())));
     }
+    let mut tail = tar.into_inner();
+    tail.ended = true;
+    std::io::copy(&mut tail, &mut std::io::sink()).context(|| "cannot read".to_string())?;
+    if tail.garbage || tail.zeros < END_OF_TAR {
+        return Err(Error::refused("it does not end as an archive ends"));
+    }
     Ok(())
+}
+
+/// Two blocks of zeros end an archive.
+const END_OF_TAR: u64 = 1024;
+
+/// Watches how a stream ends.
+struct Tail<R> {
+    inner: R,
+    /// How many zeros came last.
+    zeros: u64,
+    /// Whether the last member has been read.
+    ended: bool,
+    /// Whether anything but zeros came after it.
+    garbage: bool,
+}
+
+impl<R: Read> Read for Tail<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
+        self.garbage |= self.ended && zeros < count;
+        self.zeros = if zeros == count { self.zeros + zeros as u64 } else { zeros as u64 };
+        Ok(count)
+    }
 }
 
 fn is_as_listed<R: Read>(member: &tar::Entry<'_, R>, entry: &Entry) -> bool {

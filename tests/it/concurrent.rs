@@ -13,7 +13,8 @@ fn times(world: &World) -> Vec<(u64, jiff::Timestamp, jiff::Timestamp)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        let records: Vec<Record> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let records: Vec<Record> =
+            text.lines().filter_map(|line| serde_json::from_str(line.split('\t').next()?).ok()).collect();
         let seq = records.iter().find_map(|record| match &record.event {
             Event::Begin(begin) => Some(begin.seq),
             _ => None,

@@ -6,6 +6,7 @@
 mod bad_pushes;
 mod concurrent;
 mod crash;
+mod deliverables;
 mod detached;
 mod docs;
 mod examples;

@@ -23,6 +23,7 @@ const QUESTIONS: usize = 40;
 pub struct Batch {
     repo: PathBuf,
     format: ObjectFormat,
+    objects: Option<PathBuf>,
     headers: Option<Talk>,
     contents: Option<Talk>,
 }
@@ -36,8 +37,9 @@ struct Talk {
 
 impl Batch {
     /// Readers for the repository at `repo`; nothing is started yet.
-    pub fn new(repo: &Path, format: ObjectFormat) -> Self {
-        Self { repo: repo.to_path_buf(), format, headers: None, contents: None }
+    pub fn new(repo: &Path, format: ObjectFormat, objects: Option<&Path>) -> Self {
+        let objects = objects.map(Path::to_path_buf);
+        Self { repo: repo.to_path_buf(), format, objects, headers: None, contents: None }
     }
 
     /// Kind and size of objects; `None` for those that are not here.
@@ -47,7 +49,7 @@ impl Batch {
     pub fn headers(&mut self, ids: &[&ObjectId]) -> Result<Vec<Option<Header>>> {
         let mut found = Vec::with_capacity(ids.len());
         for some in ids.chunks(QUESTIONS) {
-            let talk = started(&mut self.headers, &self.repo, "--batch-check")?;
+            let talk = started(&mut self.headers, (&self.repo, self.objects.as_deref()), "--batch-check")?;
             let answers = talk.ask(some);
             found.extend(answers.inspect_err(|_| self.headers = None)?);
         }
@@ -59,13 +61,13 @@ impl Batch {
     /// # Errors
     /// If it is missing or cannot be written; if it is damaged, which shows at its end.
     pub fn copy(&mut self, id: &ObjectId, out: &mut dyn Write) -> Result<u64> {
-        let talk = started(&mut self.contents, &self.repo, "--batch")?;
+        let talk = started(&mut self.contents, (&self.repo, self.objects.as_deref()), "--batch")?;
         // After an error the conversation is out of step and is begun anew.
         talk.copy(id, self.format, out).inspect_err(|_| self.contents = None)
     }
 }
 
-fn started<'a>(slot: &'a mut Option<Talk>, repo: &Path, how: &str) -> Result<&'a mut Talk> {
+fn started<'a>(slot: &'a mut Option<Talk>, repo: (&Path, Option<&Path>), how: &str) -> Result<&'a mut Talk> {
     let talk = match slot.take() {
         Some(talk) => talk,
         None => Talk::start(repo, how)?,
@@ -74,9 +76,13 @@ fn started<'a>(slot: &'a mut Option<Talk>, repo: &Path, how: &str) -> Result<&'a
 }
 
 impl Talk {
-    fn start(repo: &Path, how: &str) -> Result<Self> {
+    fn start((repo, objects): (&Path, Option<&Path>), how: &str) -> Result<Self> {
         // From this size on git streams a blob instead of holding it in memory (if it is stored whole).
-        let mut child = Git::of(repo).setting("core.bigFileThreshold=32m").args(["cat-file", how]).converse()?;
+        let mut child = Git::of(repo)
+            .with_objects(objects)
+            .setting("core.bigFileThreshold=32m")
+            .args(["cat-file", how])
+            .converse()?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::bug("git was started without pipes"));
         };

@@ -9,7 +9,6 @@ use crate::sys::fs;
 use crate::sys::names::ObjectId;
 
 use super::Repo;
-use super::program::Git;
 
 impl Repo {
     /// Writes the tree of a commit into an existing empty directory as the git program does it: with the filters, the
@@ -30,7 +29,8 @@ impl Repo {
         fs::remove_file(&lock)?;
         let mut work_tree = OsString::from("--work-tree=");
         work_tree.push(&into);
-        let result = Git::of(&self.path)
+        let result = self
+            .git()
             .with_system_config()
             // Modes and links exactly as committed, whatever the repository's configuration says.
             .setting("core.fileMode=true")

@@ -4,7 +4,6 @@ use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::names::{ObjectId, RefName};
 
-use super::program::Git;
 use super::{Backend, CommitInfo, Repo, library};
 
 /// More steps back than this are a typing error.
@@ -59,7 +58,7 @@ impl Repo {
         match &self.backend {
             Backend::Library(repository) => library::read_ref(repository, "HEAD"),
             Backend::Program => {
-                let output = Git::of(&self.path).args(["rev-parse", "--verify", "--quiet", "HEAD"]).output()?;
+                let output = self.git().args(["rev-parse", "--verify", "--quiet", "HEAD"]).output()?;
                 match output.code {
                     Some(0) => String::from_utf8_lossy(&output.stdout).trim().parse().map(Some),
                     Some(1) => Ok(None),
@@ -73,7 +72,7 @@ impl Repo {
         if let Backend::Library(repository) = &self.backend {
             return library::by_prefix(repository, prefix);
         }
-        let call = Git::of(&self.path).args(["rev-parse", &format!("--disambiguate={prefix}")]);
+        let call = self.git().args(["rev-parse", &format!("--disambiguate={prefix}")]);
         let output = call.run(&format!("look up {prefix}"))?;
         let text = String::from_utf8_lossy(&output);
         let mut found = text.lines();
@@ -123,7 +122,7 @@ impl Repo {
         if let Some(repository) = self.library_for_history() {
             return library::is_ancestor(repository, &old, &new);
         }
-        let output = Git::of(&self.path).args(["merge-base", "--is-ancestor", old.as_str(), new.as_str()]).output()?;
+        let output = self.git().args(["merge-base", "--is-ancestor", old.as_str(), new.as_str()]).output()?;
         match output.code {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
@@ -143,7 +142,7 @@ impl Repo {
         } else {
             // git reads the number as a C int.
             let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-            let call = Git::of(&self.path).args(["rev-list", &format!("--max-count={limit}"), to.as_str()]);
+            let call = self.git().args(["rev-list", &format!("--max-count={limit}"), to.as_str()]);
             let call = if let Some(not) = &not { call.arg(format!("^{not}")) } else { call };
             let output = call.arg("--").run(&format!("list the commits of {}", to.short()))?;
             String::from_utf8_lossy(&output).lines().map(str::parse).collect::<Result<_>>()?

@@ -5,7 +5,6 @@ use crate::sys::escape;
 use crate::sys::names::{ObjectId, RefName};
 use crate::sys::path::TreePath;
 
-use super::program::Git;
 use super::{Repo, SMALL_OBJECT};
 
 /// The ref of the notes.
@@ -29,7 +28,7 @@ impl Repo {
         let mut note = lines[lines.len().saturating_sub(KEEP)..].join("\n");
         note.push('\n');
         self.remove_stale_lock(&format!("{NOTES}.lock"))?;
-        Git::of(&self.path)
+        self.git()
             .env("GIT_AUTHOR_NAME", NAME)
             .env("GIT_AUTHOR_EMAIL", MAIL)
             .env("GIT_COMMITTER_NAME", NAME)

@@ -72,6 +72,14 @@ impl<'a> Git<'a> {
         self
     }
 
+    /// Lets the call read objects from one more directory, such as the quarantine of a push.
+    pub fn with_objects(self, objects: Option<&Path>) -> Self {
+        let Some(objects) = objects else { return self };
+        // Quoted, since a colon would begin another directory.
+        let text = objects.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+        self.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", format!("\"{text}\""))
+    }
+
     /// Gives the call something to read.
     pub fn input(mut self, input: &'a [u8]) -> Self {
         self.input = input;

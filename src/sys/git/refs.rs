@@ -8,7 +8,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::names::{ObjectId, RefName};
 
-use super::program::{Git, Output};
+use super::program::Output;
 use super::{Backend, Repo, library};
 
 /// A ref's lock is held for milliseconds; one of this age was left by a process that was killed.
@@ -66,7 +66,7 @@ impl Repo {
     }
 
     fn for_each_ref(&self, pattern: &str) -> Result<Output> {
-        let call = Git::of(&self.path).args(["for-each-ref", "--format=%(objectname) %(refname)", "--"]);
+        let call = self.git().args(["for-each-ref", "--format=%(objectname) %(refname)", "--"]);
         let call = if pattern.is_empty() { call } else { call.arg(pattern) };
         let output = call.output()?;
         if output.code == Some(0) {
@@ -158,7 +158,7 @@ impl Repo {
             input.extend_from_slice(line.as_bytes());
         }
         let shown = escape::visible(message);
-        Git::of(&self.path)
+        self.git()
             .setting(&format!("core.filesRefLockTimeout={}", patience.as_millis()))
             .setting(&format!("core.packedRefsTimeout={}", patience.as_millis()))
             // The identity of a reflog entry, where reflogs are kept.
@@ -213,7 +213,7 @@ impl Repo {
         }
         self.remove_stale_lock("HEAD.lock")?;
         let doing = format!("set HEAD of {}", self.path.display());
-        Git::of(&self.path).args(["symbolic-ref", "HEAD", name.as_str()]).run(&doing).map(|_| ())
+        self.git().args(["symbolic-ref", "HEAD", name.as_str()]).run(&doing).map(|_| ())
     }
 
     /// The ref that HEAD names; `None` if HEAD names a commit directly.
@@ -227,7 +227,7 @@ impl Repo {
                 Err(error) => return Err(Error::failed("cannot read HEAD").because(error)),
             },
             Backend::Program => {
-                let output = Git::of(&self.path).args(["symbolic-ref", "--quiet", "HEAD"]).output()?;
+                let output = self.git().args(["symbolic-ref", "--quiet", "HEAD"]).output()?;
                 match output.code {
                     Some(0) => Some(output.stdout),
                     Some(1) => None,

@@ -59,7 +59,8 @@ impl Repo {
             return Err(Error::refused(format!("`.gitmodules` is larger than {}", crate::sys::size::words(LIMIT))));
         }
         // git itself reads its own format: no second parser can come to another conclusion.
-        let output = Git::of(&self.path)
+        let output = self
+            .git()
             .args(["config", &format!("--blob={blob}"), "--null", "--list"])
             .run("read `.gitmodules`")
             .map_err(|error| Error::refused(error.message()).hint("git config -f .gitmodules --list"))?;
