@@ -175,7 +175,7 @@ pub fn follow(
 }
 
 /// How long the pusher waits after the end for what settling tells (drift, the deliverable); the verdict comes last.
-const SETTLING: Duration = Duration::from_millis(1500);
+const SETTLING: Duration = Duration::from_millis(400);
 
 /// Relays what is told while the deployment settles, for a bounded time.
 fn settle(run: &mut dyn Run, render: &dyn Fn(&Record) -> Vec<String>, tell: &mut dyn Tell) -> Result<()> {
