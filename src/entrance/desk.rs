@@ -125,7 +125,7 @@ impl Desk for NodeDesk {
 
     fn check_space(&self) -> Result<()> {
         let free = Dir::open(self.site.place.dir())?.free_space()?;
-        let reserve = self.site.node.config.reserve.bytes;
+        let reserve = self.site.node.config.reserve.of(free.total);
         if free.bytes < reserve || free.inodes < 1000 {
             return Err(Error::refused(format!(
                 "no space: {} bytes and {} inodes are free, {reserve} bytes and 1000 inodes stay free",

@@ -89,7 +89,7 @@ impl Draft<'_> {
         }
         let data = Snapshots::new(&self.site.place, self.site.own).measure(&next.recipe.snapshot)?;
         let free = Dir::open(self.site.place.dir())?.free_space()?;
-        self.refuse_without_room(&Space { bytes, inodes: files }, &data, free)?;
+        self.refuse_without_room((bytes, files), &data, free)?;
         self.say_that_production_builds();
         Ok(None)
     }
@@ -102,17 +102,22 @@ impl Draft<'_> {
         }
     }
 
-    fn refuse_without_room(&self, code: &Space, data: &crate::tree::snapshot::Need, free: Space) -> Step {
-        let reserve = self.site.node.config.reserve.bytes;
+    fn refuse_without_room(
+        &self,
+        (bytes, inodes): (u64, u64),
+        data: &crate::tree::snapshot::Need,
+        free: Space,
+    ) -> Step {
+        let reserve = self.site.node.config.reserve.of(free.total);
         let dir = self.site.place.dir().display();
-        if code.bytes.saturating_add(reserve) > free.bytes || code.inodes + data.files > free.inodes {
+        if bytes.saturating_add(reserve) > free.bytes || inodes + data.files > free.inodes {
             return Err(Halt::refused(format!(
                 "no space: the new files need {} bytes and {} inodes and {reserve} bytes stay free; {dir} has {} bytes and {} inodes",
-                code.bytes, code.inodes, free.bytes, free.inodes
+                bytes, inodes, free.bytes, free.inodes
             ))
             .hint("free some space, or lower `keep: {archives: …}` in mc_project.yaml"));
         }
-        if code.bytes.saturating_add(data.bytes).saturating_add(reserve) > free.bytes {
+        if bytes.saturating_add(data.bytes).saturating_add(reserve) > free.bytes {
             return Err(Halt::refused(format!(
                 "no space for the data snapshot: it needs {} bytes of {} in data/; {dir} has {} bytes free",
                 data.bytes, data.total, free.bytes

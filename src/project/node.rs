@@ -59,6 +59,14 @@ pub struct Reserve {
     pub percent: u32,
 }
 
+impl Reserve {
+    /// The bytes to leave free on a file system of this size: the larger one of both.
+    #[must_use]
+    pub fn of(self, total: u64) -> u64 {
+        self.bytes.max(total / 100 * u64::from(self.percent))
+    }
+}
+
 impl Default for Reserve {
     fn default() -> Self {
         Self { bytes: 64 << 20, percent: 1 }

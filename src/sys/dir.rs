@@ -353,6 +353,7 @@ impl Dir {
     pub fn free_space(&self) -> Result<Space> {
         let vfs = rfs::fstatvfs(&self.fd).map_err(|e| fail("ask for the space of", &self.path, e))?;
         Ok(Space {
+            total: vfs.f_blocks * vfs.f_frsize,
             bytes: vfs.f_bavail * vfs.f_frsize,
             // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
             inodes: if vfs.f_files == 0 { u64::MAX } else { vfs.f_favail },
@@ -387,6 +388,8 @@ pub struct Space {
     pub bytes: u64,
     /// Files that we may create.
     pub inodes: u64,
+    /// Size of the whole file system in bytes.
+    pub total: u64,
 }
 
 enum Parent<'a> {
