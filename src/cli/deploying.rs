@@ -147,6 +147,23 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
     Ok(0)
 }
 
+/// Runs the `stop` steps of what serves, if anything does: before a project is removed.
+///
+/// # Errors
+/// The first step that failed.
+pub fn stop_services(site: &Site) -> Result<()> {
+    let repo = Repo::open(&site.place.git_project())?;
+    let Some(version) = crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.version) else {
+        return Ok(());
+    };
+    for step in version.recipe.steps(Stage::Stop).iter().filter(|step| step.applies(version.mode)) {
+        if step_by_hand(site, &version, Stage::Stop, step)?.is_some() {
+            return Err(Error::failed(format!("{} failed", step.title())));
+        }
+    }
+    Ok(())
+}
+
 /// `task`.
 ///
 /// # Errors

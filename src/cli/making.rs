@@ -27,6 +27,10 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
         Format::Sha1 => ObjectFormat::Sha1,
         Format::Sha256 => ObjectFormat::Sha256,
     };
+    if node.config.for_project(&args.name, args.environment).mode == Mode::Editable {
+        return Err(Error::refused("editable mode (environment dev) comes with a later version")
+            .hint(format!("mc_project init {} --environment staging", args.name)));
+    }
     let made = making::init(&node, &args.name, args.environment, format)?;
     let (site, place) = (&made.site, &made.site.place);
     let is_new = !fs::exists(&place.current());
@@ -71,6 +75,9 @@ pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
     }
     let _lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
     finish_interrupted(&site)?;
+    if let Err(error) = super::deploying::stop_services(&site) {
+        screen::error_line(format!("warning: its services may still run: {}", error.one_line()));
+    }
     match making::destroy(&site, with_data)? {
         Some(kept) => screen::line(format!("{} is removed; its data are in {}", args.name, kept.display())),
         None => screen::line(format!("{} is removed", args.name)),

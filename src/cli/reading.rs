@@ -106,7 +106,7 @@ fn print_status(status: &Status) {
     }
     if status.interrupted {
         screen::line(format!(
-            "  a deployment was interrupted; the next command finishes it: {} recover {}",
+            "  a deployment was interrupted, and run may hold its version; to recover: {} recover {}",
             status.command, status.project
         ));
     }
@@ -142,7 +142,12 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
         (false, _) => statuses.iter().for_each(print_status),
     }
     let waits = statuses.iter().any(|status| status.needs_person.is_some());
-    Ok(if waits { ExitCode::NeedsPerson as u8 } else { 0 })
+    let interrupted = statuses.iter().any(|status| status.interrupted);
+    Ok(match (waits, interrupted) {
+        (true, _) => ExitCode::NeedsPerson as u8,
+        (false, true) => ExitCode::Failed as u8,
+        (false, false) => ExitCode::Done as u8,
+    })
 }
 
 /// The entry that was named, or the last one.

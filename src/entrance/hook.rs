@@ -428,7 +428,7 @@ mod tests {
         assert!(text.contains("!! failed at build: exit 2; run still serves cccccccccc"), "{text}");
         desk.verdict = None;
         let text = post(&desk, &[], &[MAIN]).1.join("\n");
-        assert!(text.contains("the worker died; the next command recovers: mc_project status shop"), "{text}");
+        assert!(text.contains("the worker died; to recover: mc_project recover shop"), "{text}");
     }
 
     #[test]

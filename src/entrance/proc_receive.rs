@@ -416,7 +416,7 @@ mod tests {
         desk.unreadable = false;
         desk.verdict = None;
         let died = push(&desk, &[MAIN], &[]).lines;
-        assert_eq!(died, ["ng refs/heads/main the worker died; the next command recovers: mc_project status shop"]);
+        assert_eq!(died, ["ng refs/heads/main the worker died; to recover: mc_project recover shop"]);
     }
 
     #[test]

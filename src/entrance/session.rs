@@ -165,10 +165,9 @@ impl Session<'_> {
                 error.one_line(),
                 self.facts.name
             ))),
-            Ok(Ending::Died) => Ok(Told::Failed(format!(
-                "the worker died; the next command recovers: mc_project status {}",
-                self.facts.name
-            ))),
+            Ok(Ending::Died) => {
+                Ok(Told::Failed(format!("the worker died; to recover: mc_project recover {}", self.facts.name)))
+            }
             Ok(Ending::Ended(outcome)) => Ok(match outcome.verdict {
                 verdict if verdict.accepts_push() && !self.only_looks() => Told::Accepted,
                 verdict if verdict.accepts_push() || verdict == Verdict::Prepared => Told::Prepared,

@@ -45,7 +45,7 @@ pub fn deployed(serving: Serving) -> Outcome {
 impl Draft<'_> {
     /// `-o stage-only`: everything was prepared and nothing is switched.
     fn leave_prepared(&mut self) -> Outcome {
-        let halt = super::halt::Halt::refused("prepared as asked; push without -o stage-only to switch");
+        let halt = super::halt::Halt::refused("everything is ready; without -o stage-only it would be switched");
         let mut outcome = self.drop_candidate(halt);
         outcome.verdict = Verdict::Prepared;
         outcome

@@ -34,7 +34,7 @@ pub fn show(
     let outcome = Outcome {
         verdict: Verdict::Prepared,
         stage: None,
-        reason: Some("this was the plan; nothing was done".to_string()),
+        reason: Some("nothing was done, this was the plan".to_string()),
         serves: live.map(|live| live.serving.clone()),
         hints: Vec::new(),
         exit: None,

@@ -136,7 +136,7 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
         draft.finish(&serving)?;
         return Ok(super::deploy::deployed(serving));
     }
-    let halt = Halt::failed("the worker died");
+    let halt = Halt { stage: last_stage(records), ..Halt::failed("the worker died") };
     if !is(|event| matches!(event, Event::Switching { .. })) {
         let outcome = if is(|event| matches!(event, Event::Stopping)) {
             draft.start_again(halt)
@@ -224,6 +224,14 @@ fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records
     })
 }
 
+/// The stage that was under way.
+fn last_stage(records: &[Record]) -> Option<crate::project::stage::Stage> {
+    records.iter().rev().find_map(|record| match record.event {
+        Event::Stage { stage } => Some(stage),
+        _ => None,
+    })
+}
+
 /// How the switch was to be made, if it was begun.
 fn switching(records: &[Record]) -> Option<(SwitchKind, Inodes)> {
     records.iter().rev().find_map(|record| match record.event {
@@ -267,8 +275,10 @@ pub fn data_point(site: &Site, release: &DeploymentId) -> Result<DeploymentId> {
     let snapshots = Snapshots::new(&site.place, site.own);
     match found {
         Some(point) if snapshots.manifest(&point.id)?.is_some() => Ok(point.id.clone()),
-        _ => Err(Error::refused(format!("no kept restore point has the data of {release}"))
+        _ if is_kept(site, release) => Err(Error::refused(format!("no kept restore point has the data of {release}"))
             .hint(format!("roll back without data: mc_project rollback {} --to {release}", site.place.name()))),
+        _ => Err(Error::refused(format!("release {release} is not kept"))
+            .hint(format!("mc_project release list {} shows those that are", site.place.name()))),
     }
 }
 

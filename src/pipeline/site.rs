@@ -85,8 +85,16 @@ impl Site {
     pub fn open(node: &Node, name: &ProjectName) -> Result<Self> {
         let place = node.place.project(name);
         let Some(identity) = read_identity(&place.identity())? else {
-            return Err(Error::usage(format!("there is no project `{name}` in {}", node.place.projects().display()))
-                .hint(format!("mc_project init {name}")));
+            let known = node.projects()?;
+            let known: Vec<&str> = known.iter().map(ProjectName::as_str).collect();
+            let hint = if known.is_empty() {
+                format!("make it: mc_project init {name}")
+            } else {
+                format!("projects here: {}; to make another: mc_project init {name}", known.join(", "))
+            };
+            return Err(
+                Error::usage(format!("there is no project `{name}` in {}", node.place.projects().display())).hint(hint)
+            );
         };
         let config = node.config.for_project(name, identity.environment);
         Ok(Self { node: node.clone(), place, config, own: Own::current() })

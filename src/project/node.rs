@@ -174,7 +174,7 @@ impl NodeConfig {
         let own = self.projects.get(name).cloned().unwrap_or_default();
         let environment = own.environment.or(recorded).unwrap_or(self.environment);
         let natural = environment.mode(!self.release_sources.is_empty());
-        let modes = self.modes.clone().unwrap_or_else(|| modes_of(environment));
+        let modes = self.modes.clone().unwrap_or_else(|| modes_of(environment, !self.release_sources.is_empty()));
         let allowed = if modes.contains(&natural) { natural } else { modes.first().copied().unwrap_or(natural) };
         ProjectConfig {
             environment,
@@ -188,11 +188,13 @@ impl NodeConfig {
     }
 }
 
-/// The modes that an environment allows where the node names none.
-fn modes_of(environment: Environment) -> Vec<Mode> {
+/// The modes that an environment allows where the node names none. Production that has a source of releases never builds,
+/// whoever asks.
+fn modes_of(environment: Environment, has_release_sources: bool) -> Vec<Mode> {
     match environment {
         Environment::Dev => vec![Mode::Editable, Mode::Cooking, Mode::Final],
-        Environment::Prod => vec![Mode::Final, Mode::Cooking],
+        Environment::Prod if has_release_sources => vec![Mode::Final],
+        Environment::Prod => vec![Mode::Cooking, Mode::Final],
         Environment::Staging | Environment::Test | Environment::Qa | Environment::Preprod => {
             vec![Mode::Cooking, Mode::Final]
         }

@@ -120,8 +120,9 @@ impl TrustedKeys {
                 many => format!("{many} keys are trusted"),
             }
         };
-        Err(Error::refused(format!("it is by no key that this node trusts ({known})"))
-            .hint("on the node that cooked it: mc_project keys show; here: mc_project keys trust KEY"))
+        Err(Error::refused(format!("it is by no key that this node trusts ({known})")).hint(
+            "`keys show` on the node that cooked it prints its key; accept it here with: mc_project keys trust KEY",
+        ))
     }
 }
 

@@ -237,5 +237,5 @@ impl<'a> Releases<'a> {
 }
 
 fn not_kept(id: &DeploymentId) -> Error {
-    Error::refused(format!("release {id} is not kept")).hint("mc_project history NAME marks the releases that are kept")
+    Error::refused(format!("release {id} is not kept")).hint("mc_project release list NAME shows those that are")
 }
