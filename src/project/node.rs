@@ -519,7 +519,13 @@ projects:
         let of = |environment| node.for_project(&name("a"), Some(environment));
         assert_eq!(node.for_project(&name("a"), None).environment, Environment::Staging);
         assert_eq!(of(Environment::Qa).modes, [Mode::Cooking, Mode::Final]);
-        assert_eq!(of(Environment::Prod).modes, [Mode::Final, Mode::Cooking]);
+        assert_eq!(of(Environment::Prod).modes, [Mode::Cooking, Mode::Final]);
+        let fed = parse("release_sources: [/r]\n").unwrap().for_project(&name("a"), Some(Environment::Prod));
+        assert_eq!(
+            (fed.mode, fed.modes),
+            (Mode::Final, vec![Mode::Final]),
+            "nobody builds on it, whatever a push asks"
+        );
         assert_eq!(of(Environment::Prod).mode, Mode::Cooking, "without a source of releases production cooks");
         assert_eq!(of(Environment::Dev).mode, Mode::Editable);
         let only = parse("modes: [final]\nrelease_sources: [/r]\n").unwrap();
