@@ -125,3 +125,31 @@ fn a_build_that_needs_the_path_of_run_sees_it_while_the_old_version_serves() {
     work.push(&["main"]).ok();
     assert_eq!(world.run_text("shop", "old"), "2");
 }
+
+/// The demo checks what it claims, so it is the shortest proof that no act of it needs root.
+#[test]
+fn a_node_in_a_directory_needs_no_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: every other test has shown this already");
+        return;
+    }
+    let temp = tempfile::Builder::new().prefix("mc-it-").tempdir_in("/var/tmp").unwrap();
+    let program = temp.path().join("mc_project");
+    std::fs::copy(env!("CARGO_BIN_EXE_mc_project"), &program).unwrap();
+    std::os::unix::fs::chown(temp.path(), Some(65534), Some(65534)).unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .arg("demo")
+        .arg(temp.path().join("demo"))
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", temp.path())
+        .env("TMPDIR", temp.path())
+        .current_dir(temp.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_has(&said, "rolled back at upgrade");
+}
