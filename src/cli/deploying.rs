@@ -26,7 +26,6 @@ use crate::sys::escape::hint_lines;
 use crate::sys::git::Repo;
 use crate::sys::lock::Lock;
 use crate::sys::process;
-use crate::tree::snapshot::Snapshots;
 
 /// `deploy`.
 ///
@@ -199,8 +198,7 @@ fn step_by_hand(
 ) -> Result<Option<u8>> {
     let id = worker::new_id();
     let mut telling = Reporter::new(&site.place, &id, None);
-    let secrets: Vec<String> = version.pillar.secrets().into_iter().map(|(_, value)| value).collect();
-    telling.set_secrets(&secrets);
+    telling.set_secrets(&version.secret_values());
     version.write_config(site)?;
     let place = Place { at: At::Run, setting: version.setting(site, None) };
     let done = run_one(site, &mut telling, version, (stage, step), &place, false);
@@ -337,6 +335,5 @@ fn live_version(site: &Site) -> Result<Version> {
 fn lock_for_a_command(site: &Site) -> Result<Lock> {
     let lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
     recovery::finish_interrupted(site)?;
-    let _ = Snapshots::new(&site.place, site.own);
     Ok(lock)
 }

@@ -79,6 +79,12 @@ impl Version {
         }
     }
 
+    /// The values of this version's secrets: nothing that is told may hold them.
+    #[must_use]
+    pub fn secret_values(&self) -> Vec<String> {
+        self.pillar.secrets().into_iter().map(|(_, value)| value).collect()
+    }
+
     /// Makes sure that the configuration file of this version is there.
     ///
     /// # Errors
@@ -191,6 +197,37 @@ pub struct Draft<'a> {
     pub touched: bool,
     /// How the switch is made and which directories stood where before it, once it may have been made.
     pub switching: Option<(SwitchKind, Inodes)>,
+}
+
+impl<'a> Draft<'a> {
+    /// A draft at its beginning: nothing is prepared, nothing switched. Its secrets are masked from here on.
+    #[must_use]
+    pub fn new(
+        site: &'a Site,
+        repo: Repo,
+        telling: &'a mut Reporter,
+        begin: &Begin,
+        (goal, next, live): (Goal, Version, Option<Live>),
+    ) -> Self {
+        telling.set_secrets(&next.secret_values());
+        Self {
+            site,
+            repo,
+            telling,
+            begin: begin.clone(),
+            options: Options::default(),
+            goal,
+            next,
+            live,
+            candidate: None,
+            listing: None,
+            proof: None,
+            spare_in_use: false,
+            builds_in_run: false,
+            touched: false,
+            switching: None,
+        }
+    }
 }
 
 impl Draft<'_> {

@@ -199,29 +199,15 @@ fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records
     let repo = Repo::open(&site.place.git_project())?;
     let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
     let live = begin.serves.as_ref().map(|serving| Live::load(site, &repo, serving)).transpose()?;
-    telling.set_secrets(&next.pillar.secrets().into_iter().map(|(_, value)| value).collect::<Vec<_>>());
     let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));
     let goal = match &begin.target {
         Some(id) => Goal::Release { id: id.clone(), data_of: None },
         None => Goal::Commit,
     };
-    Ok(Draft {
-        site,
-        repo,
-        telling,
-        begin: begin.clone(),
-        options: Options::default(),
-        goal,
-        next,
-        live,
-        candidate: None,
-        listing: None,
-        proof: None,
-        spare_in_use: false,
-        builds_in_run: false,
-        touched: is(|event| matches!(event, Event::Touched)),
-        switching: switching(records),
-    })
+    let mut draft = Draft::new(site, repo, telling, begin, (goal, next, live));
+    draft.touched = is(|event| matches!(event, Event::Touched));
+    draft.switching = switching(records);
+    Ok(draft)
 }
 
 /// The stage that was under way.

@@ -283,25 +283,8 @@ fn attempt(
             return Outcome { serves: begin.serves.clone(), ..refused(site, halt) };
         }
     };
-    let secrets: Vec<String> = next.pillar.secrets().into_iter().map(|(_, value)| value).collect();
-    telling.set_secrets(&secrets);
-    let mut draft = Draft {
-        site,
-        repo,
-        telling,
-        begin: begin.clone(),
-        options: request.options.clone(),
-        goal,
-        next,
-        live,
-        candidate: None,
-        listing: None,
-        proof: None,
-        spare_in_use: false,
-        builds_in_run: false,
-        touched: false,
-        switching: None,
-    };
+    let mut draft = Draft::new(site, repo, telling, begin, (goal, next, live));
+    draft.options = request.options.clone();
     deploy::deploy(&mut draft)
 }
 

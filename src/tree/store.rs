@@ -116,14 +116,6 @@ impl Store {
         tree.unlink(name)
     }
 
-    /// Removes a content.
-    ///
-    /// # Errors
-    /// If it cannot be removed.
-    pub fn remove(&self, hash: &Hash) -> Result<()> {
-        self.dir.unlink(Path::new(&hash.hex()))
-    }
-
     /// All contents of the pool, sorted.
     ///
     /// # Errors
