@@ -153,3 +153,21 @@ fn a_node_in_a_directory_needs_no_root() {
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_has(&said, "rolled back at upgrade");
 }
+
+#[test]
+fn the_binary_linked_only_as_post_receive_deploys_too() {
+    let world = World::with_shop();
+    let repository = world.project("shop").join("git/project");
+    for hook in ["pre-receive", "proc-receive"] {
+        std::fs::remove_file(repository.join("hooks").join(hook)).unwrap();
+    }
+    let config = repository.join("config");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.to_lowercase().contains("procreceiverefs")).collect();
+    assert_eq!(without.len() + 1, text.lines().count());
+    std::fs::write(&config, without.join("\n") + "\n").unwrap();
+    let work = world.clone_of("shop");
+    let commit = work.commit("one", &[("a", "1")]);
+    work.push(&["main"]).ok().tells("deployed; run serves");
+    assert_eq!((world.serves("shop"), world.run_text("shop", "a")), (Some(commit), "1".to_string()));
+}
