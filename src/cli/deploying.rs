@@ -23,7 +23,6 @@ use crate::report::stream::Reporter;
 use crate::report::terminal;
 use crate::sys::error::{Context, Error, Kind, Result};
 use crate::sys::escape::hint_lines;
-use crate::sys::git::Repo;
 use crate::sys::lock::Lock;
 use crate::sys::process;
 
@@ -46,7 +45,7 @@ pub fn deploy(cli: &Cli, args: &DeployArgs) -> Result<u8> {
 /// If the commit does not exist or cannot be deployed at all.
 pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let commit = commit_of(&site, args.commit.as_deref())?;
     let pillar = worker::pillar_head(&site)?;
     let version = Version::load(&site, &repo, &commit, pillar.as_ref(), site.config.mode)?;
@@ -151,7 +150,7 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
 /// # Errors
 /// The first step that failed.
 pub fn stop_services(site: &Site) -> Result<()> {
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let Some(version) = crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.version) else {
         return Ok(());
     };
@@ -308,7 +307,7 @@ impl Tell for Printing {
 
 /// The commit that was named, or the head of the deploy branch.
 fn commit_of(site: &Site, revision: Option<&str>) -> Result<ObjectId> {
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     if let Some(revision) = revision {
         repo.resolve_commit(revision)?.ok_or_else(|| {
             let shown = crate::sys::escape::visible(revision);
@@ -326,7 +325,7 @@ fn no_commit(site: &Site) -> Error {
 }
 
 fn live_version(site: &Site) -> Result<Version> {
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let live = crate::pipeline::activate::live_of(site, &repo)?;
     live.and_then(|live| live.version)
         .ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))

@@ -142,7 +142,7 @@ impl Desk for NodeDesk {
 
     fn project_head(&self) -> Result<Option<ObjectId>> {
         match self.site.deploy_branch()? {
-            Some(branch) => Repo::open(&self.site.place.git_project())?.read_ref(&branch),
+            Some(branch) => self.site.repo()?.read_ref(&branch),
             None => Ok(None),
         }
     }

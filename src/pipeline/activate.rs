@@ -423,7 +423,7 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
         repo.change_refs(&refs_of_commit(repo, begin, serving, false)?, &message)?;
     }
     if let Some(pillar) = &begin.pillar {
-        Repo::open(&place.git_pillar())?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
+        site.pillar_repo()?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
     }
     let releases = Releases::new(place);
     releases.unlink_tree("../run")?;

@@ -44,7 +44,7 @@ impl GitOrigin {
     pub fn new(site: &Site, manifests: &[&Manifest]) -> Result<Self> {
         let entries = manifests.iter().flat_map(|manifest| manifest.entries());
         let blobs = entries.filter_map(|entry| Some((entry.hash()?, entry.blob.clone()?))).collect();
-        Ok(Self { repo: Mutex::new(Repo::open(&site.place.git_project())?), blobs })
+        Ok(Self { repo: Mutex::new(site.repo()?), blobs })
     }
 }
 
@@ -209,7 +209,7 @@ pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize>
     let store = Store::open(&scratch)?;
     let mut files = Vec::new();
     if let Some(commit) = commit {
-        let repo = Repo::open(&site.place.git_pillar())?;
+        let repo = site.pillar_repo()?;
         let now = now_ns();
         let limits = &site.node.config.limits;
         let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };

@@ -5,7 +5,6 @@ use super::site::Site;
 use crate::project::ids::DeploymentId;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
-use crate::sys::git::Repo;
 use crate::tree::drift::{Drift, How};
 use crate::tree::manifest::Manifest;
 use crate::tree::scan::identify;
@@ -20,7 +19,7 @@ const EXAMPLES: usize = 10;
 /// # Errors
 /// If `run` cannot be read.
 pub fn drift_of_run(site: &Site) -> Result<Drift> {
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let live = live_of(site, &repo)?;
     let run = Dir::open_real(&site.place.run())?;
     let witness = Witness::read(&site.place.witness(&run.stat_self()?.ino.to_string()));

@@ -99,7 +99,7 @@ impl Version {
 /// # Errors
 /// If it is invalid; the message says file and line.
 pub fn read_pillar(site: &Site, commit: &ObjectId) -> Result<Pillar> {
-    read_pillar_in(&Repo::open(&site.place.git_pillar())?, site, commit)
+    read_pillar_in(&site.pillar_repo()?, site, commit)
 }
 
 /// Like [`read_pillar`], from a repository that is open already.

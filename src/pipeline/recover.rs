@@ -15,7 +15,6 @@ use crate::report::journal::{self, Journal};
 use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::sys::error::{Error, Kind, Result};
-use crate::sys::git::Repo;
 use crate::sys::lock::Lock;
 use crate::sys::{clock, fault};
 use crate::tree::release::Releases;
@@ -196,7 +195,7 @@ pub fn served_for(records: &[Record], uptime: u128, boot: &str) -> u64 {
 
 /// Makes the draft of a deployment again from its journal.
 fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records: &[Record]) -> Result<Draft<'a>> {
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
     let live = begin.serves.as_ref().map(|serving| Live::load(site, &repo, serving)).transpose()?;
     let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));

@@ -22,7 +22,6 @@ use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::escape;
-use crate::sys::git::Repo;
 use crate::sys::keys::ReleaseKey;
 use crate::sys::path::TreePath;
 use crate::sys::{fault, fs};
@@ -115,7 +114,7 @@ impl<'a> Settling<'a> {
 
     /// `refs/deploys/*` and the note on the commit.
     fn record_in_git(&mut self) -> Result<()> {
-        let repo = Repo::open(&self.site.place.git_project())?;
+        let repo = self.site.repo()?;
         let message = format!("mc_project: #{}", self.begin.seq);
         for (name, commit) in notes::refs(self.entry) {
             let name = name.parse()?;
@@ -389,7 +388,7 @@ fn remove_releases(
     kept: &HashSet<DeploymentId>,
 ) -> Result<()> {
     let place = &site.place;
-    let (repo, pillar) = (Repo::open(&place.git_project())?, Repo::open(&place.git_pillar())?);
+    let (repo, pillar) = (site.repo()?, site.pillar_repo()?);
     let mut kept_commits = HashSet::new();
     let mut kept_pillars = HashSet::new();
     for id in present {

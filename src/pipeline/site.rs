@@ -9,10 +9,14 @@ use crate::project::mode::Environment;
 use crate::project::node::{NodeConfig, ProjectConfig};
 use crate::project::outcome::Serving;
 use crate::project::place::{NodePlace, Place};
+use crate::project::system::System;
 use crate::report::ledger::Last;
+use crate::sys::accounts::Account;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
+use crate::sys::git::Repo;
 use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKeys};
+use crate::sys::step_exec::RunAs;
 use crate::tree::scan::Own;
 
 /// What `state/project.json` says: how a hook finds its node from the repository that it stands in.
@@ -35,6 +39,8 @@ pub struct Node {
     pub place: NodePlace,
     /// The configuration.
     pub config: NodeConfig,
+    /// What `setup` recorded; `None` on a directory node, where everything belongs to one user.
+    pub system: Option<System>,
 }
 
 impl Node {
@@ -49,8 +55,13 @@ impl Node {
             Some(bytes) => NodeConfig::parse(&path.display().to_string(), &bytes)?,
             None => NodeConfig::default(),
         };
+        let system = place.system();
+        let system = match fs::read_bounded(&system, fs::CONFIG_LIMIT)? {
+            Some(bytes) => Some(System::parse(&system.display().to_string(), &bytes)?),
+            None => None,
+        };
         let place = place.with_projects_dir(&config.projects_dir);
-        Ok(Self { place, config })
+        Ok(Self { place, config, system })
     }
 
     /// The names of all projects of this node, sorted.
@@ -64,6 +75,20 @@ impl Node {
     }
 }
 
+/// Who does what on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rights {
+    /// A directory node: one user does everything.
+    OneUser,
+    /// A whole-machine node: root works on trees, the receiver on repositories, the project's user runs the steps.
+    Separate {
+        /// Who receives pushes and owns the objects and refs of repositories.
+        receiver: Account,
+        /// Whose trees and steps they are.
+        project: Account,
+    },
+}
+
 /// A project, opened.
 #[derive(Debug, Clone)]
 pub struct Site {
@@ -75,6 +100,8 @@ pub struct Site {
     pub config: ProjectConfig,
     /// Whose files are recorded without an owner.
     pub own: Own,
+    /// Who does what.
+    pub rights: Rights,
 }
 
 impl Site {
@@ -97,7 +124,44 @@ impl Site {
             );
         };
         let config = node.config.for_project(name, identity.environment);
-        Ok(Self { node: node.clone(), place, config, own: Own::current() })
+        let rights = Rights::of(node, name, config.user.as_deref())?;
+        let own = match &rights {
+            Rights::OneUser => Own::current(),
+            Rights::Separate { project, .. } => Own { uid: project.uid, gid: project.gid },
+        };
+        Ok(Self { node: node.clone(), place, config, own, rights })
+    }
+
+    /// The identity of the project's steps; `None` where they are run as we are.
+    #[must_use]
+    pub fn project_identity(&self) -> Option<RunAs> {
+        match &self.rights {
+            Rights::OneUser => None,
+            Rights::Separate { project, .. } => Some(project.run_as()),
+        }
+    }
+
+    /// The project's repository, read and written as the receiver where that is another user than we are.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn repo(&self) -> Result<Repo> {
+        self.open_repo(&self.place.git_project())
+    }
+
+    /// The pillar's repository, as [`Site::repo`].
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn pillar_repo(&self) -> Result<Repo> {
+        self.open_repo(&self.place.git_pillar())
+    }
+
+    fn open_repo(&self, path: &Path) -> Result<Repo> {
+        match &self.rights {
+            Rights::OneUser => Repo::open(path),
+            Rights::Separate { receiver, .. } => Repo::open_as(path, &receiver.run_as()),
+        }
     }
 
     /// Opens the project that a hook stands in: `dir` is the bare repository.
@@ -204,6 +268,34 @@ impl Site {
     /// If it cannot be written.
     pub fn record_branch(&self, branch: &str) -> Result<()> {
         fs::write_durable(&self.place.branch(), format!("{branch}\n").as_bytes(), 0o644)
+    }
+}
+
+impl Rights {
+    /// The rights for a project; `user` is the account that `node.yaml` names for it.
+    ///
+    /// # Errors
+    /// If an account is missing, or we are not root on a whole-machine node.
+    pub fn of(node: &Node, name: &ProjectName, user: Option<&str>) -> Result<Self> {
+        let Some(system) = &node.system else { return Ok(Self::OneUser) };
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::refused(format!(
+                "the projects of {} are root's to handle",
+                node.place.root().display()
+            ))
+            .hint(format!("sudo mc_project …, or by ssh: ssh {}@NODE …", system.receiver)));
+        }
+        let default = System::project_account(name);
+        let account = |name: &str, hint: String| {
+            let found = Account::of(name)?;
+            found.ok_or_else(|| Error::refused(format!("the account {name} is missing")).hint(hint))
+        };
+        let project = account(user.unwrap_or(&default), format!("mc_project init {name}"))?;
+        if project.uid == 0 {
+            return Err(Error::refused(format!("the project {name} may not run as root"))
+                .hint("name another user in node.yaml, or none"));
+        }
+        Ok(Self::Separate { receiver: account(&system.receiver, "mc_project setup".to_string())?, project })
     }
 }
 

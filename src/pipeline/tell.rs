@@ -16,7 +16,6 @@ use crate::report::{journal, post, spool};
 use crate::sys::clock;
 use crate::sys::error::Result;
 use crate::sys::fs;
-use crate::sys::git::Repo;
 use crate::sys::lock::Lock;
 
 /// How many commits a mail names.
@@ -104,7 +103,7 @@ fn transport(site: &Site) -> MailTransport {
 fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
     let records = journal::read(&site.place, &begin.id)?;
     let before = begin.serves.as_ref().map(|serving| &serving.commit);
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let mut commits: Vec<CommitLine> = repo
         .log(&begin.commit, before, COMMITS + 1)
         .unwrap_or_default()

@@ -15,7 +15,6 @@ use crate::project::recipe::Recipe;
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
-use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
 use crate::sys::{fs, lock};
 use crate::tree::deliverable::Deliverable;
@@ -117,7 +116,7 @@ impl Check<'_> {
     fn live_recipe(&self) -> Recipe {
         let read = || -> Result<Option<Recipe>> {
             let Some(serving) = &self.result.serves else { return Ok(None) };
-            let repo = Repo::open(&self.site.place.git_project())?;
+            let repo = self.site.repo()?;
             let bytes = repo.blob_at(&serving.commit, &TreePath::new(RECIPE.as_bytes())?, fs::CONFIG_LIMIT)?;
             bytes.map(|bytes| Recipe::parse(RECIPE, &bytes)).transpose()
         };
@@ -135,7 +134,7 @@ impl Check<'_> {
         if current != serving.as_ref().map(|serving| serving.id.to_string()) {
             self.problem("record", format!("deploy/current is {current:?}, but {serving:?} serves"));
         }
-        let repo = Repo::open(&place.git_project())?;
+        let repo = self.site.repo()?;
         let named = repo.read_ref(&"refs/deploys/current".parse()?)?;
         if named != serving.map(|serving| serving.commit) {
             self.problem("record", format!("refs/deploys/current is {named:?}"));

@@ -143,7 +143,7 @@ fn wait(telling: &mut Reporter, ticket: &Ticket, holder: Option<&Holder>, told: 
 
 fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut Reporter) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let commit = repo
         .peel_to_commit(commit)?
         .ok_or_else(|| Halt::refused(format!("{} is no commit of this repository", commit.short())))?;
@@ -190,7 +190,7 @@ fn begin_rollback(
     telling: &mut Reporter,
 ) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
-    let repo = Repo::open(&site.place.git_project())?;
+    let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
     let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
@@ -270,7 +270,7 @@ fn attempt(
     live: Option<Live>,
     telling: &mut Reporter,
 ) -> Outcome {
-    let loaded = Repo::open(&site.place.git_project()).and_then(|repo| {
+    let loaded = site.repo().and_then(|repo| {
         repo.set_ref(&inflight_ref(&begin.id)?, &begin.commit, "mc_project: in flight")?;
         let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
         Ok((repo, next))
@@ -305,7 +305,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
     history::append(place, &entry)?;
     fault::point("end.history")?;
-    let repo = Repo::open(&place.git_project())?;
+    let repo = site.repo()?;
     // Already done, as a rule; what a full disk prevented is done now, or by the next command, which finds us open.
     let recorded = match (&outcome.serves, outcome.verdict) {
         (Some(serving), Verdict::Deployed) if !is_current(site, serving) => {
@@ -394,7 +394,7 @@ fn unchanged(
 /// # Errors
 /// If the repository cannot be read.
 pub fn pillar_head(site: &Site) -> Result<Option<ObjectId>> {
-    let repo = Repo::open(&site.place.git_pillar())?;
+    let repo = site.pillar_repo()?;
     for branch in ["refs/heads/main", "refs/heads/master"] {
         if let Some(commit) = repo.read_ref(&branch.parse()?)? {
             return Ok(Some(commit));

@@ -11,4 +11,5 @@ pub mod place;
 pub mod recipe;
 pub mod request;
 pub mod stage;
+pub mod system;
 pub mod yaml;

@@ -130,6 +130,8 @@ pub struct ProjectConfig {
     pub allow_force: bool,
     /// Whether the project's pushers may act as root.
     pub trust_root: bool,
+    /// The account that the project runs as on a whole-machine node, if not its own.
+    pub user: Option<String>,
 }
 
 impl Default for NodeConfig {
@@ -184,6 +186,7 @@ impl NodeConfig {
             answer: own.answer.unwrap_or(self.answer),
             allow_force: own.force.unwrap_or(self.force),
             trust_root: own.trust_root,
+            user: own.user,
         }
     }
 }
@@ -210,6 +213,7 @@ struct Overrides {
     answer: Option<Answer>,
     force: Option<bool>,
     trust_root: bool,
+    user: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -263,6 +267,7 @@ struct ProjectFile {
     verdict: Option<Answer>,
     force: Option<Permission>,
     trust: Trust,
+    user: Option<LoginName>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -340,6 +345,7 @@ impl ProjectFile {
             answer: self.verdict,
             force: self.force.map(|word| word == Permission::Allow),
             trust_root: self.trust == Trust::Root,
+            user: self.user.map(|user| user.0),
         }
     }
 }
@@ -370,6 +376,25 @@ impl<'de> Deserialize<'de> for AbsoluteDir {
                 return Err(with_hint("this is no good path", "an absolute path without `.`, `..` and double slashes"));
             }
             Ok(Self(PathBuf::from(format!("/{}", parts.unwrap_or("")))))
+        })
+    }
+}
+
+/// The name of an account, as useradd(8) takes it; root is none that a project may have.
+struct LoginName(String);
+
+impl<'de> Deserialize<'de> for LoginName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer, "the name of an account", |name| {
+            let first = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+            let rest = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'));
+            if name == "root" {
+                return Err(with_hint("a project may not run as root", "`trust: root` lets single steps do so"));
+            }
+            if !first || !rest || name.len() > 32 {
+                return Err(with_hint("this is no name of an account", "a-z, 0-9, _ and -, at most 32"));
+            }
+            Ok(Self(name.to_string()))
         })
     }
 }

@@ -37,6 +37,12 @@ impl NodePlace {
         self.root.join("etc/mc_project/node.yaml")
     }
 
+    /// What `setup` recorded of a whole-machine node.
+    #[must_use]
+    pub fn system(&self) -> PathBuf {
+        self.root.join("etc/mc_project/system.json")
+    }
+
     /// The directory of the node's release keys.
     #[must_use]
     pub fn keys(&self) -> PathBuf {

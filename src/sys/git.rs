@@ -40,6 +40,7 @@ use super::dir::Dir;
 use super::error::{Context, Error, Result};
 use super::path::TreePath;
 use super::size;
+use super::step_exec::RunAs;
 use crate::sys::names::ObjectId;
 use batch::Batch;
 use object::{Header, ObjectKind};
@@ -103,6 +104,8 @@ pub struct Repo {
     batch: RefCell<Batch>,
     /// One more directory of objects.
     objects: Option<PathBuf>,
+    /// The user and group that every call of git runs as, if not ours.
+    identity: Option<(u32, u32)>,
 }
 
 impl fmt::Debug for Repo {
@@ -165,13 +168,40 @@ impl Repo {
         };
         let plain_refs = extension("extensions.refstorage").is_none_or(|storage| storage == "files");
         if format == ObjectFormat::Sha256 || !plain_refs {
-            return Self::open_with_program(&path, format);
+            return Self::open_with_program(&path, format, None);
         }
         // Opened bare, libgit2 looks for no work tree and makes no owner check of its own (that one believes SUDO_UID).
         let repository = git2::Repository::open_bare(&path).context(not_git)?;
         // Only the repository's own configuration counts: who calls us and their HOME change no answer.
         repository.set_config(&config).context(not_git)?;
         Ok(Self::with(path, format, Backend::Library(repository)))
+    }
+
+    /// Opens a repository whose objects and refs another user owns; we must be root. Nothing in it is read by ourselves:
+    /// every call of git, the one that reads objects included, runs as that user. Its directory and its configuration
+    /// must be root's.
+    ///
+    /// # Errors
+    /// As [`Repo::open`]; also if the configuration is not root's alone.
+    pub fn open_as(path: &Path, user: &RunAs) -> Result<Self> {
+        absolute(path)?;
+        let path = super::fs::canonical(path)?;
+        let dir = Dir::open(&path)?;
+        for (name, meta) in [("", Some(dir.stat_self()?)), ("config", dir.stat(Path::new("config"))?)] {
+            let shown = path.join(name);
+            let meta = meta.ok_or_else(|| Error::failed(format!("{} is no git repository", path.display())))?;
+            let writable = meta.mode & 0o002 != 0 || (!name.is_empty() && meta.mode & 0o020 != 0);
+            if meta.uid != 0 || meta.kind == super::dir::FileKind::Symlink || writable {
+                return Err(Error::refused(format!("{} is not root's alone", shown.display()))
+                    .hint("mc_project init NAME repairs the owners"));
+            }
+        }
+        let config = open_config(&path)?;
+        let format = match config.get_string("extensions.objectformat") {
+            Ok(text) if text.eq_ignore_ascii_case("sha256") => ObjectFormat::Sha256,
+            _ => ObjectFormat::Sha1,
+        };
+        Self::open_with_program(&path, format, Some((user.uid, user.gid)))
     }
 
     /// Opens the repository with one more directory of objects: in pre-receive the pushed objects are in git's quarantine.
@@ -185,24 +215,26 @@ impl Repo {
             let added = repository.odb().and_then(|odb| odb.add_disk_alternate(text));
             added.context(|| format!("cannot read {}", objects.display()))?;
         }
-        repo.batch = RefCell::new(Batch::new(&repo.path, repo.format, Some(objects)));
+        repo.batch = RefCell::new(Batch::new(&repo.path, repo.format, Some(objects), repo.identity));
         repo.objects = Some(objects.to_path_buf());
         Ok(repo)
     }
 
-    fn open_with_program(path: &Path, format: ObjectFormat) -> Result<Self> {
-        Git::of(path).args(["rev-parse", "--git-dir"]).run(&format!("open the repository {}", path.display()))?;
-        Ok(Self::with(path.to_path_buf(), format, Backend::Program))
+    fn open_with_program(path: &Path, format: ObjectFormat, identity: Option<(u32, u32)>) -> Result<Self> {
+        let asking = Git::of(path).identity(identity).args(["rev-parse", "--git-dir"]);
+        asking.run(&format!("open the repository {}", path.display()))?;
+        let batch = RefCell::new(Batch::new(path, format, None, identity));
+        Ok(Self { batch, identity, ..Self::with(path.to_path_buf(), format, Backend::Program) })
     }
 
     fn with(path: PathBuf, format: ObjectFormat, backend: Backend) -> Self {
-        let batch = RefCell::new(Batch::new(&path, format, None));
-        Self { path, format, backend, batch, objects: None }
+        let batch = RefCell::new(Batch::new(&path, format, None, None));
+        Self { path, format, backend, batch, objects: None, identity: None }
     }
 
     /// A call of the git program about this repository.
     fn git(&self) -> Git<'static> {
-        Git::of(&self.path).with_objects(self.objects.as_deref())
+        Git::of(&self.path).with_objects(self.objects.as_deref()).identity(self.identity)
     }
 
     /// Where the repository is, links resolved.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "these modules are the doors")]
 
+pub mod accounts;
 pub mod clock;
 pub mod dir;
 pub mod error;

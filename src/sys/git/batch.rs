@@ -24,6 +24,7 @@ pub struct Batch {
     repo: PathBuf,
     format: ObjectFormat,
     objects: Option<PathBuf>,
+    identity: Option<(u32, u32)>,
     headers: Option<Talk>,
     contents: Option<Talk>,
 }
@@ -36,10 +37,10 @@ struct Talk {
 }
 
 impl Batch {
-    /// Readers for the repository at `repo`; nothing is started yet.
-    pub fn new(repo: &Path, format: ObjectFormat, objects: Option<&Path>) -> Self {
+    /// Readers for the repository at `repo`; nothing is started yet. They run as `identity` (user, group), if given.
+    pub fn new(repo: &Path, format: ObjectFormat, objects: Option<&Path>, identity: Option<(u32, u32)>) -> Self {
         let objects = objects.map(Path::to_path_buf);
-        Self { repo: repo.to_path_buf(), format, objects, headers: None, contents: None }
+        Self { repo: repo.to_path_buf(), format, objects, identity, headers: None, contents: None }
     }
 
     /// Kind and size of objects; `None` for those that are not here.
@@ -49,7 +50,8 @@ impl Batch {
     pub fn headers(&mut self, ids: &[&ObjectId]) -> Result<Vec<Option<Header>>> {
         let mut found = Vec::with_capacity(ids.len());
         for some in ids.chunks(QUESTIONS) {
-            let talk = started(&mut self.headers, (&self.repo, self.objects.as_deref()), "--batch-check")?;
+            let talk =
+                started(&mut self.headers, (&self.repo, self.objects.as_deref(), self.identity), "--batch-check")?;
             let answers = talk.ask(some);
             found.extend(answers.inspect_err(|_| self.headers = None)?);
         }
@@ -61,13 +63,16 @@ impl Batch {
     /// # Errors
     /// If it is missing or cannot be written; if it is damaged, which shows at its end.
     pub fn copy(&mut self, id: &ObjectId, out: &mut dyn Write) -> Result<u64> {
-        let talk = started(&mut self.contents, (&self.repo, self.objects.as_deref()), "--batch")?;
+        let talk = started(&mut self.contents, (&self.repo, self.objects.as_deref(), self.identity), "--batch")?;
         // After an error the conversation is out of step and is begun anew.
         talk.copy(id, self.format, out).inspect_err(|_| self.contents = None)
     }
 }
 
-fn started<'a>(slot: &'a mut Option<Talk>, repo: (&Path, Option<&Path>), how: &str) -> Result<&'a mut Talk> {
+/// The repository, one more directory of objects, and whom the reader runs as.
+type Where<'a> = (&'a Path, Option<&'a Path>, Option<(u32, u32)>);
+
+fn started<'a>(slot: &'a mut Option<Talk>, repo: Where<'_>, how: &str) -> Result<&'a mut Talk> {
     let talk = match slot.take() {
         Some(talk) => talk,
         None => Talk::start(repo, how)?,
@@ -76,10 +81,11 @@ fn started<'a>(slot: &'a mut Option<Talk>, repo: (&Path, Option<&Path>), how: &s
 }
 
 impl Talk {
-    fn start((repo, objects): (&Path, Option<&Path>), how: &str) -> Result<Self> {
+    fn start((repo, objects, identity): Where<'_>, how: &str) -> Result<Self> {
         // From this size on git streams a blob instead of holding it in memory (if it is stored whole).
         let mut child = Git::of(repo)
             .with_objects(objects)
+            .identity(identity)
             .setting("core.bigFileThreshold=32m")
             .args(["cat-file", how])
             .converse()?;

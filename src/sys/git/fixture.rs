@@ -176,7 +176,7 @@ impl Fixture {
 
 fn open(path: &std::path::Path, reader: Reader) -> Repo {
     match reader {
-        Reader::Program => Repo::open_with_program(path, ObjectFormat::Sha1).unwrap(),
+        Reader::Program => Repo::open_with_program(path, ObjectFormat::Sha1, None).unwrap(),
         Reader::Library | Reader::ProgramSha256 => Repo::open(path).unwrap(),
     }
 }

@@ -25,6 +25,7 @@ pub struct Git<'a> {
     env: Vec<(&'static str, OsString)>,
     input: &'a [u8],
     system_config: bool,
+    identity: Option<(u32, u32)>,
 }
 
 /// How a call ended.
@@ -39,7 +40,15 @@ pub struct Output {
 impl<'a> Git<'a> {
     /// A call about no repository.
     pub fn outside() -> Self {
-        Self { repo: None, settings: Vec::new(), args: Vec::new(), env: Vec::new(), input: &[], system_config: false }
+        Self {
+            repo: None,
+            settings: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            input: &[],
+            system_config: false,
+            identity: None,
+        }
     }
 
     /// A call about the repository at this absolute path.
@@ -83,6 +92,12 @@ impl<'a> Git<'a> {
     /// Gives the call something to read.
     pub fn input(mut self, input: &'a [u8]) -> Self {
         self.input = input;
+        self
+    }
+
+    /// Runs the call as this user and group, without further groups; `None` as we are.
+    pub fn identity(mut self, identity: Option<(u32, u32)>) -> Self {
+        self.identity = identity;
         self
     }
 
@@ -191,6 +206,10 @@ impl<'a> Git<'a> {
             command.arg(git_dir);
         }
         command.args(&self.args);
+        if let Some((uid, gid)) = self.identity {
+            // The standard library drops all further groups when it changes the user (setgroups(2)).
+            command.uid(uid).gid(gid);
+        }
         for (key, value) in &self.env {
             command.env(key, value);
         }

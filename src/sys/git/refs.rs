@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::names::{ObjectId, RefName};
@@ -194,11 +195,13 @@ impl Repo {
 
     /// Removes a lock file of git that a killed process left; tells whether it did.
     pub(super) fn remove_stale_lock(&self, name: &str) -> Result<bool> {
-        let lock = self.path.join(name);
-        let Ok(written) = std::fs::symlink_metadata(&lock).and_then(|meta| meta.modified()) else { return Ok(false) };
+        // By descriptors: another user may own what lies between the repository and the lock.
+        let dir = Dir::open(&self.path)?;
+        let Ok(Some(lock)) = dir.stat(Path::new(name)) else { return Ok(false) };
+        let written = SystemTime::UNIX_EPOCH + Duration::from_nanos(lock.mtime.try_into().unwrap_or_default());
         let stale = SystemTime::now().duration_since(written).is_ok_and(|age| age >= STALE_LOCK);
         if stale {
-            crate::sys::fs::remove_file(&lock)?;
+            dir.unlink(Path::new(name))?;
         }
         Ok(stale)
     }
