@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::ids::{ProjectName, RefName};
+use super::ids::ProjectName;
 use super::mode::{Environment, Mode};
 use super::recipe::Defaults;
 use super::yaml::locate::Step as Way;
-use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from_text, message_of};
+use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from_text};
 use super::yaml::{Source, with_hint};
 use crate::sys::error::Result;
 
 mod mail;
+mod project;
 
 use mail::MailFile;
+use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
+
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 
 /// When a push is answered.
@@ -204,18 +206,6 @@ fn modes_of(environment: Environment, has_release_sources: bool) -> Vec<Mode> {
     }
 }
 
-/// What the file says of one project.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Overrides {
-    environment: Option<Environment>,
-    mode: Option<Mode>,
-    branch: Option<String>,
-    answer: Option<Answer>,
-    force: Option<bool>,
-    trust_root: bool,
-    user: Option<String>,
-}
-
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct NodeFile {
@@ -256,33 +246,6 @@ struct ReserveFile {
 struct DefaultsFile {
     keep_archives: Option<Number<1, 1000>>,
     step_timeout: Option<Span>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ProjectFile {
-    environment: Option<Environment>,
-    mode: Option<Mode>,
-    branch: Option<Branch>,
-    verdict: Option<Answer>,
-    force: Option<Permission>,
-    trust: Trust,
-    user: Option<LoginName>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Permission {
-    Allow,
-    Refuse,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Trust {
-    #[default]
-    User,
-    Root,
 }
 
 impl NodeFile {
@@ -336,20 +299,6 @@ impl NodeFile {
     }
 }
 
-impl ProjectFile {
-    fn resolve(self) -> Overrides {
-        Overrides {
-            environment: self.environment,
-            mode: self.mode,
-            branch: self.branch.map(|branch| branch.0),
-            answer: self.verdict,
-            force: self.force.map(|word| word == Permission::Allow),
-            trust_root: self.trust == Trust::Root,
-            user: self.user.map(|user| user.0),
-        }
-    }
-}
-
 /// The projects' directory may not be one that the system lives in.
 fn check_projects_dir(source: &Source<'_>, dir: &Path) -> Result<()> {
     const SYSTEM: [&str; 13] =
@@ -376,50 +325,6 @@ impl<'de> Deserialize<'de> for AbsoluteDir {
                 return Err(with_hint("this is no good path", "an absolute path without `.`, `..` and double slashes"));
             }
             Ok(Self(PathBuf::from(format!("/{}", parts.unwrap_or("")))))
-        })
-    }
-}
-
-/// The name of an account, as useradd(8) takes it; root is none that a project may have.
-struct LoginName(String);
-
-impl<'de> Deserialize<'de> for LoginName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "the name of an account", |name| {
-            let first = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-            let rest = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'));
-            if name == "root" {
-                return Err(with_hint("a project may not run as root", "`trust: root` lets single steps do so"));
-            }
-            if !first || !rest || name.len() > 32 {
-                return Err(with_hint("this is no name of an account", "a-z, 0-9, _ and -, at most 32"));
-            }
-            Ok(Self(name.to_string()))
-        })
-    }
-}
-
-struct Branch(String);
-
-impl<'de> Deserialize<'de> for Branch {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "the name of a branch", |name| match RefName::of_branch(name) {
-            Ok(_) if name.starts_with("refs/") => {
-                Err(with_hint("this is a ref", "write the branch's name alone: main"))
-            }
-            Ok(_) => Ok(Self(name.to_string())),
-            Err(error) => Err(message_of(&error)),
-        })
-    }
-}
-
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct ProjectKey(ProjectName);
-
-impl<'de> Deserialize<'de> for ProjectKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "the name of a project", |name| {
-            ProjectName::from_str(name).map(Self).map_err(|error| message_of(&error))
         })
     }
 }
