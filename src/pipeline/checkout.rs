@@ -120,12 +120,12 @@ impl Draft<'_> {
         if !version.recipe.submodules {
             return Ok(Vec::new());
         }
-        let mirrors = self.site.place.build().join("modules");
+        let mirrors = workshop(self.site, "modules")?;
         let mut modules = Vec::new();
         for module in self.repo.submodules(commit)? {
             let name = blake3::hash(module.url.as_bytes()).to_hex();
-            crate::sys::fs::ensure_dir(&mirrors, 0o700)?;
-            let repo = fetch_submodule(&mirrors.join(format!("{}.git", &name.as_str()[..32])), &module, None)?;
+            let mirror = mirrors.join(format!("{}.git", &name.as_str()[..32]));
+            let repo = fetch_submodule(&mirror, &module, None, self.repo.identity())?;
             let mut entries = repo.list(&module.commit, &self.limits())?;
             for entry in &mut entries {
                 if entry.kind == EntryKind::Submodule {
@@ -184,18 +184,18 @@ pub fn sync_tree(
     supply: &mut Supply<'_>,
     point: &'static str,
 ) -> Result<usize> {
-    let tree = Dir::open(path)?;
+    let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
     let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
     let witness = Witness::read(&witness_path);
-    let actual = identify(&tree, site.own, witness.as_ref(), &|_| true)?;
+    let actual = identify(&tree, own, witness.as_ref(), &|_| true)?;
     let mut wanted = wanted.clone();
     wanted.inherit_times(&actual.manifest);
     let plan = Plan::new(&actual, &wanted);
     let count = plan.files();
     if !plan.is_empty() {
-        apply(&Target { tree: &tree, own: site.own, point }, &plan, supply, &Keeping::default())?;
+        apply(&Target { tree: &tree, own, point }, &plan, supply, &Keeping::default())?;
     }
-    seal(&tree, site.own, &wanted)?.write(&witness_path)?;
+    seal(&tree, own, &wanted)?.write(&witness_path)?;
     Ok(count)
 }
 
@@ -228,6 +228,19 @@ pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize>
     let count = sync_tree(site, &site.place.pillar(), &manifest, &mut supply, "checkout.pillar")?;
     Dir::open(&site.place.build())?.remove_tree(Path::new("pillar-store"))?;
     Ok(count)
+}
+
+/// A directory in which git itself works for us: the receiver's on a whole-machine node, below `build` elsewhere.
+fn workshop(site: &Site, name: &str) -> Result<std::path::PathBuf> {
+    let Some(owners) = site.owners() else {
+        let dir = site.place.build().join(name);
+        crate::sys::fs::ensure_dir(&dir, 0o700)?;
+        return Ok(dir);
+    };
+    let dir = site.place.git_project().with_file_name(name);
+    crate::sys::fs::ensure_dir(&dir, 0o700)?;
+    Dir::open_real(&dir)?.give_to(owners.receiver.0, owners.receiver.1)?;
+    Ok(dir)
 }
 
 fn fs_scratch(path: &Path) -> Result<()> {
@@ -376,10 +389,14 @@ pub fn directory(path: TreePath, mtime: i64) -> Entry {
 
 /// `attributes: git`: the git program makes the checkout, we take it in with our own modes.
 fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store) -> Result<Manifest> {
-    let path = site.place.build().join("checkout");
-    fs_scratch(&path)?;
+    let dir = workshop(site, "checkout")?;
+    fs_scratch(&dir.join("tree"))?;
+    let path = dir.join("tree");
+    if let Some(owners) = site.owners() {
+        Dir::open_real(&path)?.give_to(owners.receiver.0, owners.receiver.1)?;
+    }
     repo.checkout_with_git(commit, &path)?;
-    let tree = Dir::open(&path)?;
+    let tree = Dir::open_real(&path)?;
     let told = identify(&tree, Own::current(), None, &|_| true)?;
     let now = now_ns();
     let mut entries = Vec::new();
@@ -393,6 +410,6 @@ fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store
         }
         entries.push(entry);
     }
-    Dir::open(&site.place.build())?.remove_tree(Path::new("checkout"))?;
+    Dir::open_real(&dir)?.remove_tree(Path::new("tree"))?;
     Manifest::new(entries)
 }

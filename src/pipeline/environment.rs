@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::site::Site;
+use super::site::{Rights, Site};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::pillar::Pillar;
 use crate::project::recipe::Recipe;
+use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
 use crate::sys::{fs, process};
 
@@ -40,7 +41,10 @@ pub fn environment(
     step: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let place = &site.place;
-    let mut all = process::base_environment(&place.build_home());
+    let mut all = match &site.rights {
+        Rights::OneUser => process::base_environment(&place.build_home()),
+        Rights::Separate { project, .. } => process::base_environment_of(&project.name, &place.build_home()),
+    };
     all.extend(site.node.config.env.clone());
     all.extend(recipe.env.clone());
     all.extend(pillar.exports());
@@ -81,8 +85,19 @@ pub fn write_config(site: &Site, commit: Option<&ObjectId>, pillar: &Pillar) -> 
     let path = config_path(site, commit);
     let text = serde_json::to_vec_pretty(pillar.config()).context(|| "cannot write the configuration".to_string())?;
     if fs::read_if_there(&path)?.as_deref() != Some(&text) {
-        fs::ensure_dir(&site.place.build().join("config"), 0o700)?;
-        fs::write_durable(&path, &text, 0o600)?;
+        let dir = site.place.build().join("config");
+        match &site.rights {
+            Rights::OneUser => {
+                fs::ensure_dir(&dir, 0o700)?;
+                fs::write_durable(&path, &text, 0o600)?;
+            }
+            // The project's account reads its configuration and changes nothing.
+            Rights::Separate { project, .. } => {
+                fs::ensure_dir(&dir, 0o750)?;
+                Dir::open_real(&dir)?.give_to(0, project.gid)?;
+                fs::write_durable_for(&path, &text, 0o640, project.gid)?;
+            }
+        }
     }
     Ok(path)
 }

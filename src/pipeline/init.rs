@@ -2,16 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::site::{Identity, Node, Site, read_identity};
+use super::rights;
+use super::site::{HOOKS_IDENTITY, Identity, Node, Rights, Site, read_identity};
 use crate::project::ids::{ProjectName, RefName};
 use crate::project::layout::layout;
 use crate::project::mode::Environment;
 use crate::project::node::Answer;
+use crate::project::place::Place;
+use crate::project::system::System;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
 use crate::sys::{fs, mount, process};
-use crate::tree::layout as trees;
+use crate::tree::layout::{self as trees, Act, Change, Owners};
 
 /// What `init` made or found.
 #[derive(Debug)]
@@ -43,7 +46,16 @@ pub fn init(
     let config = node.config.for_project(name, environment);
     let layout = layout(config.mode, name)?;
     fs::ensure_dir(node.place.root(), 0o755)?;
-    let mut changes: Vec<String> = trees::build(&place, &layout)?.iter().map(ToString::to_string).collect();
+    let mut changes = Vec::new();
+    if rights::ensure_account(node, name, config.user.as_deref())? {
+        changes.push(format!("account {}: made", System::project_account(name)));
+    }
+    let owners = Rights::of(node, name, config.user.as_deref())?.owners();
+    let built = trees::build(&place, &layout, owners.as_ref())?;
+    changes.extend(built.iter().map(ToString::to_string));
+    if let Some(owners) = &owners {
+        changes.extend(adopt(&place, owners, &built)?);
+    }
     let root = fs::canonical(node.place.root())?;
     let identity = Identity { format: 1, name: name.clone(), root, environment };
     if recorded.as_ref() != Some(&identity) {
@@ -55,15 +67,46 @@ pub fn init(
     let site = Site::open(node, name)?;
     for path in [place.git_project(), place.git_pillar()] {
         changes.extend(repository(&site, &path, format)?);
+        changes.extend(known_to_hooks(&path, &identity)?);
+        changes.extend(rights::repository(&site, &path, true)?);
+        changes.extend(rights::trust_repository(node, &path)?);
     }
     let namespaces = mount::probe_namespace(&place.build())?;
     Ok(Initialised { site, changes, namespaces })
+}
+
+/// A node that root ran alone becomes a whole-machine node: what root made in the project's trees is given to its account.
+fn adopt(place: &Place, owners: &Owners, built: &[Change]) -> Result<Vec<String>> {
+    let mut changes = Vec::new();
+    for tree in [place.run(), place.spare(), place.data(), place.build_tree(), place.build_home()] {
+        let rel = tree.strip_prefix(place.node().root()).unwrap_or(&tree);
+        let is_given = |change: &&Change| change.path == rel && matches!(change.act, Act::SetOwner { .. });
+        let is_new = |change: &&Change| change.path == rel && matches!(change.act, Act::MakeDir { .. });
+        if built.iter().any(|change| is_given(&change)) && !built.iter().any(|change| is_new(&change)) {
+            let count = rights::give_below(&Dir::open_real(&tree)?, owners.project, &|_| false)?;
+            changes.push(format!("{}: {count} entries given to the project's account", tree.display()));
+        }
+    }
+    Ok(changes)
+}
+
+/// Writes the project's identity where the hooks can read it who may not read `state/`.
+fn known_to_hooks(repository: &Path, identity: &Identity) -> Result<Option<String>> {
+    let path = repository.join(HOOKS_IDENTITY);
+    if read_identity(&path)?.as_ref() == Some(identity) {
+        return Ok(None);
+    }
+    fs::ensure_dir(&repository.join("info"), 0o755)?;
+    let text = serde_json::to_vec_pretty(identity).context(|| "cannot write the project's identity".to_string())?;
+    fs::write_durable(&path, &text, 0o644)?;
+    Ok(Some(format!("{}: written", path.display())))
 }
 
 /// Makes a bare repository with our hooks and settings, or repairs it.
 fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<String>> {
     let mut changes = Vec::new();
     let is_new = !fs::exists(&path.join("HEAD"));
+    // As we are, also where the objects are the receiver's: only the configuration is read and written here.
     let repo = if is_new { Repo::init_bare(path, format)? } else { Repo::open(path)? };
     if is_new {
         changes.push(format!("{}: new repository", path.display()));
@@ -128,8 +171,9 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
     let layout = layout(site.config.mode, site.place.name())?;
-    let mut repairs: Vec<String> = trees::check(&site.place, &layout)?.iter().map(ToString::to_string).collect();
+    let mut repairs: Vec<String> = trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
     for repository in [site.place.git_project(), site.place.git_pillar()] {
+        repairs.extend(rights::repository(site, &repository, false)?);
         for name in HOOKS {
             let path = repository.join("hooks").join(name);
             match fs::link_target(&path) {
@@ -149,6 +193,11 @@ pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
 pub fn destroy(site: &Site, with_data: bool) -> Result<Option<PathBuf>> {
     let place = &site.place;
     let projects = Dir::open(place.node().projects())?;
+    if site.owners().is_some() && place.node().root() == Path::new("/") {
+        for repository in [place.git_project(), place.git_pillar()] {
+            crate::sys::git::remove_safe_directory(&repository)?;
+        }
+    }
     let mut kept = None;
     if !with_data && !fs::names(&place.data())?.is_empty() {
         let label = crate::sys::clock::now().strftime("%Y%m%dT%H%M%SZ").to_string();

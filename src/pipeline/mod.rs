@@ -15,6 +15,7 @@ pub mod plan;
 pub mod prepare;
 pub mod queue;
 pub mod recover;
+pub mod rights;
 pub mod settle;
 pub mod site;
 pub mod steps;

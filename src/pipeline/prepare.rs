@@ -6,6 +6,7 @@ use std::path::Path;
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
 use super::draft::{Candidate, Draft, Goal, Version};
 use super::halt::{Halt, Step};
+use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::{Environment, Mode};
@@ -20,7 +21,7 @@ use crate::tree::deliverable::{Deliverable, Limits};
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest};
 use crate::tree::release::{Provenance, Releases};
-use crate::tree::scan::{Identified, identify};
+use crate::tree::scan::{Identified, Own, identify};
 use crate::tree::snapshot::Snapshots;
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
@@ -56,7 +57,7 @@ impl Draft<'_> {
         let manifest = if is_kept {
             manifest
         } else {
-            with_shared(self.site.place.data_shared().as_path(), &next.recipe, manifest)?
+            with_shared(self.site, &next.recipe, manifest)?
         };
         let manifest = self.stage(Stage::Candidate, |draft| draft.make_candidate(manifest, &store))?;
         let manifest = if is_kept { manifest } else { self.configure(&next, manifest, &store)? };
@@ -509,16 +510,18 @@ fn refuse_committed_shared(recipe: &Recipe, source: &Manifest) -> Step {
 }
 
 /// Adds the links to the shared paths, and makes what they lead to below `data/shared`.
-fn with_shared(shared_dir: &Path, recipe: &Recipe, manifest: Manifest) -> Result<Manifest> {
+fn with_shared(site: &Site, recipe: &Recipe, manifest: Manifest) -> Result<Manifest> {
     if recipe.shared.is_empty() {
         return Ok(manifest);
     }
-    let base = Dir::open(shared_dir)?;
+    let (shared_dir, own) = (site.place.data_shared(), site.own);
+    // `data` is the project's: what stands there under our name may be a link by now.
+    let base = Dir::open_real(&site.place.data())?.dir(Path::new("shared"))?;
     let now = now_ns();
     let mut put = std::collections::BTreeMap::new();
     let mut dropped = Vec::new();
     for shared in &recipe.shared {
-        make_shared(&base, &shared.path, shared.is_dir)?;
+        make_shared(&base, own, &shared.path, shared.is_dir)?;
         let mut at = shared.path.parent();
         while let Some(path) = at.filter(|path| manifest.get(path).is_none()) {
             at = path.parent();
@@ -534,12 +537,16 @@ fn with_shared(shared_dir: &Path, recipe: &Recipe, manifest: Manifest) -> Result
     manifest.with(put.into_values().collect(), &dropped)
 }
 
-fn make_shared(base: &Dir, path: &TreePath, is_dir: bool) -> Result<()> {
+fn make_shared(base: &Dir, own: Own, path: &TreePath, is_dir: bool) -> Result<()> {
     let mut at = base.again()?;
     let names: Vec<_> = path.as_path().components().map(|name| name.as_os_str().to_os_string()).collect();
     let parents = if is_dir { names.len() } else { names.len() - 1 };
     for name in &names[..parents] {
+        let is_new = at.stat(Path::new(name))?.is_none();
         at = at.ensure_dir(Path::new(name), 0o755).context(|| format!("cannot make data/shared/{path}"))?;
+        if is_new {
+            at.give_to(own.uid, own.gid)?;
+        }
     }
     Ok(())
 }

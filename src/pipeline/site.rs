@@ -17,7 +17,11 @@ use crate::sys::fs;
 use crate::sys::git::Repo;
 use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKeys};
 use crate::sys::step_exec::RunAs;
+use crate::tree::layout::Owners;
 use crate::tree::scan::Own;
+
+/// Where in a repository the hooks find their node if they may not read `state/`: a copy of `state/project.json`.
+pub const HOOKS_IDENTITY: &str = "info/mc_project.json";
 
 /// What `state/project.json` says: how a hook finds its node from the repository that it stands in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +143,19 @@ impl Site {
             Rights::OneUser => None,
             Rights::Separate { project, .. } => Some(project.run_as()),
         }
+    }
+
+    /// The users of a whole-machine node, as numbers; `None` where everything is one user's.
+    #[must_use]
+    pub fn owners(&self) -> Option<Owners> {
+        self.rights.owners()
+    }
+
+    /// Whose files a tree of ours holds: `project/` and `pillar/` are the node's own, everything else is the project's.
+    #[must_use]
+    pub fn own_at(&self, tree: &Path) -> Own {
+        let is_ours = tree == self.place.project() || tree == self.place.pillar();
+        if is_ours { Own::current() } else { self.own }
     }
 
     /// The project's repository, read and written as the receiver where that is another user than we are.
@@ -272,6 +289,17 @@ impl Site {
 }
 
 impl Rights {
+    /// The users of a whole-machine node, as numbers.
+    #[must_use]
+    pub fn owners(&self) -> Option<Owners> {
+        match self {
+            Self::OneUser => None,
+            Self::Separate { receiver, project } => {
+                Some(Owners { project: (project.uid, project.gid), receiver: (receiver.uid, receiver.gid) })
+            }
+        }
+    }
+
     /// The rights for a project; `user` is the account that `node.yaml` names for it.
     ///
     /// # Errors

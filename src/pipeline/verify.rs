@@ -297,7 +297,7 @@ impl Check<'_> {
             return Ok(());
         }
         let expected = crate::project::layout::layout(self.site.config.mode, place.name())?;
-        for change in crate::tree::layout::check(&place, &expected)? {
+        for change in crate::tree::layout::check(&place, &expected, self.site.owners().as_ref())? {
             self.problem("litter", format!("the layout needs repair: {change}"));
         }
         Ok(())

@@ -88,6 +88,12 @@ pub struct Entry {
     pub what: What,
     /// Whom it belongs to on a whole-machine node.
     pub owner: Owner,
+    /// Whose group it has there.
+    pub group: Owner,
+    /// Who else may pass through it there.
+    pub passes: Option<Owner>,
+    /// Whether it is made on a whole-machine node only.
+    pub machine: bool,
 }
 
 impl Entry {
@@ -161,6 +167,10 @@ struct EntryFile {
     mode: Option<ModeText>,
     target: Option<String>,
     owner: Owner,
+    group: Option<Owner>,
+    passes: Option<Owner>,
+    #[serde(default)]
+    machine: bool,
     #[serde(default)]
     keep: bool,
 }
@@ -187,7 +197,8 @@ impl EntryFile {
                 return Err(Error::invalid(message));
             }
         };
-        Ok(Entry { spot: self.path.0, what, owner: self.owner })
+        let group = self.group.unwrap_or(self.owner);
+        Ok(Entry { spot: self.path.0, what, owner: self.owner, group, passes: self.passes, machine: self.machine })
     }
 }
 

@@ -1,9 +1,15 @@
 //! Accounts of the machine: who a name is, in numbers.
 
-use std::ffi::CString;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::path::Path;
+use std::time::Duration;
 
 use super::error::{Context, Error, Result};
+use super::process::run_captured;
 use super::step_exec::RunAs;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A user of the machine with all groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +40,24 @@ impl Account {
             gid: user.gid.as_raw(),
             groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
         }))
+    }
+
+    /// Makes a system account with a group of its own, without a password and without a login (useradd(8)).
+    ///
+    /// # Errors
+    /// If there is one already, or useradd fails.
+    pub fn make(name: &str, home: &Path) -> Result<Self> {
+        let doing = || format!("cannot make the account {name}");
+        let env = BTreeMap::from([("PATH".to_string(), PATH.to_string()), ("LC_ALL".to_string(), "C".to_string())]);
+        let home = home.as_os_str().to_os_string();
+        let words = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", "--home-dir"];
+        let args: Vec<OsString> = words.iter().map(OsString::from).chain([home, "--".into(), name.into()]).collect();
+        let done = run_captured("useradd", &args, &env, &[], Duration::from_mins(1))?;
+        if !done.status.is_ok() {
+            let why = if done.last_words().is_empty() { done.status.words() } else { done.last_words() };
+            return Err(Error::failed(doing()).because(Error::failed(why)).hint(format!("useradd --system {name}")));
+        }
+        Self::of(name)?.ok_or_else(|| Error::failed(doing()).because(Error::failed("it is not there afterwards")))
     }
 
     /// The identity that a program of this account takes.

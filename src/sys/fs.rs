@@ -66,16 +66,31 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// If it cannot be written; the old content stands then. A failed sync is final and is never repeated.
 pub fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    write_with_group(path, bytes, mode, None)
+}
+
+/// As [`write_durable`]; the file has this group.
+///
+/// # Errors
+/// As [`write_durable`], and if we may not give it to the group.
+pub fn write_durable_for(path: &Path, bytes: &[u8], mode: u32, gid: u32) -> Result<()> {
+    write_with_group(path, bytes, mode, Some(gid))
+}
+
+fn write_with_group(path: &Path, bytes: &[u8], mode: u32, gid: Option<u32>) -> Result<()> {
     let (dir, temp) = beside(path)?;
     remove_file(&temp)?;
     let write = || -> Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(mode)
+            .mode(if gid.is_some() { 0o600 } else { mode })
             .open(&temp)
             .context(|| format!("cannot create {}", temp.display()))?;
         file.write_all(bytes).context(|| format!("cannot write {}", temp.display()))?;
+        if gid.is_some() {
+            std::os::unix::fs::fchown(&file, None, gid).context(|| format!("cannot give away {}", temp.display()))?;
+        }
         file.set_permissions(fs::Permissions::from_mode(mode))
             .context(|| format!("cannot write {}", temp.display()))?;
         file.sync_all().context(|| format!("cannot sync {}", temp.display()))?;

@@ -22,6 +22,7 @@ mod patch;
 mod program;
 mod refs;
 mod submodule;
+mod trust;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -35,6 +36,7 @@ pub use patch::text_patch;
 pub use program::program_version;
 pub use refs::RefChange;
 pub use submodule::{Submodule, fetch_submodule};
+pub use trust::{add_safe_directory, is_safe_directory, remove_safe_directory};
 
 use super::dir::Dir;
 use super::error::{Context, Error, Result};
@@ -235,6 +237,12 @@ impl Repo {
     /// A call of the git program about this repository.
     fn git(&self) -> Git<'static> {
         Git::of(&self.path).with_objects(self.objects.as_deref()).identity(self.identity)
+    }
+
+    /// The user and group that every call of git runs as, if not ours.
+    #[must_use]
+    pub fn identity(&self) -> Option<(u32, u32)> {
+        self.identity
     }
 
     /// Where the repository is, links resolved.

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "these modules are the doors")]
 
 pub mod accounts;
+pub mod acl;
 pub mod clock;
 pub mod dir;
 pub mod error;

@@ -174,12 +174,17 @@ pub fn user_name() -> String {
 /// The environment that everything starts from; nothing of our own environment is in it.
 #[must_use]
 pub fn base_environment(home: &Path) -> BTreeMap<String, String> {
-    let user = user_name();
+    base_environment_of(&user_name(), home)
+}
+
+/// As [`base_environment`], for another user.
+#[must_use]
+pub fn base_environment_of(user: &str, home: &Path) -> BTreeMap<String, String> {
     [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", &home.to_string_lossy()),
-        ("USER", &user),
-        ("LOGNAME", &user),
+        ("USER", user),
+        ("LOGNAME", user),
         ("SHELL", "/bin/sh"),
         ("LANG", "C.UTF-8"),
     ]

@@ -36,6 +36,27 @@ impl Dir {
             .map_err(|e| fail("set the owner of", &self.path.join(rel), e))
     }
 
+    /// Sets the permission bits of this directory itself.
+    ///
+    /// # Errors
+    /// As fchmod(2).
+    pub fn set_own_mode(&self, mode: u32) -> Result<()> {
+        rfs::fchmod(&self.fd, Mode::from_raw_mode(mode & 0o7777)).map_err(|e| fail("set the mode of", &self.path, e))
+    }
+
+    /// Gives this directory itself to a user and a group; nothing is done if it is theirs already.
+    ///
+    /// # Errors
+    /// As fchown(2).
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
+        let now = self.stat_self()?;
+        if (now.uid, now.gid) == (uid, gid) {
+            return Ok(());
+        }
+        rfs::fchown(&self.fd, Some(rfs::Uid::from_raw(uid)), Some(rfs::Gid::from_raw(gid)))
+            .map_err(|e| fail("set the owner of", &self.path, e))
+    }
+
     /// Sets the modification time, in nanoseconds since the epoch, links not followed. The access time is left alone.
     ///
     /// # Errors

@@ -216,7 +216,8 @@ impl Repo {
         }
         self.remove_stale_lock("HEAD.lock")?;
         let doing = format!("set HEAD of {}", self.path.display());
-        self.git().args(["symbolic-ref", "HEAD", name.as_str()]).run(&doing).map(|_| ())
+        // HEAD is not among what the receiver may write: this is done as we are.
+        self.git().identity(None).args(["symbolic-ref", "HEAD", name.as_str()]).run(&doing).map(|_| ())
     }
 
     /// The ref that HEAD names; `None` if HEAD names a commit directly.

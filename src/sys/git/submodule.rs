@@ -181,14 +181,31 @@ fn refuse(name: &str, problem: &str) -> Error {
     Error::refused(format!("submodule `{shown}` {problem}")).hint("correct .gitmodules, commit and push again")
 }
 
+/// The mirror, made if there is none. One that belongs to another user is not looked into by ourselves.
+fn mirror_of(path: &Path, format: ObjectFormat, identity: Option<(u32, u32)>) -> Result<Repo> {
+    if identity.is_none() {
+        return Repo::init_bare(path, format);
+    }
+    let doing = format!("make the repository {}", path.display());
+    let words = ["init", "--quiet", "--bare", "--template=", "--initial-branch=main"];
+    let format_word = format!("--object-format={}", format.as_str());
+    Git::outside().identity(identity).args(words).arg(format_word).arg("--").arg(path).run(&doing)?;
+    Repo::open_with_program(path, format, identity)
+}
+
 /// Fetches the commit of a submodule into the bare mirror at `mirror`, which is made if there is none. Nothing is
 /// fetched if the commit is there already; submodules of the submodule are not followed. `ssh_command` is what git
-/// starts instead of `ssh`.
+/// starts instead of `ssh`. With an `identity` (user, group) git works as that user, whom the mirror then belongs to.
 ///
 /// # Errors
 /// If the commit cannot be fetched.
-pub fn fetch_submodule(mirror: &Path, sub: &Submodule, ssh_command: Option<&str>) -> Result<Repo> {
-    let repo = Repo::init_bare(mirror, ObjectFormat::of(&sub.commit))?;
+pub fn fetch_submodule(
+    mirror: &Path,
+    sub: &Submodule,
+    ssh_command: Option<&str>,
+    identity: Option<(u32, u32)>,
+) -> Result<Repo> {
+    let repo = mirror_of(mirror, ObjectFormat::of(&sub.commit), identity)?;
     let kept: RefName = format!("refs/kept/{}", sub.commit).parse()?;
     // The ref, not the object, tells that the fetch was complete.
     if repo.read_ref(&kept)?.is_some() {
@@ -200,6 +217,7 @@ pub fn fetch_submodule(mirror: &Path, sub: &Submodule, ssh_command: Option<&str>
     let doing = format!("fetch the submodule `{}` from {}", escape::visible(&sub.name), sub.shown_url());
     let fetch = |arguments: &[&str]| {
         Git::of(repo.path())
+            .identity(identity)
             .with_system_config()
             .setting("protocol.allow=never")
             .setting("protocol.https.allow=always")
@@ -379,17 +397,17 @@ mod tests {
             let url = format!("ssh://me@host{}", f.path.display());
             let sub = Submodule { path: path("a"), name: "a".into(), url, commit: two.clone() };
             let mirror = f.temp.path().join("mirror");
-            let repo = fetch_submodule(&mirror, &sub, Some(&ssh)).unwrap();
+            let repo = fetch_submodule(&mirror, &sub, Some(&ssh), None).unwrap();
             assert_eq!(repo.blob_at(&two, &path("a"), 10).unwrap().unwrap(), b"2");
             assert_eq!(repo.peel_to_commit(&three).unwrap(), None);
             assert_eq!(calls(&f), 1);
-            fetch_submodule(&mirror, &sub, Some(&ssh)).unwrap();
+            fetch_submodule(&mirror, &sub, Some(&ssh), None).unwrap();
             assert_eq!(calls(&f), 1);
             let newer = Submodule { commit: three.clone(), ..sub.clone() };
-            fetch_submodule(&mirror, &newer, Some(&ssh)).unwrap();
+            fetch_submodule(&mirror, &newer, Some(&ssh), None).unwrap();
             assert_eq!(repo.commit(&three).unwrap().subject, "three");
             let gone = Submodule { commit: f.nothing(), ..sub };
-            let error = fetch_submodule(&mirror, &gone, Some(&ssh)).unwrap_err();
+            let error = fetch_submodule(&mirror, &gone, Some(&ssh), None).unwrap_err();
             assert!(error.message().contains("has no commit deadbeef"), "{error}");
         }
     }
@@ -406,7 +424,7 @@ mod tests {
         std::fs::write(&ssh, text).unwrap();
         let url = format!("ssh://me@host{}", f.path.display());
         let sub = Submodule { path: path("a"), name: "a".into(), url, commit: one.clone() };
-        let repo = fetch_submodule(&f.temp.path().join("mirror"), &sub, Some(&ssh)).unwrap();
+        let repo = fetch_submodule(&f.temp.path().join("mirror"), &sub, Some(&ssh), None).unwrap();
         assert_eq!(repo.commit(&one).unwrap().subject, "one");
         assert_eq!(calls(&f), 2);
     }
@@ -418,7 +436,7 @@ mod tests {
         f.git(&["update-ref", "refs/heads/main", one.as_str()]);
         for url in [format!("file://{}", f.path.display()), f.path.display().to_string(), "ext::sh -c id".into()] {
             let sub = Submodule { path: path("a"), name: "a".into(), url, commit: one.clone() };
-            let error = fetch_submodule(&f.temp.path().join("mirror"), &sub, None).unwrap_err();
+            let error = fetch_submodule(&f.temp.path().join("mirror"), &sub, None, None).unwrap_err();
             assert_eq!(error.kind(), Kind::Refused, "{error}");
         }
     }
