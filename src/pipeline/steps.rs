@@ -128,13 +128,14 @@ fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, plac
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
     };
     let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
-    let (cwd, bind) = match &place.at {
-        At::Run => (site.place.run(), None),
-        At::Plain(tree) => (tree.clone(), None),
-        At::Mounted(tree) => (site.place.run(), Some(Bind { source: tree.clone(), at: site.place.run() })),
+    let (cwd, binds) = match &place.at {
+        At::Run => (site.place.run(), Vec::new()),
+        At::Plain(tree) => (tree.clone(), Vec::new()),
+        At::Mounted(tree) => (site.place.run(), vec![Bind { source: tree.clone(), at: site.place.run() }]),
     };
     let mut order = StepOrder::new(argv, env.into_iter().collect(), cwd);
-    order.bind = bind;
+    order.run_as = site.project_identity();
+    order.view.binds = binds;
     // A service that a step of `start` puts into the background must live on.
     order.keep_background = stage == Stage::Start;
     order.output_file = order.keep_background.then(|| site.place.logs().join("services.log"));

@@ -49,6 +49,13 @@ pub struct Bind {
     pub at: PathBuf,
 }
 
+/// What a step sees of the machine; by default what we see.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The directories that it sees at other places; they are mounted in this order.
+    pub binds: Vec<Bind>,
+}
+
 /// The identity that a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunAs {
@@ -79,11 +86,11 @@ pub struct StepOrder {
     pub argv: Vec<OsString>,
     /// The whole environment; only the marker is added.
     pub env: Vec<(String, String)>,
-    /// The working directory, opened after the bind.
+    /// The working directory, opened after the binds.
     #[serde(with = "escaped")]
     pub cwd: PathBuf,
-    /// What the step sees at another place.
-    pub bind: Option<Bind>,
+    /// What the step sees of the machine.
+    pub view: View,
     /// The identity to take, if not ours.
     pub run_as: Option<RunAs>,
     /// Resource limits.
@@ -98,13 +105,13 @@ pub struct StepOrder {
 }
 
 impl StepOrder {
-    /// An order without bind, limits or another identity.
+    /// An order without binds, limits or another identity.
     pub fn new(argv: Vec<OsString>, env: Vec<(String, String)>, cwd: PathBuf) -> Self {
         Self {
             argv,
             env,
             cwd,
-            bind: None,
+            view: View::default(),
             run_as: None,
             limits: Limits::default(),
             keep_background: false,
@@ -122,7 +129,7 @@ impl fmt::Debug for StepOrder {
             .field("program", &self.argv.first())
             .field("env", &names)
             .field("cwd", &self.cwd)
-            .field("bind", &self.bind)
+            .field("view", &self.view)
             .field("run_as", &self.run_as)
             .field("limits", &self.limits)
             .field("keep_background", &self.keep_background)
@@ -192,9 +199,7 @@ fn become_step(socket: &mut Option<File>) -> Result<std::convert::Infallible> {
     nix::unistd::setsid().context(|| "cannot open a session".into())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     set_limits(&order.limits)?;
-    if let Some(bind) = &order.bind {
-        show_at(bind)?;
-    }
+    show(&order.view)?;
     change_dir(&order.cwd)?;
     if let Some(run_as) = &order.run_as {
         take_identity(run_as)?;
@@ -297,16 +302,27 @@ fn set_limits(limits: &Limits) -> Result<()> {
     Ok(())
 }
 
-/// Shows one directory at the place of another, for this process and its children only.
-fn show_at(bind: &Bind) -> Result<()> {
-    let shown = |path: &Path| super::escape::visible_bounded(path.as_os_str().as_bytes(), 4096);
+/// Gives this process and its children a view of their own.
+fn show(view: &View) -> Result<()> {
+    if view.binds.is_empty() {
+        return Ok(());
+    }
     own_mounts()?;
-    let source = open_dir(&bind.source)?;
-    let at = open_dir(&bind.at)?;
+    // All are opened before the first is mounted: one may hide where another one is.
+    let opened = view.binds.iter().map(|bind| Ok((bind, open_dir(&bind.source)?, open_dir(&bind.at)?)));
+    for (bind, source, at) in opened.collect::<Result<Vec<_>>>()? {
+        show_at(bind, &source, &at)?;
+    }
+    Ok(())
+}
+
+/// Shows one directory at the place of another.
+fn show_at(bind: &Bind, source: &OwnedFd, at: &OwnedFd) -> Result<()> {
+    let shown = |path: &Path| super::escape::visible_bounded(path.as_os_str().as_bytes(), 4096);
     let doing = || format!("cannot show {} at {}", shown(&bind.source), shown(&bind.at));
-    mount_by_descriptor(&source, &at).context(doing)?;
+    mount_by_descriptor(source, at).context(doing)?;
     let seen = rustix::fs::stat(&bind.at).context(doing)?;
-    let wanted = rustix::fs::fstat(&source).context(doing)?;
+    let wanted = rustix::fs::fstat(source).context(doing)?;
     if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino) {
         return Err(Error::failed(doing()).because(Error::failed("something else is seen there")));
     }
