@@ -505,5 +505,12 @@ fn hook_entry(hook: HookName) -> u8 {
     let render = |record: &Record| terminal::lines(record, &style);
     let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let io = HookIo { input: &mut input, output: &mut output, tell: &mut tell, render: &render, pace: Pace::default() };
-    run_hook(&call, &desk, io) as u8
+    let code = run_hook(&call, &desk, io);
+    // After pre-receive the objects are in quarantine still.
+    if hook != HookName::PreReceive
+        && let Err(error) = desk.give_back()
+    {
+        tracing::warn!("{}", error.one_line());
+    }
+    code as u8
 }

@@ -6,7 +6,7 @@ use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, KeysCommand, NameArgs, With};
 use crate::pipeline::init::{self as making, needed_repairs};
 use crate::pipeline::recover::finish_interrupted;
-use crate::pipeline::site::{Node, Site};
+use crate::pipeline::site::{Node, Rights, Site};
 use crate::pipeline::verify::verify;
 use crate::project::mode::Mode;
 use crate::report::spool;
@@ -49,14 +49,37 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
     if let Err(reason) = &made.namespaces {
         screen::line(format!("  build steps work in build/tree, not at the path of run: {reason}"));
     }
+    if site.config.trust_root {
+        screen::line("  !! trust: root in node.yaml: whoever pushes to this project IS ROOT on this machine");
+    }
+    let branch = site.config.branch.as_deref().unwrap_or("main");
+    if let Rights::Separate { receiver, project } = &site.rights {
+        screen::line(format!("  its account:   {}", project.name));
+        screen::line(format!("  code:          {}@{}:{}", receiver.name, host_name(), args.name));
+        screen::line(format!("  configuration: {}@{}:{}/pillar", receiver.name, host_name(), args.name));
+        if is_new {
+            screen::line("next, let somebody push to it (their public ssh key on standard input):");
+            screen::line(format!("  mc_project keys add alice --project {} --key alice.pub", args.name));
+            screen::line("and in their repository:");
+            screen::line(format!("  git remote add node {}@{}:{}", receiver.name, host_name(), args.name));
+            screen::line(format!("  git push node {branch}"));
+        }
+        return Ok(0);
+    }
     screen::line(format!("  code:          {}", place.git_project().display()));
     screen::line(format!("  configuration: {}", place.git_pillar().display()));
     if is_new {
         screen::line("next, in your repository:");
         screen::line(format!("  git remote add node {}", place.git_project().display()));
-        screen::line(format!("  git push node {}", site.config.branch.as_deref().unwrap_or("main")));
+        screen::line(format!("  git push node {branch}"));
     }
     Ok(0)
+}
+
+/// What this machine calls itself: the best guess of how a developer reaches it.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "NODE".to_string())
 }
 
 /// `destroy`.

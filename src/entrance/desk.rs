@@ -45,10 +45,20 @@ impl NodeDesk {
 
     fn repo(&self) -> Result<Repo> {
         let repository = fs::canonical(&self.repository)?;
-        match &self.quarantine {
-            Some(objects) => Repo::open_with_objects(&repository, objects),
-            None => Repo::open(&repository),
+        match (&self.quarantine, self.kind) {
+            // Only we can read what we just pushed.
+            (Some(objects), _) => Repo::open_with_objects(&repository, objects),
+            (None, RepoKind::Project) => self.site.repo(),
+            (None, RepoKind::Pillar) => self.site.pillar_repo(),
         }
+    }
+
+    /// Gives to the receiver what git wrote into the repository as root, if that is who pushed.
+    ///
+    /// # Errors
+    /// If something cannot be given.
+    pub fn give_back(&self) -> Result<()> {
+        crate::pipeline::rights::give_back(&self.site, &fs::canonical(&self.repository)?).map(|_| ())
     }
 
     fn pushes(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
+use super::rights;
 use super::site::Site;
 use super::steps::{At, Place, files_words};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
@@ -180,6 +181,7 @@ impl Draft<'_> {
     /// The failed step.
     pub fn dump(&mut self, version: &Version, dumps: &Path) -> Step<usize> {
         fs::ensure_dir(dumps, 0o700)?;
+        rights::give_dumps(self.site, dumps)?;
         let steps = self.steps_of(version, Stage::Backup);
         let place = in_run(self.site, version, self.id(), Some(dumps.to_path_buf()));
         self.run_steps(version, Stage::Backup, &steps, &place)
@@ -305,7 +307,9 @@ impl Draft<'_> {
         let Some(point) = RestorePoint::read(self.site, from)? else { return Ok(()) };
         let Some(commit) = &point.dumped_by else { return Ok(()) };
         let version = Version::load(self.site, &self.repo, commit, point.dumped_with.as_ref(), self.next.mode)?;
-        let place = in_run(self.site, &version, self.id(), Some(dumps_of(self.site, from)));
+        let dumps = dumps_of(self.site, from);
+        rights::give_dumps(self.site, &dumps)?;
+        let place = in_run(self.site, &version, self.id(), Some(dumps));
         let steps = self.steps_of(&version, Stage::Restore);
         self.run_steps(&version, Stage::Restore, &steps, &place)?;
         Ok(())

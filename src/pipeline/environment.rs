@@ -62,7 +62,7 @@ pub fn environment(
     ours("MC_PROJECT_DIR", text(place.dir()));
     ours("MC_PILLAR", text(&place.pillar()));
     ours("MC_CONFIG", text(&setting.config));
-    ours("MC_DUMPS", setting.dumps.as_deref().map(text).unwrap_or_default());
+    ours("MC_DUMPS", setting.dumps.as_deref().map(|dumps| text(&dumps_seen_at(site, dumps))).unwrap_or_default());
     // One node until sets of nodes come: it is the primary of the only role.
     ours("MC_PRIMARY", "1".to_string());
     ours("MC_ROLE", "app".to_string());
@@ -74,6 +74,12 @@ pub fn environment(
         all.insert("SOURCE_DATE_EPOCH".to_string(), time.to_string());
     }
     all
+}
+
+/// Where steps see a restore point's dumps: `archives/` is closed to the project's account, so they are shown elsewhere.
+#[must_use]
+pub fn dumps_seen_at(site: &Site, dumps: &Path) -> PathBuf {
+    if site.owners().is_some() { site.place.build().join("dumps") } else { dumps.to_path_buf() }
 }
 
 /// Writes the configuration of a pillar commit as JSON for `MC_CONFIG` and returns the path. One file per pillar commit: a

@@ -171,7 +171,8 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
     let layout = layout(site.config.mode, site.place.name())?;
-    let mut repairs: Vec<String> = trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
+    let mut repairs: Vec<String> =
+        trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
     for repository in [site.place.git_project(), site.place.git_pillar()] {
         repairs.extend(rights::repository(site, &repository, false)?);
         for name in HOOKS {

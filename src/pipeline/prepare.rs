@@ -54,11 +54,7 @@ impl Draft<'_> {
             }
         };
         let is_kept = self.goal != Goal::Commit;
-        let manifest = if is_kept {
-            manifest
-        } else {
-            with_shared(self.site, &next.recipe, manifest)?
-        };
+        let manifest = if is_kept { manifest } else { with_shared(self.site, &next.recipe, manifest)? };
         let manifest = self.stage(Stage::Candidate, |draft| draft.make_candidate(manifest, &store))?;
         let manifest = if is_kept { manifest } else { self.configure(&next, manifest, &store)? };
         self.candidate = Some(Candidate { manifest, built, was_built });

@@ -147,6 +147,22 @@ fn give(dir: &Dir, name: &Path, to: (u32, u32)) -> Result<usize> {
     }
 }
 
+/// Gives the directory of a restore point's dumps to the project: its steps write and read there.
+///
+/// # Errors
+/// If it cannot be given.
+pub fn give_dumps(site: &Site, dumps: &Path) -> Result<()> {
+    let Some(owners) = site.owners() else { return Ok(()) };
+    match Dir::open_real(dumps) {
+        Ok(dir) => {
+            dir.give_to(owners.project.0, owners.project.1)?;
+            give_below(&dir, owners.project, &|_| false).map(|_| ())
+        }
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Lets git accept exactly this repository although it is root's (`safe.directory` in the machine's configuration).
 ///
 /// # Errors

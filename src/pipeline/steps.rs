@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::draft::{Draft, Version};
-use super::environment::{Setting, environment};
+use super::environment::{Setting, dumps_seen_at, environment};
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::recipe::{self, Command};
@@ -128,11 +128,17 @@ fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, plac
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
     };
     let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
-    let (cwd, binds) = match &place.at {
+    let (cwd, mut binds) = match &place.at {
         At::Run => (site.place.run(), Vec::new()),
         At::Plain(tree) => (tree.clone(), Vec::new()),
         At::Mounted(tree) => (site.place.run(), vec![Bind { source: tree.clone(), at: site.place.run() }]),
     };
+    if let Some(dumps) = &place.setting.dumps {
+        let at = dumps_seen_at(site, dumps);
+        if at != *dumps {
+            binds.push(Bind { source: dumps.clone(), at });
+        }
+    }
     let mut order = StepOrder::new(argv, env.into_iter().collect(), cwd);
     order.run_as = site.project_identity();
     order.view.binds = binds;

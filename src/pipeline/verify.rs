@@ -267,7 +267,7 @@ impl Check<'_> {
                 self.problem("litter", format!("archives/{name}"));
             }
         }
-        let allowed = ["tree", "home", "config", "modules"];
+        let allowed = ["tree", "home", "config", "modules", "checkout", "tmp", "service-tmp", "dumps"];
         for name in fs::names(&place.build())? {
             if !allowed.contains(&name.as_str()) {
                 self.problem("litter", format!("build/{name}"));

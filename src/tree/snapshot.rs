@@ -233,11 +233,11 @@ impl<'a> Snapshots<'a> {
         match (unit.live, unit.snapshot) {
             (0, 0) => {}
             (0, _) => {
-                ensure_parents(&project, &rel)?;
+                ensure_parents(&project, &rel, self.own)?;
                 archives.rename_new(&rel, &project, &rel)?;
             }
             (_, 0) => {
-                ensure_parents(&archives, &rel)?;
+                ensure_parents(&archives, &rel, self.own)?;
                 project.rename_new(&rel, &archives, &rel)?;
             }
             _ => project.exchange(&rel, &archives, &rel)?,
@@ -334,6 +334,12 @@ impl<'a> Snapshots<'a> {
     fn pass(&self, scope: &Scope, keep: &Keep<'_>) -> Result<Manifest> {
         let live = Dir::open_real(&self.place.data())?;
         let (copy, store) = (self.copy()?, Store::open(&self.place.snapshot_store())?);
+        // The directories themselves are exchanged by a restore of all data.
+        let top = live.stat_self()?;
+        copy.give_to(top.uid, top.gid)?;
+        if copy.stat_self()?.mode != top.mode {
+            copy.set_own_mode(top.mode)?;
+        }
         let live_witness_path = self.witness_of(&live)?;
         let live_witness = Witness::read(&live_witness_path);
         let taken = now_ns();
@@ -382,11 +388,15 @@ pub fn wants(scope: &Scope) -> impl Fn(&TreePath) -> bool + Sync {
     move |path| scope.as_ref().is_none_or(|paths| paths.iter().any(|p| path.is_within(p) || p.is_within(path)))
 }
 
-fn ensure_parents(base: &Dir, rel: &Path) -> Result<()> {
+fn ensure_parents(base: &Dir, rel: &Path, own: Own) -> Result<()> {
     let Some(parent) = rel.parent() else { return Ok(()) };
     let mut at = base.again()?;
     for name in parent.components() {
+        let is_new = at.stat(Path::new(name.as_os_str()))?.is_none();
         at = at.ensure_dir(Path::new(name.as_os_str()), 0o750)?;
+        if is_new {
+            at.give_to(own.uid, own.gid)?;
+        }
     }
     Ok(())
 }

@@ -13,7 +13,8 @@ use super::program::Git;
 /// # Errors
 /// If git cannot be asked.
 pub fn is_safe_directory(path: &Path) -> Result<bool> {
-    let asked = Git::outside().with_system_config().args(["config", "--system", "--null", "--get-all", "safe.directory"]);
+    let asked =
+        Git::outside().with_system_config().args(["config", "--system", "--null", "--get-all", "safe.directory"]);
     // Exit code 1: the key is not there, or there is no such file.
     let listed = asked.output()?.stdout;
     Ok(listed.split(|byte| *byte == 0).any(|line| line == path.as_os_str().as_bytes()))
