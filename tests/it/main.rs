@@ -15,6 +15,7 @@ mod final_mode;
 mod harness;
 mod imports;
 mod in_place;
+mod machine;
 mod mail;
 mod model;
 mod options;

@@ -3,6 +3,7 @@
 mod finished;
 mod home;
 mod letter;
+mod machine;
 mod ports;
 mod smtpd;
 mod sshd;
@@ -13,6 +14,7 @@ mod world;
 pub use finished::{Finished, Running};
 pub use home::Home;
 pub use letter::Mail;
+pub use machine::{Machine, PROGRAM_AT, sweep};
 pub use ports::free_port;
 pub use smtpd::Smtpd;
 pub use sshd::Sshd;
