@@ -97,10 +97,13 @@ can() {
 
 # --- the control groups of a machine, one in each hierarchy that its systemd uses
 
+# The controllers that a host with the old hierarchies lends to its machines.
+controllers="memory pids cpu cpuacct"
+
 groups_for() { # NUMBER
     local at
-    for at in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
-        [ ! -e $at/cgroup.procs ] || echo "$at/mc-machine-$1"
+    for at in systemd unified . $controllers; do
+        [ ! -e "/sys/fs/cgroup/$at/cgroup.procs" ] || echo "/sys/fs/cgroup/$at/mc-machine-$1"
     done
 }
 
@@ -204,16 +207,25 @@ furnish_one() { # BASE NAME KEY
         install -d -m 0700 root/root/.ssh && install -m 0600 "$3" root/root/.ssh/authorized_keys
 }
 
+# What runs as process 1 before systemd does. systemd-nspawn leaves the old hierarchies read-only, although what is seen
+# of them in the machine is its own group; without this no limit of a unit would hold.
+init='for at; do
+    [ ! -d "/sys/fs/cgroup/$at" ] || mount -o remount,bind,rw "/sys/fs/cgroup/$at"
+done
+exec /lib/systemd/systemd'
+
 boot() { # NUMBER NAME
     local group code
     while :; do
+        kill_groups "$1" # what the boot before this one left
         (
             for group in $(groups_for "$1"); do
                 mkdir -p "$group" && echo 0 > "$group/cgroup.procs" || exit 1
             done
-            exec systemd-nspawn --quiet --directory=root --boot --machine="$2" --console=pipe --register=no --keep-unit \
+            exec systemd-nspawn --quiet --directory=root --machine="$2" --console=pipe --register=no --keep-unit \
                 --network-namespace-path=/run/netns/machine --capability=CAP_NET_ADMIN \
-                --resolv-conf=off --timezone=off --link-journal=no
+                --resolv-conf=off --timezone=off --link-journal=no --kill-signal=SIGRTMIN+3 \
+                /bin/sh -c "$init" sh $controllers
         ) 9>&- < /dev/null >> log 2>&1
         code=$?
         echo "== systemd-nspawn ended with $code" >> log

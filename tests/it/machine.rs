@@ -42,6 +42,23 @@ fn units_the_bus_the_journal_and_sessions_work_in_a_machine() {
 }
 
 #[test]
+fn limits_of_units_hold_in_a_machine() {
+    let Some(machine) = Machine::boot("node1") else { return };
+    let eat = "python3 -c 'print(len(bytearray(200 << 20)))'";
+    for how in ["--wait --pipe", "--scope"] {
+        let limited = |limit: &str, line: &str| {
+            let line = line.replace('\'', "'\\''");
+            machine.ssh_root(&format!("systemd-run --quiet {how} -p {limit} sh -c '{line}'"))
+        };
+        assert_eq!(limited("MemoryMax=400M", eat).ok().stdout, "209715200\n", "{how}");
+        assert_eq!(limited("MemoryMax=50M", eat).fails().stdout, "", "{how}");
+        let fork = "for n in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait; echo done";
+        assert_eq!(limited("TasksMax=40", fork).ok().stdout, "done\n", "{how}");
+        assert_eq!(limited("TasksMax=5", fork).fails().stdout, "", "{how}");
+    }
+}
+
+#[test]
 fn a_push_over_ssh_arrives_in_a_machine() {
     let Some(machine) = Machine::boot("node1") else { return };
     machine.useradd("alice");
