@@ -42,6 +42,17 @@ fn units_the_bus_the_journal_and_sessions_work_in_a_machine() {
 }
 
 #[test]
+fn what_a_test_runs_without_ssh_belongs_to_the_machine_too() {
+    let Some(machine) = Machine::boot("node1") else { return };
+    assert_eq!(machine.run("pwd; id -u; echo $HOME").ok().stdout, "/root\n0\n/root\n");
+    let groups = machine.run("cat /proc/self/cgroup").ok().stdout;
+    assert_lacks(&groups, "..");
+    assert_has(&groups, "/init.scope\n");
+    machine.run("sleep 600 > /dev/null 2>&1 &").ok();
+    assert_eq!(machine.run("pgrep -x sleep | wc -l").ok().stdout, "1\n");
+}
+
+#[test]
 fn limits_of_units_hold_in_a_machine() {
     let Some(machine) = Machine::boot("node1") else { return };
     let eat = "python3 -c 'print(len(bytearray(200 << 20)))'";
