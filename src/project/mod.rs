@@ -1,5 +1,6 @@
 //! The words: plain data with pure parsing. Nothing here touches the disk.
 
+pub mod access;
 pub mod ids;
 pub mod layout;
 pub mod mail;

@@ -43,6 +43,30 @@ impl NodePlace {
         self.root.join("etc/mc_project/system.json")
     }
 
+    /// Who may do what on a whole-machine node.
+    #[must_use]
+    pub fn access(&self) -> PathBuf {
+        self.root.join("etc/mc_project/access.json")
+    }
+
+    /// The lock of those who change [`NodePlace::access`].
+    #[must_use]
+    pub fn access_lock(&self) -> PathBuf {
+        self.root.join("etc/mc_project/access.lock")
+    }
+
+    /// The home of the account that receives pushes.
+    #[must_use]
+    pub fn receiver_home(&self) -> PathBuf {
+        self.root.join("var/lib/mc_project")
+    }
+
+    /// The keys that sshd lets in as the receiver.
+    #[must_use]
+    pub fn authorized_keys(&self) -> PathBuf {
+        self.receiver_home().join(".ssh/authorized_keys")
+    }
+
     /// The directory of the node's release keys.
     #[must_use]
     pub fn keys(&self) -> PathBuf {
