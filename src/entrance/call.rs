@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::entrance::RepoKind;
 use crate::entrance::options::MAX_OPTIONS;
+use crate::project::access::key::is_fingerprint;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::escape::visible_bounded;
 use crate::sys::fs;
@@ -63,6 +64,8 @@ pub struct Call {
     pub push: Option<String>,
     /// Who pushes, escaped.
     pub pusher: String,
+    /// The fingerprint of the ssh key that the pusher came with, as the forced command tells it.
+    pub key: Option<String>,
     /// Where pre-receive finds the pushed objects: git moves them out of here when it accepts the push.
     pub quarantine: Option<PathBuf>,
     /// Where git keeps the list of commits at which the pusher's history is cut off, if the pusher's clone is shallow.
@@ -80,6 +83,7 @@ impl Call {
         let mut call = Self::new(hook, &directory, &environment, std::io::stdin().is_terminal())?;
         call.push = push_id(std::os::unix::process::parent_id());
         call.pusher = pusher(&environment, &user_name());
+        call.key = key(&environment);
         Ok(call)
     }
 
@@ -106,6 +110,7 @@ impl Call {
             options: push_options(&get)?,
             push: None,
             pusher: String::new(),
+            key: None,
             quarantine: below("GIT_QUARANTINE_PATH", "objects", &["tmp_objdir-", "incoming-"]),
             shallow_file: below("GIT_SHALLOW_FILE", "", &["shallow_"]),
         })
@@ -184,6 +189,12 @@ fn pusher(environment: &BTreeMap<OsString, OsString>, user: &str) -> String {
         Some(address) => format!("{name} from {address}"),
         None => name,
     }
+}
+
+/// Which key of theirs the pusher came with, from the forced command; anything that is no fingerprint is left out.
+fn key(environment: &BTreeMap<OsString, OsString>) -> Option<String> {
+    let key = environment.get(OsStr::new("MC_KEY"))?.to_str()?;
+    is_fingerprint(key).then(|| key.to_string())
 }
 
 #[cfg(test)]
@@ -279,5 +290,16 @@ mod tests {
         assert_eq!(of(&[("SSH_CONNECTION", "192.0.2.7 50000 192.0.2.1 22")]), "git from 192.0.2.7");
         assert_eq!(of(&[("MC_PUSHER", "ali\x1bce"), ("SSH_CONNECTION", "; rm x")]), "ali\\u{1b}ce");
         assert_eq!(of(&[("REMOTE_USER", "bob")]), "bob");
+    }
+
+    #[test]
+    fn only_a_fingerprint_is_taken_as_the_pushers_key() {
+        let of = |value: &str| key(&[(OsString::from("MC_KEY"), OsString::from(value))].into());
+        let good = "SHA256:qiGWwq6Dz4YpHzXWTzVJ0LIXF6EVD3Uhk6JmfT5Jqzs";
+        assert_eq!(of(good).as_deref(), Some(good));
+        for bad in ["", "SHA256:", "MD5:aa:bb", "SHA256:x y", &format!("{good}="), &format!("{good}\u{1b}")] {
+            assert_eq!(of(bad), None, "{bad:?}");
+        }
+        assert_eq!(key(&BTreeMap::new()), None);
     }
 }

@@ -253,6 +253,7 @@ mod tests {
             options: options.iter().map(|option| option.as_bytes().to_vec()).collect(),
             push: Some("7-8".to_string()),
             pusher: "alice".to_string(),
+            key: None,
             quarantine: None,
             shallow_file: None,
         }

@@ -358,6 +358,7 @@ mod tests {
             options: Vec::new(),
             push: Some("7-8".to_string()),
             pusher: "alice".to_string(),
+            key: None,
             quarantine: None,
             shallow_file: None,
         }

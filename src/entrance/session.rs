@@ -142,6 +142,7 @@ impl Session<'_> {
             update,
             options: self.options.clone(),
             pusher: self.call.pusher.clone(),
+            key: self.call.key.clone(),
             push: self.call.push.clone(),
             wait_seconds: self.facts.wait_seconds,
         };

@@ -230,6 +230,7 @@ fn beginning(site: &Site, request: &Request, what: (ObjectId, String, String), m
         old: update.map(|update| update.old.clone()),
         moves_ref: update.is_some_and(|update| update.moved_by_worker),
         pusher: request.pusher.clone(),
+        key: request.key.clone(),
         reason: request.options.reason.clone(),
         serves: None,
         target: None,

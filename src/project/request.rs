@@ -85,6 +85,9 @@ pub struct Request {
     pub options: Options,
     /// Who asks.
     pub pusher: String,
+    /// The fingerprint of the ssh key that the pusher came with, where it is known.
+    #[serde(default)]
+    pub key: Option<String>,
     /// Identifies the receive-pack process (its pid and start time).
     pub push: Option<String>,
     /// How long to wait for the lock, in seconds; `None`: as long as it takes.

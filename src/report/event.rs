@@ -48,6 +48,9 @@ pub struct Begin {
     pub moves_ref: bool,
     /// Who pushed or ran the command.
     pub pusher: String,
+    /// The fingerprint of the ssh key that they came with, where it is known.
+    #[serde(default)]
+    pub key: Option<String>,
     /// The user's reason (`-o reason=…`).
     pub reason: Option<String>,
     /// What serves at this moment.

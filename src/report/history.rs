@@ -55,6 +55,9 @@ pub struct Entry {
     pub author: String,
     /// Who pushed or ran the command.
     pub pusher: String,
+    /// The fingerprint of the ssh key that they came with, where it is known.
+    #[serde(default)]
+    pub key: Option<String>,
     /// Why it was made, in the words of who made it (`-o reason=…`).
     pub why: Option<String>,
     /// The branch that was pushed, if one was.
@@ -98,6 +101,16 @@ impl Entry {
             serves: self.serves.clone(),
             hints: self.hints.clone(),
             exit: None,
+        }
+    }
+
+    /// Who made it, with their key where it is known: `alice (SHA256:…) from 192.0.2.7`; not escaped.
+    #[must_use]
+    pub fn by(&self) -> String {
+        match (&self.key, self.pusher.rsplit_once(" from ")) {
+            (None, _) => self.pusher.clone(),
+            (Some(key), None) => format!("{} ({key})", self.pusher),
+            (Some(key), Some((name, address))) => format!("{name} ({key}) from {address}"),
         }
     }
 
@@ -148,6 +161,7 @@ pub fn summarise(records: &[Record]) -> Result<Entry> {
         subject: begin.subject.clone(),
         author: begin.author.clone(),
         pusher: begin.pusher.clone(),
+        key: begin.key.clone(),
         why: begin.reason.clone(),
         branch: begin.refname.as_ref().and_then(|name| name.branch()).map(str::to_string),
         mode: begin.mode,
@@ -357,6 +371,23 @@ mod tests {
         let mut back = records;
         back[6].at = back[0].at - jiff::SignedDuration::from_secs(100);
         assert_eq!(summarise(&back).unwrap().duration_ms, 0, "the clock was set back");
+    }
+
+    #[test]
+    fn the_key_goes_from_the_journal_into_the_history_and_old_lines_have_none() {
+        let mut facts = samples::begin_facts(1);
+        facts.key = Some("SHA256:x".into());
+        let end = samples::end(Verdict::Refused, None, None, None);
+        let records = [samples::record(0, Event::Begin(Box::new(facts))), samples::record(1, end)];
+        let entry = summarise(&records).unwrap();
+        assert_eq!((entry.key.as_deref(), entry.by().as_str()), (Some("SHA256:x"), "alice (SHA256:x)"));
+        let mut old = serde_json::to_value(&entry).unwrap();
+        assert!(old.as_object_mut().unwrap().remove("key").is_some());
+        let old: Entry = serde_json::from_value(old).unwrap();
+        assert_eq!((old.key.as_deref(), old.by().as_str()), (None, "alice"));
+        let mut journal = serde_json::to_value(&records[0]).unwrap();
+        assert!(journal.as_object_mut().unwrap().remove("key").is_some());
+        assert!(serde_json::from_value::<Record>(journal).is_ok());
     }
 
     #[test]

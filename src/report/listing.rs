@@ -104,7 +104,7 @@ fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
     ];
     let branch = entry.branch.as_ref().map_or(String::new(), |branch| format!(", branch {branch}"));
     let began = entry.started.strftime("%Y-%m-%d %H:%M:%S UTC");
-    facts.push(("by", format!("{}{branch}, {began}, took {}", entry.pusher, terminal::duration(entry.duration_ms))));
+    facts.push(("by", format!("{}{branch}, {began}, took {}", entry.by(), terminal::duration(entry.duration_ms))));
     facts.extend(entry.why.clone().map(|why| ("reason", why)));
     let mode = format!("{} ({})", entry.mode.name(), entry.environment.name());
     facts.push(("mode", mode));

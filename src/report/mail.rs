@@ -148,8 +148,8 @@ fn text(entry: &Entry, facts: &MailFacts) -> String {
 fn head(text: &mut String, entry: &Entry) {
     let branch = entry.branch.as_ref().map_or(String::new(), |branch| format!(" to {branch}"));
     let by = match entry.work {
-        Work::Deploy => format!("{}{branch}", entry.pusher),
-        Work::Rollback => format!("{} (rollback)", entry.pusher),
+        Work::Deploy => format!("{}{branch}", entry.by()),
+        Work::Rollback => format!("{} (rollback)", entry.by()),
     };
     let serves = entry.serves.as_ref().map_or("nothing".to_string(), |s| format!("{} of {}", s.commit.short(), s.id));
     let rows = [
@@ -316,6 +316,21 @@ To look further, on the node
   /var/log/mc_project/shop/x.log
 ";
         assert_eq!(mail.text, want);
+    }
+
+    #[test]
+    fn the_mail_names_the_pusher_their_key_and_where_they_came_from() {
+        let mut entry = samples::rolled_back_entry();
+        entry.key = Some("SHA256:qiGWwq6Dz4YpHzXWTzVJ0LIXF6EVD3Uhk6JmfT5Jqzs".into());
+        let text = mail(&entry, &facts()).text;
+        assert!(
+            text.contains("\nBy          alice (SHA256:qiGWwq6Dz4YpHzXWTzVJ0LIXF6EVD3Uhk6JmfT5Jqzs) to main\n"),
+            "{text}"
+        );
+        entry.pusher = "alice from 192.0.2.7".into();
+        entry.key = Some("SHA256:x".into());
+        let text = mail(&entry, &facts()).text;
+        assert!(text.contains("\nBy          alice (SHA256:x) from 192.0.2.7 to main\n"), "{text}");
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub fn begin_facts(seq: u64) -> Begin {
         old: None,
         moves_ref: true,
         pusher: "alice".into(),
+        key: None,
         reason: None,
         serves: None,
         target: None,

@@ -201,6 +201,7 @@ pub fn request_of(want: Want) -> Request {
         update: None,
         options: Options::default(),
         pusher: "tester".to_string(),
+        key: None,
         push: None,
         wait_seconds: Some(60),
     }
