@@ -16,6 +16,7 @@ use crate::report::event::Record;
 use crate::report::terminal::{self, Style};
 use crate::sys::error::{ExitCode, Result};
 
+pub mod access;
 pub mod deploying;
 pub mod keeping;
 pub mod making;
@@ -77,7 +78,7 @@ pub enum Command {
     /// Work with deliverables and kept releases
     #[command(subcommand)]
     Release(ReleaseCommand),
-    /// Show or trust the keys that sign deliverables
+    /// Say who may push over ssh and what they may do; show or trust the keys that sign deliverables
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Print the merged configuration of a project
@@ -97,6 +98,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Does what somebody asks for over ssh: the forced command of their key (for sshd)
+    #[command(hide = true)]
+    Shell(access::ShellArgs),
     /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
@@ -365,6 +369,12 @@ pub struct PickArgs {
 /// `keys …`.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
+    /// Let a person in: their public key, and their role for projects. May be repeated
+    Add(access::AddArgs),
+    /// Take a person, a role or a key away
+    Remove(access::RemoveArgs),
+    /// List who may come in and what they may do
+    List(access::ListArgs),
     /// Print this node's public key and the keys it trusts
     Show(JsonArgs),
     /// Accept deliverables that are signed with this key
@@ -430,7 +440,8 @@ impl Cli {
             Command::Doctor(args) => making::doctor(self, args),
             Command::Layout(args) => making::layout(self, args),
             Command::List(args) => making::list(self, args),
-            Command::Keys(command) => making::keys(self, command),
+            Command::Keys(command) => access::keys(self, command),
+            Command::Shell(args) => access::shell(self, args),
             Command::Demo(args) => crate::demo::run(args.dir.as_deref()),
             Command::Completions { shell } => {
                 screen::completions(*shell);

@@ -16,6 +16,7 @@ pub mod proc_receive;
 pub mod receive;
 pub mod relay;
 pub mod session;
+pub mod shell;
 
 use std::time::Duration;
 

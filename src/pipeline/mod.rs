@@ -11,6 +11,7 @@ pub mod draft;
 pub mod environment;
 pub mod halt;
 pub mod init;
+pub mod people;
 pub mod plan;
 pub mod prepare;
 pub mod queue;

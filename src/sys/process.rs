@@ -217,6 +217,17 @@ pub fn run_attached(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>,
     Ok(u8::try_from(code).unwrap_or(1))
 }
 
+/// Becomes another program: it takes our process, our three streams and our directory, and has exactly this environment.
+/// A name without a slash is looked up in the `PATH` of `env`. Returns only where that is impossible, with the reason.
+#[must_use]
+pub fn become_program(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>) -> Error {
+    use std::os::unix::process::CommandExt;
+    let Some((program, rest)) = argv.split_first() else { return Error::bug("no program to become was named") };
+    let shown = crate::sys::escape::visible(&program.to_string_lossy());
+    let error = std::process::Command::new(program).args(rest).env_clear().envs(env).exec();
+    Error::failed(format!("cannot run {shown}")).because(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
