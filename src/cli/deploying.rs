@@ -272,7 +272,7 @@ fn request(site: &Site, want: Want, options: Options) -> Request {
         update: None,
         options,
         pusher: process::user_name(),
-        key: None,
+        key: crate::entrance::call::commander_key(),
         push: None,
         wait_seconds: Some(site.node.config.wait.as_secs()),
     }

@@ -83,7 +83,7 @@ impl Call {
         let mut call = Self::new(hook, &directory, &environment, std::io::stdin().is_terminal())?;
         call.push = push_id(std::os::unix::process::parent_id());
         call.pusher = pusher(&environment, &user_name());
-        call.key = key(&environment);
+        call.key = key(environment.get(OsStr::new("MC_KEY")).map(OsString::as_os_str));
         Ok(call)
     }
 
@@ -191,9 +191,15 @@ fn pusher(environment: &BTreeMap<OsString, OsString>, user: &str) -> String {
     }
 }
 
-/// Which key of theirs the pusher came with, from the forced command; anything that is no fingerprint is left out.
-fn key(environment: &BTreeMap<OsString, OsString>) -> Option<String> {
-    let key = environment.get(OsStr::new("MC_KEY"))?.to_str()?;
+/// The key of whoever gave a command over ssh, as the node's service names it.
+#[must_use]
+pub fn commander_key() -> Option<String> {
+    key(std::env::var_os("MC_KEY").as_deref())
+}
+
+/// `MC_KEY`, which the forced command sets; anything that is no fingerprint is left out.
+fn key(value: Option<&OsStr>) -> Option<String> {
+    let key = value?.to_str()?;
     is_fingerprint(key).then(|| key.to_string())
 }
 
@@ -294,12 +300,12 @@ mod tests {
 
     #[test]
     fn only_a_fingerprint_is_taken_as_the_pushers_key() {
-        let of = |value: &str| key(&[(OsString::from("MC_KEY"), OsString::from(value))].into());
+        let of = |value: &str| key(Some(OsStr::new(value)));
         let good = "SHA256:qiGWwq6Dz4YpHzXWTzVJ0LIXF6EVD3Uhk6JmfT5Jqzs";
         assert_eq!(of(good).as_deref(), Some(good));
         for bad in ["", "SHA256:", "MD5:aa:bb", "SHA256:x y", &format!("{good}="), &format!("{good}\u{1b}")] {
             assert_eq!(of(bad), None, "{bad:?}");
         }
-        assert_eq!(key(&BTreeMap::new()), None);
+        assert_eq!(key(None), None);
     }
 }

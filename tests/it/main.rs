@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test stands outside the program and looks at it with its own eyes")]
 #![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
+mod access;
 mod bad_pushes;
 mod concurrent;
 mod crash;

@@ -61,6 +61,8 @@ pub struct Checked {
     pub command: &'static str,
     /// The role that it needs.
     pub role: Role,
+    /// Whether it changes something: it goes on to its end even if nobody reads what it says.
+    pub changes: bool,
     /// The project that it is about.
     pub project: ProjectName,
     /// The words of the command line: nothing in them but what the table allows.
@@ -157,7 +159,8 @@ pub fn check(words: &[String]) -> Result<Checked> {
         return Err(Error::usage(format!("too many words for {}", rule.name)));
     }
     let words = [vec![rule.name.to_string(), project.to_string()], others].concat();
-    Ok(Checked { command: rule.name, role: rule.role, project, words })
+    let changes = rule.role == Role::Admin && rule.name != "config";
+    Ok(Checked { command: rule.name, role: rule.role, changes, project, words })
 }
 
 /// Whether a word may stand where a value is wanted: it is no flag, but `-1` (the version before) is none either.
@@ -279,6 +282,7 @@ mod tests {
             let checked = checked(text).unwrap();
             assert_eq!((checked.role, checked.words.join(" ").as_str()), (role, want), "{text}");
             assert_eq!(checked.project.as_str(), "shop");
+            assert_eq!(checked.changes, ["rollback", "recover", "task"].contains(&checked.command), "{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A real OpenSSH server on loopback, with its own keys and a forced command, as a node would have it.
+//! A real OpenSSH server on loopback, with its own keys and forced commands, as a node would have it.
 
 use std::fmt::Write as _;
 use std::net::TcpStream;
@@ -29,27 +29,33 @@ impl Sshd {
     #[track_caller]
     pub fn start(world: &World) -> Self {
         let home = world.home();
-        let dir = home.path("sshd");
-        std::fs::create_dir(&dir).unwrap();
-        make_key(home, &dir.join("host_key"));
-        make_key(home, &dir.join("alice"));
-        let forced = dir.join("forced.sh");
+        let user = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
+        let keys = home.path("authorized_keys");
+        let server = Self::start_for(home, &user, &keys, &["UsePAM no", "StrictModes no"]);
+        let forced = server.dir.join("forced.sh");
         std::fs::write(&forced, FORCED).unwrap();
         set_mode(&forced, 0o755);
-        let public = std::fs::read_to_string(dir.join("alice.pub")).unwrap();
-        std::fs::write(
-            dir.join("authorized_keys"),
-            format!("command=\"{} alice\",restrict {public}", forced.display()),
-        )
-        .unwrap();
-        let user = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
+        let line = format!("command=\"{} alice\",restrict {}", forced.display(), server.public_key("alice"));
+        std::fs::write(keys, line).unwrap();
+        server
+    }
+
+    /// Starts a server that lets the account `user` in with the keys in this file, which may come later; the settings
+    /// stand before all others. There are two people with keys, alice and bob.
+    #[track_caller]
+    pub fn start_for(home: &Home, user: &str, authorized_keys: &Path, settings: &[&str]) -> Self {
+        let dir = home.path("sshd");
+        std::fs::create_dir(&dir).unwrap();
+        for name in ["host_key", "alice", "bob"] {
+            make_key(home, &dir.join(name));
+        }
         let is_root = nix::unistd::getuid().is_root();
         if is_root {
             // The privilege separation directory that the packaged service would make.
             std::fs::create_dir_all("/run/sshd").unwrap();
         }
         let port = free_port();
-        std::fs::write(dir.join("config"), config(&dir, port)).unwrap();
+        std::fs::write(dir.join("config"), config(&dir, port, authorized_keys, settings)).unwrap();
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let child = Command::new("/usr/sbin/sshd")
             .env_clear()
@@ -61,21 +67,49 @@ impl Sshd {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start sshd (package openssh-server; tests/run installs it): {e}"));
-        let server = Self { child, port, dir, user };
+        let server = Self { child, port, dir, user: user.to_string() };
         wait_until("sshd listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         server
     }
 
+    /// The line of a person's public key.
+    pub fn public_key(&self, person: &str) -> String {
+        std::fs::read_to_string(self.public_key_file(person)).unwrap()
+    }
+
+    /// The file with a person's public key.
+    pub fn public_key_file(&self, person: &str) -> PathBuf {
+        self.dir.join(format!("{person}.pub"))
+    }
+
     /// The value of `GIT_SSH_COMMAND` with which git reaches this server.
     pub fn git_ssh_command(&self) -> String {
+        self.ssh_command_of("alice")
+    }
+
+    /// The same with the key of one of the two people.
+    pub fn ssh_command_of(&self, person: &str) -> String {
         // `exec`, so that the child of git is ssh itself: a test that kills it kills the connection.
         format!(
             "exec ssh -F /dev/null -i {key} -p {port} -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes \
              -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={dir}/known_hosts",
-            key = self.dir.join("alice").display(),
+            key = self.dir.join(person).display(),
             port = self.port,
             dir = self.dir.display(),
         )
+    }
+
+    /// Runs ssh with a person's key: the words go to the server as they are.
+    pub fn ssh(&self, home: &Home, person: &str, words: &str) -> Finished {
+        let mut command = home.command("sh");
+        let ssh = format!("{} {}@127.0.0.1 \"$1\"", self.ssh_command_of(person), self.user);
+        command.args(["-c", &ssh, "sh", words]);
+        Finished::of(command)
+    }
+
+    /// The address of a repository that is named by a short word, as `mc@host:shop` is.
+    pub fn short_url(&self, name: &str) -> String {
+        format!("{}@127.0.0.1:{name}", self.user)
     }
 
     /// The address of a repository on this server.
@@ -96,20 +130,22 @@ impl Drop for Sshd {
     }
 }
 
-fn config(dir: &Path, port: u16) -> String {
+fn config(dir: &Path, port: u16, authorized_keys: &Path, settings: &[&str]) -> String {
     let mut text = String::new();
+    // sshd takes the first word on anything. The private directory lies below /var/tmp, which others may write to: a
+    // test whose keys are there sets StrictModes.
+    for line in settings {
+        let _ = writeln!(text, "{line}");
+    }
     let dir = dir.display();
     for line in [
         format!("Port {port}"),
         "ListenAddress 127.0.0.1".into(),
         format!("HostKey {dir}/host_key"),
         format!("PidFile {dir}/pid"),
-        format!("AuthorizedKeysFile {dir}/authorized_keys"),
+        format!("AuthorizedKeysFile {}", authorized_keys.display()),
         "PasswordAuthentication no".into(),
         "KbdInteractiveAuthentication no".into(),
-        "UsePAM no".into(),
-        // The private directory lies below /var/tmp, which others may write to.
-        "StrictModes no".into(),
         "PermitRootLogin forced-commands-only".into(),
         "AcceptEnv GIT_PROTOCOL".into(),
     ] {
