@@ -6,6 +6,7 @@
 
 pub mod call;
 pub mod desk;
+pub mod door;
 #[cfg(test)]
 mod fake;
 pub mod hook;
@@ -19,6 +20,8 @@ pub mod session;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::project::ids::{ObjectId, ProjectName, RefName};
 use crate::project::mode::{Environment, Mode};
 use crate::project::outcome::Serving;
@@ -27,7 +30,8 @@ use crate::report::event::Record;
 use crate::sys::error::Result;
 
 /// When a pusher is told how the deployment ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VerdictAt {
     /// Before git answers (proc-receive): the push fails when the deployment fails.
     Push,
@@ -36,7 +40,8 @@ pub enum VerdictAt {
 }
 
 /// What happens with a push that takes commits out of the deploy branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Force {
     /// It is deployed, with a warning that names the lost commits.
     Allow,
@@ -45,7 +50,8 @@ pub enum Force {
 }
 
 /// Which of a project's two repositories was pushed to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RepoKind {
     /// `git/project`: code.
     Project,
@@ -54,7 +60,8 @@ pub enum RepoKind {
 }
 
 /// What a hook must know about the project.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProjectFacts {
     /// The project.
     pub name: ProjectName,
