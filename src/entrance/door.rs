@@ -13,7 +13,6 @@ use crate::project::request::{Options, RefUpdate};
 use crate::report::event::Record;
 use crate::sys::error::{Context, Error, Kind, Result};
 use crate::sys::escape::visible_bounded;
-use crate::sys::path::{escape, unescape};
 
 /// The version of the protocol; both sides are the same program, except for a moment while it is replaced.
 pub const VERSION: u32 = 1;
@@ -155,12 +154,12 @@ pub enum Answer {
     End,
     /// Worker and watcher are dead and have not said how it ended.
     Gone,
-    /// A piece of a command's output.
+    /// One line of a command's output.
     Output {
         /// Where it was written to.
         to: Stream,
-        /// The text, safe to show.
-        text: Text,
+        /// The line, safe to show.
+        line: String,
     },
     /// The exit code of a command.
     Exit(u8),
@@ -173,23 +172,6 @@ pub enum Answer {
         /// What to do.
         hint: Option<String>,
     },
-}
-
-/// Bytes of output, in JSON as printable ASCII.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text(pub Vec<u8>);
-
-impl Serialize for Text {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(&escape(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        unescape(&text).map(Self).ok_or_else(|| serde::de::Error::custom("bad escape in output"))
-    }
 }
 
 impl Answer {
@@ -339,7 +321,7 @@ mod tests {
             Answer::Record(Box::new(end(Verdict::Deployed))),
             Answer::End,
             Answer::Gone,
-            Answer::Output { to: Stream::Err, text: Text(b"\x1b[1m\n\xff\0".to_vec()) },
+            Answer::Output { to: Stream::Err, line: "\u{1b}[1m ü\n".into() },
             Answer::Exit(5),
             failed.clone(),
         ];
@@ -354,8 +336,8 @@ mod tests {
 
     #[test]
     fn what_is_not_exactly_a_question_is_an_error() {
-        let good = String::from_utf8(write_question(&Ask::Start { of: pushed(), order: Box::new(order()) }).unwrap());
-        let good = good.unwrap();
+        let good = write_question(&Ask::Start { of: pushed(), order: Box::new(order()) }).unwrap();
+        let good = String::from_utf8(good).unwrap();
         for (what, changed) in [
             ("an unknown field of the question", good.replacen('{', r#"{"more":1,"#, 1)),
             ("an unknown field of the order", good.replace(r#""pusher":"#, r#""want":"rollback","pusher":"#)),

@@ -5,6 +5,7 @@
 //! no lock and changes nothing itself: it may be killed, stopped or forgotten at any moment.
 
 pub mod call;
+pub mod check;
 pub mod desk;
 pub mod door;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub mod pktline;
 pub mod proc_receive;
 pub mod receive;
 pub mod relay;
+pub mod repository;
 pub mod session;
 
 use std::time::Duration;

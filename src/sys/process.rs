@@ -8,6 +8,7 @@
 mod captured;
 mod detached;
 mod lines;
+mod relayed;
 mod step;
 mod table;
 mod users;
@@ -25,6 +26,7 @@ use super::error::{Context, Error, Result};
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
+pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
 pub use table::kill_marked;
 pub use users::{ProcessUse, TreeUsers, processes_using};
