@@ -74,7 +74,8 @@ fn order(root: &Path, command: &str, request: &Request, as_child: bool) -> Resul
 }
 
 /// Nothing of a pusher's environment is passed on; tests pass their fault.
-fn environment() -> BTreeMap<String, String> {
+#[must_use]
+pub fn environment() -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("PATH".to_string(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()),
         ("LANG".to_string(), "C.UTF-8".to_string()),

@@ -17,7 +17,10 @@ pub mod pktline;
 pub mod proc_receive;
 pub mod receive;
 pub mod relay;
+pub mod remote;
 pub mod repository;
+pub mod roles;
+pub mod serve;
 pub mod session;
 
 use std::time::Duration;

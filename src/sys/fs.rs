@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
@@ -43,6 +43,27 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// If it is no regular file, too large or unreadable.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    read_checked(path, limit, |_| Ok(()))
+}
+
+/// Like [`read_bounded`], for a file that must be root's alone to write.
+///
+/// # Errors
+/// As [`read_bounded`]; also if somebody else can write it.
+pub fn read_of_root(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    read_checked(path, limit, |meta| {
+        if meta.uid() == 0 && meta.mode() & 0o022 == 0 {
+            return Ok(());
+        }
+        Err(Error::refused(format!("{} is not root's alone", path.display())))
+    })
+}
+
+fn read_checked(
+    path: &Path,
+    limit: u64,
+    check: impl FnOnce(&fs::Metadata) -> Result<()>,
+) -> Result<Option<Vec<u8>>> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -53,6 +74,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     if !meta.is_file() {
         return Err(Error::invalid(format!("{} is no regular file", path.display())));
     }
+    check(&meta)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > limit {
