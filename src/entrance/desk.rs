@@ -50,14 +50,6 @@ impl NodeDesk {
         &self.site
     }
 
-    /// Gives to the receiver what git wrote into the repository as root, if that is who pushed.
-    ///
-    /// # Errors
-    /// If something cannot be given.
-    pub fn give_back(&self) -> Result<()> {
-        crate::pipeline::rights::give_back(&self.site, &fs::canonical(&self.repository.path)?).map(|_| ())
-    }
-
     fn pushes(&self) -> PathBuf {
         self.site.place.state().join("pushes")
     }
@@ -152,6 +144,10 @@ impl Desk for NodeDesk {
 
     fn move_ref(&self, name: &RefName, old: &ObjectId, new: &ObjectId) -> Result<bool> {
         self.repository.move_ref(name, old, new)
+    }
+
+    fn give_back(&self) -> Result<()> {
+        crate::pipeline::rights::give_back(&self.site, &fs::canonical(&self.repository.path)?).map(|_| ())
     }
 
     fn run_foreign_hook(&self, hook: &str, input: &[u8]) -> Result<Option<bool>> {

@@ -12,6 +12,7 @@ pub mod door;
 mod fake;
 pub mod hook;
 pub mod launch;
+pub mod listen;
 pub mod options;
 pub mod pktline;
 pub mod proc_receive;
@@ -22,6 +23,7 @@ pub mod repository;
 pub mod roles;
 pub mod serve;
 pub mod session;
+pub mod unit;
 
 use std::time::Duration;
 
@@ -180,6 +182,14 @@ pub trait Desk {
     /// # Errors
     /// If it cannot be started.
     fn run_foreign_hook(&self, hook: &str, input: &[u8]) -> Result<Option<bool>>;
+
+    /// Gives to the receiver what git wrote into the repository as root, if that is who pushed.
+    ///
+    /// # Errors
+    /// If something cannot be given.
+    fn give_back(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A deployment that was started, as the hook follows it.

@@ -12,7 +12,7 @@ use crate::entrance::door::{self, Answer, Ask, Order, Person, Pushed, Stream};
 use crate::entrance::relay::{Screen, Tell};
 use crate::entrance::repository::Repository;
 use crate::entrance::{Desk, ProjectFacts, Run};
-use crate::pipeline::site::{Identity, read_identity};
+use crate::pipeline::site::{HOOKS_IDENTITY, Identity, read_identity};
 use crate::project::ids::{ObjectId, RefName};
 use crate::project::place::NodePlace;
 use crate::project::request::{RefUpdate, Request, Want};
@@ -20,9 +20,6 @@ use crate::report::event::Record;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
 use crate::sys::socket::{Channel, Received};
-
-/// The copy of a project's identity in each of its bare repositories, root's, for hooks that cannot read the state.
-pub const INFO: &str = "info/mc_project.json";
 
 /// How long root may take to answer; a node under load starts a worker slowly.
 const ANSWER: Duration = Duration::from_mins(2);
@@ -52,7 +49,7 @@ fn identity_for_receiver(repository: &Path) -> Result<Option<Identity>> {
         // Readable, missing, damaged: the desk of a directory node tells.
         _ => return Ok(None),
     }
-    let path = repository.join(INFO);
+    let path = repository.join(HOOKS_IDENTITY);
     let Some(bytes) = fs::read_of_root(&path, fs::CONFIG_LIMIT)? else { return Ok(None) };
     let identity = serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
     Ok(Some(identity))

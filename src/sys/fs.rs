@@ -328,6 +328,50 @@ pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
+/// What stands at a path, links not followed; `None` if nothing does.
+///
+/// # Errors
+/// If it cannot be examined.
+pub fn examine(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(|| format!("cannot examine {}", path.display())),
+    }
+}
+
+/// The digest of a file's content.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn digest(path: &Path) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let read = hasher.update_reader(open_read(path)?);
+    read.context(|| format!("cannot read {}", path.display()))?;
+    Ok(hasher.finalize())
+}
+
+/// Puts a copy of a file of ours in a place, durably and at once: whoever executes it gets the old one or the new one.
+///
+/// # Errors
+/// If it cannot be written; the old one stands then.
+pub fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    let (dir, temp) = beside(to)?;
+    remove_file(&temp)?;
+    let doing = || format!("cannot install {}", to.display());
+    let write = || -> Result<()> {
+        let mut file = create_new(&temp, 0o600)?;
+        std::io::copy(&mut open_read(from)?, &mut file).context(doing)?;
+        file.set_permissions(fs::Permissions::from_mode(mode)).context(doing)?;
+        file.sync_all().context(doing)?;
+        fs::rename(&temp, to).context(doing)?;
+        sync_dir(&dir)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
+}
+
 /// The target of a link; `None` if there is no link.
 #[must_use]
 pub fn link_target(path: &Path) -> Option<PathBuf> {

@@ -219,6 +219,22 @@ pub fn run_attached(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>,
     Ok(u8::try_from(code).unwrap_or(1))
 }
 
+/// Starts this very program with a connection as its standard input, in a process group of its own.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn spawn_serving(
+    stream: std::os::unix::net::UnixStream,
+    args: &[std::ffi::OsString],
+    env: &BTreeMap<String, String>,
+) -> Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(self_exe());
+    command.args(args).env_clear().envs(env).current_dir("/").process_group(0);
+    command.stdin(std::os::fd::OwnedFd::from(stream)).stdout(std::process::Stdio::null());
+    command.spawn().context(|| "cannot start a process for a connection".to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
