@@ -178,11 +178,7 @@ impl Answer {
     /// An error as an answer.
     #[must_use]
     pub fn failed(error: &Error) -> Self {
-        Self::Failed {
-            kind: error.kind(),
-            message: error.one_line(),
-            hint: error.hint_text().map(str::to_string),
-        }
+        Self::Failed { kind: error.kind(), message: error.one_line(), hint: error.hint_text().map(str::to_string) }
     }
 
     /// Whether nothing follows.
@@ -275,12 +271,8 @@ mod tests {
     }
 
     fn order() -> Order {
-        let update = RefUpdate {
-            name: "refs/heads/main".parse().unwrap(),
-            old: id('0'),
-            new: id('b'),
-            moved_by_worker: true,
-        };
+        let update =
+            RefUpdate { name: "refs/heads/main".parse().unwrap(), old: id('0'), new: id('b'), moved_by_worker: true };
         Order {
             id: DeploymentId::new(jiff::Timestamp::UNIX_EPOCH),
             commit: id('b'),

@@ -8,9 +8,9 @@ use crate::pipeline::setup::units::CONNECTIONS;
 use crate::pipeline::site::Node;
 use crate::sys::accounts::Account;
 use crate::sys::error::{Error, Result};
+use crate::sys::fs;
 use crate::sys::process::spawn_serving;
 use crate::sys::socket::Listener;
-use crate::sys::fs;
 
 /// The hidden command that answers one connection.
 pub const CONNECTION: &str = "serve-connection";

@@ -76,8 +76,7 @@ impl Repository {
     /// If the repository cannot be read.
     pub fn commits_lost(&self, old: &ObjectId, new: &ObjectId) -> Result<Vec<String>> {
         let lost = self.open()?.log(old, Some(new), LOST)?;
-        let line =
-            |info: &CommitInfo| format!("{} {}", info.id.short(), visible_bounded(info.subject.as_bytes(), 100));
+        let line = |info: &CommitInfo| format!("{} {}", info.id.short(), visible_bounded(info.subject.as_bytes(), 100));
         Ok(lost.iter().map(line).collect())
     }
 

@@ -210,7 +210,8 @@ impl Service<'_> {
 /// An id is used once: nothing may be written over, or under the name of, another deployment.
 fn check_unused(site: &Site, request: &Request) -> Result<()> {
     let (place, id) = (&site.place, &request.id);
-    let used = [place.journal(id), place.events(id), place.log(id), place.request(id), place.archive(id), place.release(id)];
+    let used =
+        [place.journal(id), place.events(id), place.log(id), place.request(id), place.archive(id), place.release(id)];
     if used.iter().any(|path| fs::exists(path)) {
         return Err(Error::refused(format!("the order is refused: {id} has been used already")));
     }
@@ -226,8 +227,8 @@ fn check_ref(site: &Site, update: &RefUpdate) -> Result<()> {
     let is_there = match repo.read_ref(&update.name)? {
         Some(now) if now == update.new => true,
         // Another push came meanwhile.
-        Some(now) => repo.is_ancestor(&update.new, &now)?,
-        None => false,
+        Some(now) if repo.peel_to_commit(&update.new)?.is_some() => repo.is_ancestor(&update.new, &now)?,
+        Some(_) | None => false,
     };
     if is_there {
         return Ok(());
@@ -268,4 +269,3 @@ fn environment(who: &Person) -> BTreeMap<String, String> {
     }
     env
 }
-

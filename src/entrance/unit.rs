@@ -267,7 +267,9 @@ mod tests {
         let line = args.join(" ");
         assert!(line.contains(&format!("--unit=mc_project-shop-{id}.service --slice=mc_project.slice")), "{line}");
         assert!(line.contains("--setenv=LANG=C.UTF-8") && line.contains("-p StandardInput=file:/srv/o.json"));
-        assert!(line.contains(&format!("ExecStopPost=\"/usr/local/bin/mc_project\" --root / after-death shop {id} -p")));
+        assert!(
+            line.contains(&format!("ExecStopPost=\"/usr/local/bin/mc_project\" --root / after-death shop {id} -p"))
+        );
         assert!(line.ends_with("-- /usr/local/bin/mc_project --root / work"), "{line}");
         assert!(!line.contains("canary"), "{line}");
     }

@@ -186,8 +186,9 @@ fn refuse_strange_root(root: &Path) -> Result<()> {
         let meta = Dir::open_real(dir)?.stat_self()?;
         // A sticky directory such as /tmp lets nobody take away what is root's.
         if meta.uid != 0 || (meta.mode & 0o022 != 0 && meta.mode & 0o1000 == 0) {
-            return Err(Error::refused(format!("{} is not root's alone", dir.display()))
-                .hint("setup works on this machine (without --root), or on a directory below root's directories only"));
+            return Err(Error::refused(format!("{} is not root's alone", dir.display())).hint(
+                "setup works on this machine (without --root), or on a directory below root's directories only",
+            ));
         }
     }
     Ok(())

@@ -59,11 +59,7 @@ pub fn read_of_root(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     })
 }
 
-fn read_checked(
-    path: &Path,
-    limit: u64,
-    check: impl FnOnce(&fs::Metadata) -> Result<()>,
-) -> Result<Option<Vec<u8>>> {
+fn read_checked(path: &Path, limit: u64, check: impl FnOnce(&fs::Metadata) -> Result<()>) -> Result<Option<Vec<u8>>> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,

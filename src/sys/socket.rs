@@ -304,7 +304,9 @@ mod tests {
         drop(listener);
         assert!(Channel::connect(&path, 10).is_err());
         let listener = Listener::bind(&path, group).unwrap();
-        assert!(listener.accept(Duration::ZERO).unwrap().is_some_and(|_| true) || listener.accept(SHORT).unwrap().is_none());
+        assert!(
+            listener.accept(Duration::ZERO).unwrap().is_some_and(|_| true) || listener.accept(SHORT).unwrap().is_none()
+        );
         super::super::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "").unwrap();
         assert!(Listener::bind(&path, group).is_err());

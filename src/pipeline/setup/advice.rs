@@ -141,6 +141,8 @@ mod tests {
     fn a_locked_password_is_known() {
         let shadow = "root:$y$x:1::\nmc:!:2::\nmc2:*:2::\nmc3:!*:2::\n";
         assert!(password_is_locked(shadow, "mc") && password_is_locked(shadow, "mc3"));
-        assert!(!password_is_locked(shadow, "mc2") && !password_is_locked(shadow, "x") && !password_is_locked("", "mc"));
+        assert!(
+            !password_is_locked(shadow, "mc2") && !password_is_locked(shadow, "x") && !password_is_locked("", "mc")
+        );
     }
 }
