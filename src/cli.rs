@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::entrance::call::{Call, HookName};
-use crate::entrance::desk::NodeDesk;
 use crate::entrance::hook::{HookIo, run as run_hook, tell_error};
 use crate::entrance::relay::{Pace, stderr_screen};
+use crate::entrance::remote::desk_of;
 use crate::pipeline::site::{Node, Site};
-use crate::project::ids::ProjectName;
+use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::mode::Environment;
 use crate::report::event::Record;
 use crate::report::terminal::{self, Style};
@@ -20,8 +20,10 @@ pub mod access;
 pub mod deploying;
 pub mod keeping;
 pub mod making;
+pub mod node;
 pub mod reading;
 pub mod screen;
+pub mod serving;
 
 /// Deploy to servers you own with git push.
 #[derive(Debug, Parser)]
@@ -41,6 +43,8 @@ const AFTER_HELP: &str = "Exit codes: 0 done or nothing to do, 1 failed and the 
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make this machine a node, as root: accounts, directories, socket; says what it changes, may be repeated
+    Setup(SetupArgs),
     /// Make a project on this node, or repair it; prints the URLs to push to
     Init(InitArgs),
     /// Deploy by hand: the deploy branch's commit, or another one
@@ -101,6 +105,14 @@ pub enum Command {
     /// Does what somebody asks for over ssh: the forced command of their key (for sshd)
     #[command(hide = true)]
     Shell(access::ShellArgs),
+    /// Answer hooks and people of a whole-machine node that no systemd runs; stays in the foreground
+    Serve,
+    /// Answers the one question of a connection (for the program itself)
+    #[command(name = crate::entrance::listen::CONNECTION, hide = true)]
+    ServeConnection,
+    /// Recovers after a worker's unit has died (for the program itself)
+    #[command(name = crate::entrance::unit::AFTER, hide = true)]
+    After(AfterArgs),
     /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
@@ -142,6 +154,29 @@ pub enum Format {
     Sha1,
     /// sha256
     Sha256,
+}
+
+/// `setup`.
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Say what would be changed, and change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// The account that receives pushes; mc if not given
+    #[arg(long, value_name = "NAME")]
+    pub receiver: Option<String>,
+    /// What a new node.yaml says that the node is for; staging if not given
+    #[arg(long, value_enum)]
+    pub environment: Option<Environment>,
+}
+
+/// `after-death`.
+#[derive(Debug, Args)]
+pub struct AfterArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The deployment
+    pub id: DeploymentId,
 }
 
 /// `init`.
@@ -317,7 +352,11 @@ pub struct TaskArgs {
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
     /// The project
-    pub name: ProjectName,
+    #[arg(required_unless_present = "all")]
+    pub name: Option<ProjectName>,
+    /// All projects of this node, one line each: what the machine does at boot
+    #[arg(long, conflicts_with_all = ["name", "forward", "back", "json"])]
+    pub all: bool,
     /// A person's decision: keep what is in run
     #[arg(long, conflicts_with = "back")]
     pub forward: bool,
@@ -435,6 +474,10 @@ impl Cli {
     /// What could not be done.
     pub fn run(&self) -> Result<u8> {
         match &self.command {
+            Command::Setup(args) => node::setup(self, args),
+            Command::Serve => serving::listen(self),
+            Command::ServeConnection => serving::connection(self),
+            Command::After(args) => serving::after(self, args),
             Command::Init(args) => making::init(self, args),
             Command::Destroy(args) => making::destroy(self, args),
             Command::Doctor(args) => making::doctor(self, args),
@@ -504,7 +547,7 @@ pub fn entry() -> u8 {
 fn hook_entry(hook: HookName) -> u8 {
     let stderr = std::io::stderr();
     let mut tell = stderr_screen(&stderr);
-    let call = Call::of_process(hook).and_then(|call| NodeDesk::new(&call).map(|desk| (call, desk)));
+    let call = Call::of_process(hook).and_then(|call| desk_of(&call).map(|desk| (call, desk)));
     let (call, desk) = match call {
         Ok(found) => found,
         Err(error) => {
@@ -516,7 +559,7 @@ fn hook_entry(hook: HookName) -> u8 {
     let render = |record: &Record| terminal::lines(record, &style);
     let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let io = HookIo { input: &mut input, output: &mut output, tell: &mut tell, render: &render, pace: Pace::default() };
-    let code = run_hook(&call, &desk, io);
+    let code = run_hook(&call, desk.as_ref(), io);
     // After pre-receive the objects are in quarantine still.
     if hook != HookName::PreReceive
         && let Err(error) = desk.give_back()

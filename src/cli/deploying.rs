@@ -5,8 +5,8 @@ use std::io::Read;
 use super::screen;
 use super::{Cli, DeployArgs, PlanArgs, RecoverArgs, RollbackArgs, RunArgs, TaskArgs, With};
 use crate::entrance::launch::{self, launch};
-use crate::entrance::options;
 use crate::entrance::relay::{Ending, Pace, Tell, follow};
+use crate::entrance::{call, options, unit};
 use crate::pipeline::draft::Version;
 use crate::pipeline::environment::environment;
 use crate::pipeline::site::{Node, Site};
@@ -108,11 +108,12 @@ fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
 /// # Errors
 /// If nothing waits for a decision.
 pub fn recover(cli: &Cli, args: &RecoverArgs) -> Result<u8> {
-    let site = cli.site(&args.name)?;
+    let Some(name) = &args.name else { return super::node::recover_all(cli) };
+    let site = cli.site(name)?;
     let forward = if args.forward { Some(true) } else { args.back.then_some(false) };
     let with_data = args.with == Some(With::Data);
     let request = request(&site, Want::Recover { forward, with_data }, Options::default());
-    let outcome = worker::work(&site, &request);
+    let outcome = if unit::is_for(&site) { recover_in_unit(&site, &request)? } else { worker::work(&site, &request) };
     if args.json {
         screen::json(&outcome)?;
     } else {
@@ -120,6 +121,18 @@ pub fn recover(cli: &Cli, args: &RecoverArgs) -> Result<u8> {
         outcome.hints.iter().flat_map(|hint| hint_lines(hint)).for_each(screen::line);
     }
     Ok(outcome.exit_code())
+}
+
+/// Recovers in a unit of its own: a terminal that goes away must not take the recovery with it.
+fn recover_in_unit(site: &Site, request: &Request) -> Result<Outcome> {
+    let mut launched = launch(site, request)?;
+    match follow(&mut launched, &|_| Vec::new(), &mut Vec::new(), Pace::default())? {
+        Ending::Ended(outcome) => {
+            exit(site, &mut launched, &outcome);
+            Ok(outcome)
+        }
+        Ending::Died => Err(Error::failed("the worker died before it could say how it ended")),
+    }
 }
 
 /// `start`, `stop`, `restart`: the steps of the live version.
@@ -271,7 +284,7 @@ fn request(site: &Site, want: Want, options: Options) -> Request {
         want,
         update: None,
         options,
-        pusher: process::user_name(),
+        pusher: call::commander(),
         key: crate::entrance::call::commander_key(),
         push: None,
         wait_seconds: Some(site.node.config.wait.as_secs()),

@@ -176,6 +176,20 @@ fn user_name() -> String {
     }
 }
 
+/// Who gave a command: the person that the node's service names, else the system user.
+#[must_use]
+pub fn commander() -> String {
+    let named = std::env::var_os("MC_PUSHER").filter(|name| !name.is_empty());
+    named.map_or_else(user_name, |name| visible_bounded(name.as_bytes(), 200))
+}
+
+/// Whether a text has the form of a push's name.
+#[must_use]
+pub fn is_push_id(text: &str) -> bool {
+    let is_number = |part: &str| (1..=20).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+    text.split_once('-').is_some_and(|(pid, start)| is_number(pid) && is_number(start))
+}
+
 /// Who pushes: the name that a forced ssh command or a web server gives, else the system user, and from which address.
 fn pusher(environment: &BTreeMap<OsString, OsString>, user: &str) -> String {
     let get = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());

@@ -1,12 +1,11 @@
 //! The desk of this program: what a hook may know and ask for, on a real node.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::call::Call;
 use super::launch::launch;
+use super::repository::Repository;
 use super::{Desk, Force, ProjectFacts, RepoKind, Run, VerdictAt};
-use crate::pipeline::draft::read_pillar_in;
 use crate::pipeline::site::Site;
 use crate::project::ids::{ObjectId, RefName};
 use crate::project::node::Answer;
@@ -14,23 +13,13 @@ use crate::project::request::{RefUpdate, Request};
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::escape::visible_bounded;
-use crate::sys::git::Repo;
-use crate::sys::process::{StepStatus, run_captured};
-use crate::sys::{fs, process};
-
-/// How many lost commits are named.
-const LOST: usize = 5;
-/// How long a foreign hook may take.
-const FOREIGN: Duration = Duration::from_mins(10);
+use crate::sys::fs;
 
 /// The desk for one repository of one project.
 #[derive(Debug)]
 pub struct NodeDesk {
     site: Site,
-    kind: RepoKind,
-    repository: PathBuf,
-    quarantine: Option<PathBuf>,
+    repository: Repository,
 }
 
 impl NodeDesk {
@@ -40,25 +29,25 @@ impl NodeDesk {
     /// If the repository belongs to no project.
     pub fn new(call: &Call) -> Result<Self> {
         let site = Site::of_repository(&call.repository)?;
-        Ok(Self { site, kind: call.kind, repository: call.repository.clone(), quarantine: call.quarantine.clone() })
+        let repository = Repository { reader: site.receiver_identity(), ..Repository::of(call) };
+        Ok(Self { site, repository })
     }
 
-    fn repo(&self) -> Result<Repo> {
-        let repository = fs::canonical(&self.repository)?;
-        match (&self.quarantine, self.kind) {
-            // Only we can read what we just pushed.
-            (Some(objects), _) => Repo::open_with_objects(&repository, objects),
-            (None, RepoKind::Project) => self.site.repo(),
-            (None, RepoKind::Pillar) => self.site.pillar_repo(),
-        }
+    /// The desk for a repository of a project, where nobody was called by git: root's side of the socket.
+    #[must_use]
+    pub fn of_site(site: Site, kind: RepoKind) -> Self {
+        let path = match kind {
+            RepoKind::Project => site.place.git_project(),
+            RepoKind::Pillar => site.place.git_pillar(),
+        };
+        let repository = Repository { kind, path, quarantine: None, reader: site.receiver_identity() };
+        Self { site, repository }
     }
 
-    /// Gives to the receiver what git wrote into the repository as root, if that is who pushed.
-    ///
-    /// # Errors
-    /// If something cannot be given.
-    pub fn give_back(&self) -> Result<()> {
-        crate::pipeline::rights::give_back(&self.site, &fs::canonical(&self.repository)?).map(|_| ())
+    /// The project.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     fn pushes(&self) -> PathBuf {
@@ -70,7 +59,7 @@ impl Desk for NodeDesk {
     fn facts(&self) -> Result<ProjectFacts> {
         let (site, config) = (&self.site, &self.site.config);
         let last = Last::read(&site.place)?;
-        let branch = match self.kind {
+        let branch = match self.repository.kind {
             RepoKind::Project => site.deploy_branch()?.and_then(|name| name.branch().map(str::to_string)),
             RepoKind::Pillar => None,
         };
@@ -89,48 +78,30 @@ impl Desk for NodeDesk {
     }
 
     fn peel_to_commit(&self, id: &ObjectId) -> Result<Option<ObjectId>> {
-        self.repo()?.peel_to_commit(id)
+        self.repository.peel_to_commit(id)
     }
 
     fn is_ancestor(&self, old: &ObjectId, new: &ObjectId) -> Result<bool> {
-        self.repo()?.is_ancestor(old, new)
+        self.repository.is_ancestor(old, new)
     }
 
     fn commits_lost(&self, old: &ObjectId, new: &ObjectId) -> Result<Vec<String>> {
-        let lost = self.repo()?.log(old, Some(new), LOST)?;
-        let line = |info: &crate::sys::git::CommitInfo| {
-            format!("{} {}", info.id.short(), visible_bounded(info.subject.as_bytes(), 100))
-        };
-        Ok(lost.iter().map(line).collect())
+        self.repository.commits_lost(old, new)
     }
 
     fn is_cut(&self, commit: &ObjectId) -> Result<bool> {
-        let repo = self.repo()?;
-        for parent in repo.commit(commit)?.parents {
-            if repo.peel_to_commit(&parent)?.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        self.repository.is_cut(commit)
     }
 
     fn cannot_move(&self, updates: &[RefUpdate]) -> Result<Option<String>> {
-        let repo = self.repo()?;
-        for update in updates {
-            let now = repo.read_ref(&update.name)?;
-            let expected = if update.old.is_zero() { None } else { Some(update.old.clone()) };
-            if now != expected {
-                return Ok(Some(format!("{} is not where it was", update.name.shown())));
-            }
-        }
-        Ok(None)
+        self.repository.cannot_move(updates)
     }
 
     fn record_branch(&self, branch: &str) -> Result<()> {
-        if self.kind == RepoKind::Project {
+        if self.repository.kind == RepoKind::Project {
             self.site.record_branch(branch)?;
         }
-        self.repo()?.set_head(&RefName::of_branch(branch)?)
+        self.site.point_head(&self.repository.path, &RefName::of_branch(branch)?)
     }
 
     fn check_space(&self) -> Result<()> {
@@ -147,7 +118,7 @@ impl Desk for NodeDesk {
     }
 
     fn validate_pillar(&self, commit: &ObjectId) -> Result<()> {
-        read_pillar_in(&self.repo()?, &self.site, commit).map(|_| ())
+        self.repository.validate_pillar(self.site.place.name(), commit)
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {
@@ -172,21 +143,15 @@ impl Desk for NodeDesk {
     }
 
     fn move_ref(&self, name: &RefName, old: &ObjectId, new: &ObjectId) -> Result<bool> {
-        self.repo()?.move_ref(name, old, new, "mc_project: taken, not deployed")
+        self.repository.move_ref(name, old, new)
+    }
+
+    fn give_back(&self) -> Result<()> {
+        crate::pipeline::rights::give_back(&self.site, &fs::canonical(&self.repository.path)?).map(|_| ())
     }
 
     fn run_foreign_hook(&self, hook: &str, input: &[u8]) -> Result<Option<bool>> {
-        let path = self.repository.join("hooks").join(format!("{hook}.local"));
-        if !fs::is_executable(&path) {
-            return Ok(None);
-        }
-        let mut env = process::base_environment(Path::new("/nonexistent"));
-        env.insert("GIT_DIR".to_string(), self.repository.display().to_string());
-        let ended = run_captured(&path, &[] as &[&str], &env, input, FOREIGN)?;
-        if ended.status != StepStatus::Ok {
-            tracing::warn!("{}: {}", path.display(), ended.last_words());
-        }
-        Ok(Some(ended.status == StepStatus::Ok))
+        self.repository.run_foreign_hook(hook, input)
     }
 }
 

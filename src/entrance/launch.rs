@@ -1,4 +1,5 @@
-//! Starting the worker: detached, with a watcher that recovers at once when it dies.
+//! Starting the worker: as a unit where systemd runs a whole-machine node ([`super::unit`]), else detached, with a
+//! watcher that recovers at once when it dies. Whatever starts one, a push or a command, comes through here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Run;
+use super::unit::{self, Unit};
 use crate::pipeline::site::Site;
 use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
@@ -24,16 +26,28 @@ pub const WORK: &str = "work";
 #[derive(Debug)]
 pub struct Launched {
     follower: Follower,
-    process: Detached,
+    worker: Worker,
 }
 
-/// Starts watcher and worker for a request; they outlive us.
+#[derive(Debug)]
+enum Worker {
+    /// Watcher and worker of our own.
+    Process(Detached),
+    /// One that systemd watches.
+    Unit(Unit),
+}
+
+/// Starts the worker for a request, and what watches it; they outlive us.
 ///
 /// # Errors
 /// If they cannot be started.
 pub fn launch(site: &Site, request: &Request) -> Result<Launched> {
-    let process = spawn_detached(&order(site.place.node().root(), WATCH, request, false)?)?;
-    Ok(Launched { follower: Follower::open(&site.place, &request.id), process })
+    let worker = if unit::is_for(site) {
+        Worker::Unit(unit::start(site, request, WORK, &environment())?)
+    } else {
+        Worker::Process(spawn_detached(&order(site.place.node().root(), WATCH, request, false)?)?)
+    };
+    Ok(Launched { follower: Follower::open(&site.place, &request.id), worker })
 }
 
 /// Follows a deployment that somebody else started.
@@ -48,7 +62,10 @@ impl Run for Launched {
     }
 
     fn is_gone(&mut self) -> bool {
-        self.process.wait_gone(Duration::ZERO).unwrap_or(false)
+        match &mut self.worker {
+            Worker::Process(process) => process.wait_gone(Duration::ZERO).unwrap_or(false),
+            Worker::Unit(unit) => unit.is_gone(),
+        }
     }
 }
 
@@ -73,8 +90,9 @@ fn order(root: &Path, command: &str, request: &Request, as_child: bool) -> Resul
     Ok(DetachedOrder { args: args.to_vec(), input, env: environment(), log: None, as_child })
 }
 
-/// Nothing of a pusher's environment is passed on; tests pass their fault.
-fn environment() -> BTreeMap<String, String> {
+/// The environment of our own processes: nothing of a pusher's is passed on; tests pass their fault.
+#[must_use]
+pub fn environment() -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("PATH".to_string(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()),
         ("LANG".to_string(), "C.UTF-8".to_string()),

@@ -5,20 +5,29 @@
 //! no lock and changes nothing itself: it may be killed, stopped or forgotten at any moment.
 
 pub mod call;
+pub mod check;
 pub mod desk;
+pub mod door;
 #[cfg(test)]
 mod fake;
 pub mod hook;
 pub mod launch;
+pub mod listen;
 pub mod options;
 pub mod pktline;
 pub mod proc_receive;
 pub mod receive;
 pub mod relay;
+pub mod remote;
+pub mod repository;
+pub mod serve;
 pub mod session;
 pub mod shell;
+pub mod unit;
 
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::project::ids::{ObjectId, ProjectName, RefName};
 use crate::project::mode::{Environment, Mode};
@@ -28,7 +37,8 @@ use crate::report::event::Record;
 use crate::sys::error::Result;
 
 /// When a pusher is told how the deployment ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VerdictAt {
     /// Before git answers (proc-receive): the push fails when the deployment fails.
     Push,
@@ -37,7 +47,8 @@ pub enum VerdictAt {
 }
 
 /// What happens with a push that takes commits out of the deploy branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Force {
     /// It is deployed, with a warning that names the lost commits.
     Allow,
@@ -46,7 +57,8 @@ pub enum Force {
 }
 
 /// Which of a project's two repositories was pushed to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RepoKind {
     /// `git/project`: code.
     Project,
@@ -55,7 +67,8 @@ pub enum RepoKind {
 }
 
 /// What a hook must know about the project.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProjectFacts {
     /// The project.
     pub name: ProjectName,
@@ -169,6 +182,14 @@ pub trait Desk {
     /// # Errors
     /// If it cannot be started.
     fn run_foreign_hook(&self, hook: &str, input: &[u8]) -> Result<Option<bool>>;
+
+    /// Gives to the receiver what git wrote into the repository as root, if that is who pushed.
+    ///
+    /// # Errors
+    /// If something cannot be given.
+    fn give_back(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A deployment that was started, as the hook follows it.

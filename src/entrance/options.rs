@@ -48,6 +48,29 @@ pub fn check(options: &Options, facts: &ProjectFacts) -> Result<()> {
     }
 }
 
+/// Judges options that came as data and not as words: everything that [`parse`] would not have made is refused.
+///
+/// # Errors
+/// As [`parse`] and [`check`].
+pub fn check_data(options: &Options, facts: &ProjectFacts) -> Result<Options> {
+    let mut checked = options.clone();
+    for (option, stages) in [("only", &mut checked.only), ("skip", &mut checked.skip)] {
+        for stage in std::mem::take(stages) {
+            add_stages(stages, option, stage.name())?;
+        }
+    }
+    if let Some(reason) = &checked.reason {
+        // What is escaped is longer than what was typed.
+        if reason.trim().is_empty() || reason.chars().count() > 10 * MAX_REASON {
+            return Err(Error::usage("push option `reason=` is empty or too long"));
+        }
+        checked.reason = Some(visible(reason.trim()));
+    }
+    reject_conflicts(&checked)?;
+    check(&checked, facts)?;
+    Ok(checked)
+}
+
 fn take(options: &mut Options, bytes: &[u8]) -> Result<()> {
     if bytes.len() > MAX_OPTION {
         return Err(Error::usage(format!("a push option is longer than {MAX_OPTION} bytes")));

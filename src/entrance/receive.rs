@@ -17,7 +17,7 @@ const MAX_LINE: usize = 2 * 64 + 2 + 8192 + 1;
 /// The most bytes of standard input that are read.
 const MAX_INPUT: u64 = 32 * 1024 * 1024;
 /// The branches that are watched until the first push chooses one of them.
-const FIRST_BRANCHES: [&str; 2] = ["main", "master"];
+pub const FIRST_BRANCHES: [&str; 2] = ["main", "master"];
 
 /// One ref update of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]

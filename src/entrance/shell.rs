@@ -13,7 +13,8 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::RepoKind;
+use super::remote::run_command;
+use super::{RepoKind, door};
 use crate::project::access::key::is_fingerprint;
 use crate::project::access::{self, Access, Person, Role, Scope, Who};
 use crate::project::ids::ProjectName;
@@ -91,10 +92,9 @@ pub fn answer(
 /// Has a command done by the node, and shows what it says; the result is the exit code.
 ///
 /// # Errors
-/// If the node cannot be reached.
-pub fn remote_command(_root: &Path, _who: &Who, words: &[String]) -> Result<u8> {
-    let command = words.first().map_or("this", String::as_str);
-    Err(Error::refused(format!("{command} is not served over ssh by this node yet")).hint("git push is, and git fetch"))
+/// If it is refused, or the node cannot be reached.
+pub fn remote_command(root: &Path, who: &Who, words: &[String]) -> Result<u8> {
+    run_command(root, &door::Person { name: who.person.clone(), key: who.key.clone() }, words)
 }
 
 impl Visitor<'_> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::environment::{Setting, config_path, write_config};
 use super::halt::{Halt, Step};
 use super::site::Site;
-use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::pillar::Pillar;
@@ -99,16 +99,16 @@ impl Version {
 /// # Errors
 /// If it is invalid; the message says file and line.
 pub fn read_pillar(site: &Site, commit: &ObjectId) -> Result<Pillar> {
-    read_pillar_in(&site.pillar_repo()?, site, commit)
+    read_pillar_in(&site.pillar_repo()?, site.place.name(), commit)
 }
 
 /// Like [`read_pillar`], from a repository that is open already.
 ///
 /// # Errors
 /// If it is invalid.
-pub fn read_pillar_in(repo: &Repo, site: &Site, commit: &ObjectId) -> Result<Pillar> {
+pub fn read_pillar_in(repo: &Repo, project: &ProjectName, commit: &ObjectId) -> Result<Pillar> {
     match repo.blob_at(commit, &TreePath::new(PILLAR.as_bytes())?, fs::CONFIG_LIMIT)? {
-        Some(bytes) => Pillar::parse(&format!("pillar/{PILLAR}"), &bytes, site.place.name()),
+        Some(bytes) => Pillar::parse(&format!("pillar/{PILLAR}"), &bytes, project),
         None => Ok(Pillar::empty()),
     }
 }

@@ -18,6 +18,7 @@ pub mod queue;
 pub mod recover;
 pub mod rights;
 pub mod settle;
+pub mod setup;
 pub mod site;
 pub mod steps;
 pub mod tell;

@@ -158,6 +158,15 @@ impl Site {
         if is_ours { Own::current() } else { self.own }
     }
 
+    /// Who reads and writes the repositories, if that is another user than we are.
+    #[must_use]
+    pub fn receiver_identity(&self) -> Option<RunAs> {
+        match &self.rights {
+            Rights::OneUser => None,
+            Rights::Separate { receiver, .. } => Some(receiver.run_as()),
+        }
+    }
+
     /// The project's repository, read and written as the receiver where that is another user than we are.
     ///
     /// # Errors
@@ -179,6 +188,24 @@ impl Site {
             Rights::OneUser => Repo::open(path),
             Rights::Separate { receiver, .. } => Repo::open_as(path, &receiver.run_as()),
         }
+    }
+
+    /// Makes HEAD of one of the project's repositories name this branch.
+    ///
+    /// On a whole-machine node HEAD is root's and stands in a directory that the receiver can write to: it is written
+    /// by ourselves, as a new file, and git is not asked.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn point_head(&self, repository: &Path, branch: &RefName) -> Result<()> {
+        if self.rights == Rights::OneUser {
+            return Repo::open(repository)?.set_head(branch);
+        }
+        let (path, text) = (repository.join("HEAD"), format!("ref: {branch}\n"));
+        if fs::read_bounded(&path, 1024)?.is_some_and(|bytes| bytes == text.as_bytes()) {
+            return Ok(());
+        }
+        fs::write_durable(&path, text.as_bytes(), 0o644)
     }
 
     /// Opens the project that a hook stands in: `dir` is the bare repository.

@@ -61,7 +61,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     let refname = request.update.as_ref().map(|update| update.name.as_str());
     let commit = request.update.as_ref().map(|update| &update.new);
     let ticket = Ticket::take(&site.place, refname, commit)?;
-    let deadline = request.wait_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = request.wait_seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
     let mut told = String::new();
     let mut lock = Lock::take(&site.place.lock(), deadline, |holder| wait(telling, &ticket, holder, &mut told))?;
     let what = match &request.want {

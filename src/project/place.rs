@@ -55,7 +55,19 @@ impl NodePlace {
         self.root.join("etc/mc_project/access.lock")
     }
 
-    /// The home of the account that receives pushes.
+    /// Where hooks of the receiver reach root on a whole-machine node.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("run/mc_project.sock")
+    }
+
+    /// The program that `setup` installs: what hooks and units of a whole-machine node name.
+    #[must_use]
+    pub fn binary(&self) -> PathBuf {
+        self.root.join("usr/local/bin/mc_project")
+    }
+
+    /// The home of the receiver of pushes, which belongs to root.
     #[must_use]
     pub fn receiver_home(&self) -> PathBuf {
         self.root.join("var/lib/mc_project")
@@ -182,6 +194,8 @@ impl Place {
         waiting => "state/waiting";
         /// The deploy branch, once one is chosen.
         branch => "state/branch";
+        /// Orders of workers that run as units, one file each until the worker is gone.
+        requests => "state/requests";
         /// Name, root and environment: how a hook finds its node.
         identity => "state/project.json";
     }
@@ -202,6 +216,12 @@ impl Place {
     #[must_use]
     pub fn journal(&self, id: &DeploymentId) -> PathBuf {
         self.journals().join(format!("{id}.jsonl"))
+    }
+
+    /// The order of a worker that runs as a unit.
+    #[must_use]
+    pub fn request(&self, id: &DeploymentId) -> PathBuf {
+        self.requests().join(format!("{id}.json"))
     }
 
     /// The witness of a physical tree (`run`, `spare`, `build`, `project`, `snapshot`).

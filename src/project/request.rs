@@ -33,6 +33,7 @@ pub enum Want {
 
 /// The ref that a push wants to move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RefUpdate {
     /// The full name of the ref.
     pub name: RefName,
@@ -46,7 +47,7 @@ pub struct RefUpdate {
 
 /// The push options that change a deployment (`git push -o`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// `mode=`: another of the modes that the node allows.
     pub mode: Option<Mode>,

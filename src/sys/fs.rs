@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
@@ -43,6 +43,23 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// If it is no regular file, too large or unreadable.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    read_checked(path, limit, |_| Ok(()))
+}
+
+/// Like [`read_bounded`], for a file that must be root's alone to write.
+///
+/// # Errors
+/// As [`read_bounded`]; also if somebody else can write it.
+pub fn read_of_root(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    read_checked(path, limit, |meta| {
+        if meta.uid() == 0 && meta.mode() & 0o022 == 0 {
+            return Ok(());
+        }
+        Err(Error::refused(format!("{} is not root's alone", path.display())))
+    })
+}
+
+fn read_checked(path: &Path, limit: u64, check: impl FnOnce(&fs::Metadata) -> Result<()>) -> Result<Option<Vec<u8>>> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -53,6 +70,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     if !meta.is_file() {
         return Err(Error::invalid(format!("{} is no regular file", path.display())));
     }
+    check(&meta)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > limit {
@@ -304,6 +322,50 @@ pub fn names(path: &Path) -> Result<Vec<String>> {
 #[must_use]
 pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
+}
+
+/// What stands at a path, links not followed; `None` if nothing does.
+///
+/// # Errors
+/// If it cannot be examined.
+pub fn examine(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(|| format!("cannot examine {}", path.display())),
+    }
+}
+
+/// The digest of a file's content.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn digest(path: &Path) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let read = hasher.update_reader(open_read(path)?);
+    read.context(|| format!("cannot read {}", path.display()))?;
+    Ok(hasher.finalize())
+}
+
+/// Puts a copy of a file of ours in a place, durably and at once: whoever executes it gets the old one or the new one.
+///
+/// # Errors
+/// If it cannot be written; the old one stands then.
+pub fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    let (dir, temp) = beside(to)?;
+    remove_file(&temp)?;
+    let doing = || format!("cannot install {}", to.display());
+    let write = || -> Result<()> {
+        let mut file = create_new(&temp, 0o600)?;
+        std::io::copy(&mut open_read(from)?, &mut file).context(doing)?;
+        file.set_permissions(fs::Permissions::from_mode(mode)).context(doing)?;
+        file.sync_all().context(doing)?;
+        fs::rename(&temp, to).context(doing)?;
+        sync_dir(&dir)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
 }
 
 /// The target of a link; `None` if there is no link.

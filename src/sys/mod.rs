@@ -20,5 +20,6 @@ pub mod path;
 pub mod pipe;
 pub mod process;
 pub mod size;
+pub mod socket;
 pub mod step_exec;
 pub mod watch;

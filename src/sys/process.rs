@@ -8,6 +8,7 @@
 mod captured;
 mod detached;
 mod lines;
+mod relayed;
 mod step;
 mod table;
 mod users;
@@ -25,6 +26,7 @@ use super::error::{Context, Error, Result};
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
+pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
 pub use table::kill_marked;
 pub use users::{ProcessUse, TreeUsers, processes_using};
@@ -226,6 +228,22 @@ pub fn become_program(argv: &[std::ffi::OsString], env: &BTreeMap<String, String
     let shown = crate::sys::escape::visible(&program.to_string_lossy());
     let error = std::process::Command::new(program).args(rest).env_clear().envs(env).exec();
     Error::failed(format!("cannot run {shown}")).because(error)
+}
+
+/// Starts this very program with a connection as its standard input, in a process group of its own.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn spawn_serving(
+    stream: std::os::unix::net::UnixStream,
+    args: &[std::ffi::OsString],
+    env: &BTreeMap<String, String>,
+) -> Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(self_exe());
+    command.args(args).env_clear().envs(env).current_dir("/").process_group(0);
+    command.stdin(std::os::fd::OwnedFd::from(stream)).stdout(std::process::Stdio::null());
+    command.spawn().context(|| "cannot start a process for a connection".to_string())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod crash;
 mod deliverables;
 mod detached;
 mod docs;
+mod door;
 mod examples;
 mod features;
 mod final_mode;

@@ -23,35 +23,49 @@ struct Rule {
     options: &'static [&'static str],
     /// How many plain words may follow the project.
     more: usize,
+    /// Whether it changes something.
+    changes: bool,
 }
 
-const fn rule(
+const fn looks(
     name: &'static str,
     role: Role,
     flags: &'static [&'static str],
     options: &'static [&'static str],
     more: usize,
 ) -> Rule {
-    Rule { name, role, flags, options, more }
+    Rule { name, role, flags, options, more, changes: false }
+}
+
+const fn acts(
+    name: &'static str,
+    role: Role,
+    flags: &'static [&'static str],
+    options: &'static [&'static str],
+    more: usize,
+) -> Rule {
+    Rule { name, role, flags, options, more, changes: true }
 }
 
 /// What is served. `run` is not: it would be a shell; nor is anything that is about the node or a path on it.
 const TABLE: &[Rule] = &[
-    rule("status", Role::Read, &["--json"], &[], 0),
-    rule("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
-    rule("show", Role::Read, &["--json"], &[], 1),
-    rule("logs", Role::Read, &["-f", "--follow"], &[], 1),
-    rule("diff", Role::Read, &["--json"], &[], 2),
-    rule("drift", Role::Read, &["--json"], &[], 0),
-    rule("plan", Role::Read, &["--json"], &["--commit"], 0),
-    rule("config", Role::Admin, &["--json"], &[], 0),
-    rule("deploy", Role::Admin, &["--force"], &["--commit", "-o", "--wait"], 0),
-    rule("rollback", Role::Admin, &["--yes"], &["--to", "--with", "--reason"], 0),
-    rule("recover", Role::Admin, &["--forward", "--back", "--json"], &["--with"], 0),
-    rule("start", Role::Admin, &[], &[], 0),
-    rule("stop", Role::Admin, &[], &[], 0),
-    rule("restart", Role::Admin, &[], &[], 0),
-    rule("task", Role::Admin, &[], &[], 1),
+    looks("status", Role::Read, &["--json"], &[], 0),
+    looks("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
+    looks("show", Role::Read, &["--json"], &[], 1),
+    looks("logs", Role::Read, &["-f", "--follow"], &[], 1),
+    looks("diff", Role::Read, &["--json"], &[], 2),
+    looks("drift", Role::Read, &["--json"], &[], 0),
+    looks("verify", Role::Read, &["--json"], &[], 0),
+    looks("plan", Role::Read, &["--json"], &["--commit"], 0),
+    // What the pillar says is for those who may write it.
+    looks("config", Role::Deploy, &["--json"], &[], 0),
+    acts("deploy", Role::Deploy, &["--force"], &["--commit", "-o", "--wait"], 0),
+    acts("start", Role::Deploy, &[], &[], 0),
+    acts("stop", Role::Deploy, &[], &[], 0),
+    acts("restart", Role::Deploy, &[], &[], 0),
+    acts("task", Role::Deploy, &[], &[], 1),
+    acts("rollback", Role::Admin, &["--yes"], &["--to", "--with", "--reason"], 0),
+    acts("recover", Role::Admin, &["--forward", "--back", "--json"], &["--with"], 0),
 ];
 
 /// A command of the table, with its words in their order: command, project, all others.
@@ -159,8 +173,7 @@ pub fn check(words: &[String]) -> Result<Checked> {
         return Err(Error::usage(format!("too many words for {}", rule.name)));
     }
     let words = [vec![rule.name.to_string(), project.to_string()], others].concat();
-    let changes = rule.role == Role::Admin && rule.name != "config";
-    Ok(Checked { command: rule.name, role: rule.role, changes, project, words })
+    Ok(Checked { command: rule.name, role: rule.role, changes: rule.changes, project, words })
 }
 
 /// Whether a word may stand where a value is wanted: it is no flag, but `-1` (the version before) is none either.
@@ -274,10 +287,10 @@ mod tests {
             ("diff shop #1 #2 --json", Role::Read, "diff shop #1 #2 --json"),
             ("logs -f shop", Role::Read, "logs shop -f"),
             ("plan shop --commit=1a2b", Role::Read, "plan shop --commit=1a2b"),
-            ("config shop", Role::Admin, "config shop"),
+            ("config shop", Role::Deploy, "config shop"),
             ("rollback shop --to -2 --with data --yes", Role::Admin, "rollback shop --to -2 --with data --yes"),
             ("recover shop --back", Role::Admin, "recover shop --back"),
-            ("task shop reindex", Role::Admin, "task shop reindex"),
+            ("task shop reindex", Role::Deploy, "task shop reindex"),
         ] {
             let checked = checked(text).unwrap();
             assert_eq!((checked.role, checked.words.join(" ").as_str()), (role, want), "{text}");

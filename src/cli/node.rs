@@ -1,0 +1,96 @@
+//! Commands about a whole machine: making it a node, and finishing everything that its last stop interrupted.
+
+use super::screen;
+use super::{Cli, SetupArgs};
+use crate::entrance::unit;
+use crate::pipeline::setup::{self, Wish};
+use crate::pipeline::site::{Node, Site};
+use crate::pipeline::worker;
+use crate::project::ids::ProjectName;
+use crate::project::mode::Environment;
+use crate::project::request::{Options, Request, Want};
+use crate::project::system::System;
+use crate::report::ledger::Last;
+use crate::sys::error::{ExitCode, Result};
+use crate::sys::{lock, process};
+
+/// `setup`.
+///
+/// # Errors
+/// If we are not root or something is in the way.
+pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
+    let wish = Wish {
+        root: cli.absolute_root()?,
+        receiver: args.receiver.clone().unwrap_or_else(|| System::RECEIVER.to_string()),
+        environment: args.environment.unwrap_or(Environment::Staging),
+    };
+    let plan = setup::plan(&wish)?;
+    for change in &plan.changes {
+        if args.plan {
+            screen::line(format!("would {change}"));
+        } else {
+            setup::apply(change)?;
+            screen::line(format!("done: {change}"));
+        }
+    }
+    plan.notes.iter().for_each(|note| screen::line(format!("note: {note}")));
+    match (plan.changes.is_empty(), args.plan) {
+        (true, _) => screen::line("nothing to do"),
+        (false, true) => screen::line("this is a plan; nothing was done"),
+        (false, false) => screen::line("this machine is a node; next: mc_project init NAME"),
+    }
+    Ok(0)
+}
+
+/// `recover --all`: every project, one line each; the worst exit code.
+///
+/// # Errors
+/// If the node cannot be read at all; what cannot be recovered is told and is no error.
+pub fn recover_all(cli: &Cli) -> Result<u8> {
+    let node = cli.node()?;
+    let mut worst = 0;
+    for name in node.projects()? {
+        let (code, text) = match recover_one(&node, &name) {
+            Ok(told) => told,
+            Err(error) => (error.kind().exit_code() as u8, error.one_line()),
+        };
+        worst = worst.max(code);
+        screen::line(format!("{name}: {text}"));
+    }
+    Ok(worst)
+}
+
+fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
+    let site = Site::open(node, name)?;
+    let lost = unit::drop_orders(&site)?;
+    let last = Last::read(&site.place)?;
+    if let Some(holder) = lock::holder(&site.place.lock())? {
+        // Whoever takes the lock recovers first.
+        return Ok((0, format!("process {} {}", holder.pid, holder.what)));
+    }
+    if last.as_ref().is_some_and(|last| last.open) {
+        let request = Request {
+            project: name.clone(),
+            id: worker::new_id(),
+            want: Want::Recover { forward: None, with_data: false },
+            update: None,
+            options: Options::default(),
+            pusher: process::user_name(),
+            key: None,
+            push: None,
+            wait_seconds: Some(0),
+        };
+        let outcome = worker::work(&site, &request);
+        return Ok((outcome.exit_code(), outcome.line()));
+    }
+    if let Some(why) = last.and_then(|last| last.needs_person) {
+        return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));
+    }
+    Ok((
+        0,
+        match lost.last() {
+            Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
+            None => "nothing was interrupted".to_string(),
+        },
+    ))
+}

@@ -1,0 +1,150 @@
+//! Runs a program and hands on what it prints, line by line, while it runs.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::lines::Lines;
+use super::{StepStatus, Tick};
+use crate::sys::error::{Context, Result};
+
+/// How often the listener is asked whether to go on.
+const ASK: Duration = Duration::from_secs(1);
+/// How long we wait for output after the program has ended: a child of it may hold the pipe for ever.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// What a running program does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// A line of standard output.
+    Out(&'a [u8]),
+    /// A line of standard error.
+    Err(&'a [u8]),
+    /// It runs and may have said nothing.
+    Runs,
+}
+
+/// Runs a program with exactly this environment, nothing on standard input, in a process group of its own. What `on`
+/// answers to [`Said::Runs`] decides whether it is killed.
+///
+/// # Errors
+/// If it cannot be started or waited for.
+pub fn run_relayed(
+    program: &OsStr,
+    args: &[OsString],
+    env: &BTreeMap<String, String>,
+    on: &mut dyn FnMut(Said<'_>) -> Tick,
+) -> Result<StepStatus> {
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(env).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    super::runtime()?.block_on(run(command, on))
+}
+
+async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<StepStatus> {
+    let program = crate::sys::escape::visible(&command.get_program().to_string_lossy());
+    let doing = || format!("cannot run {program}");
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.process_group(0).spawn().context(doing)?;
+    let (mut out, mut err) = (Pipe::new(child.stdout.take()), Pipe::new(child.stderr.take()));
+    let mut status = None;
+    let mut is_killed = false;
+    let mut asks = interval(ASK);
+    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let last_words = sleep(LAST_WORDS);
+    tokio::pin!(last_words);
+    while status.is_none() || out.pipe.is_some() || err.pipe.is_some() {
+        tokio::select! {
+            exit = child.wait(), if status.is_none() => {
+                status = Some(StepStatus::of(exit.context(doing)?));
+                last_words.as_mut().reset(Instant::now() + LAST_WORDS);
+            }
+            n = out.read(), if out.pipe.is_some() => out.take(n, &mut |line| { on(Said::Out(line)); }),
+            n = err.read(), if err.pipe.is_some() => err.take(n, &mut |line| { on(Said::Err(line)); }),
+            _ = asks.tick(), if status.is_none() => {
+                if on(Said::Runs) == Tick::Cancel && !is_killed {
+                    is_killed = true;
+                    if let Some(pid) = child.id() {
+                        super::kill_group(pid.cast_signed(), Signal::SIGKILL)?;
+                    }
+                }
+            }
+            () = &mut last_words, if status.is_some() => break,
+        }
+    }
+    out.lines.finish(&mut |line| {
+        on(Said::Out(line));
+    });
+    err.lines.finish(&mut |line| {
+        on(Said::Err(line));
+    });
+    Ok(status.unwrap_or(StepStatus::Cancelled))
+}
+
+struct Pipe<R> {
+    pipe: Option<R>,
+    lines: Lines,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Pipe<R> {
+    fn new(pipe: Option<R>) -> Self {
+        Self { pipe, lines: Lines::default(), buffer: vec![0; 16 * 1024] }
+    }
+
+    async fn read(&mut self) -> usize {
+        match &mut self.pipe {
+            Some(pipe) => pipe.read(&mut self.buffer).await.unwrap_or(0),
+            None => 0,
+        }
+    }
+
+    fn take(&mut self, n: usize, on: &mut dyn FnMut(&[u8])) {
+        if n == 0 {
+            self.pipe = None;
+        }
+        self.lines.feed(&self.buffer[..n], on);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, on: &mut dyn FnMut(Said<'_>) -> Tick) -> StepStatus {
+        let env = super::super::base_environment(std::path::Path::new("/"));
+        run_relayed(OsStr::new("/bin/sh"), &["-c".into(), script.into()], &env, on).unwrap()
+    }
+
+    #[test]
+    fn lines_come_while_the_program_runs_and_both_streams_are_told_apart() {
+        let begin = std::time::Instant::now();
+        let mut heard = Vec::new();
+        let status = sh("echo one; echo two >&2; sleep 0.3; printf three; exit 7", &mut |said| {
+            match said {
+                Said::Out(line) => heard.push(format!("out {}", String::from_utf8_lossy(line))),
+                Said::Err(line) => heard.push(format!("err {}", String::from_utf8_lossy(line))),
+                Said::Runs => {}
+            }
+            assert!(!heard.is_empty() || begin.elapsed() < Duration::from_millis(250));
+            Tick::GoOn
+        });
+        heard.sort();
+        assert_eq!(heard, ["err two", "out one", "out three"]);
+        assert_eq!(status, StepStatus::Exit(7));
+    }
+
+    #[test]
+    fn a_listener_who_is_gone_ends_a_program_that_is_silent_and_a_child_that_holds_the_pipe_is_not_waited_for() {
+        let begin = std::time::Instant::now();
+        let status = sh("sleep 100", &mut |said| if said == Said::Runs { Tick::Cancel } else { Tick::GoOn });
+        assert_eq!(status, StepStatus::Signal(9));
+        assert_eq!(sh("setsid sleep 5 & echo x", &mut |_| Tick::GoOn), StepStatus::Ok);
+        assert!(begin.elapsed() < Duration::from_secs(4));
+    }
+}
