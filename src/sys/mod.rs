@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod acl;
+pub mod cgroup;
 pub mod clock;
 pub mod dir;
 pub mod error;

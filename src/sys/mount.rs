@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 
 use super::error::{Context, Error, Result};
 use super::process::{self, StepStatus};
-use super::step_exec::{Bind, StepOrder};
+use super::step_exec::{Bind, Processes, RunAs, StepOrder};
 
 /// One line of a `mountinfo` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,43 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
     let root = PathBuf::from(unescape_octal(fields.next()?));
     let point = PathBuf::from(unescape_octal(fields.next()?));
     Some(Mount { device, root, point })
+}
+
+/// A mounted hierarchy of control groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupMount {
+    /// Whether it is the unified one (version 2).
+    pub is_unified: bool,
+    /// Which group is the root of what is mounted.
+    pub root: PathBuf,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Its options, the names of controllers among them.
+    pub options: Vec<String>,
+}
+
+/// The hierarchies of control groups that we see.
+///
+/// # Errors
+/// If our mounts cannot be read.
+pub fn cgroup_mounts() -> Result<Vec<CgroupMount>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes.split(|b| *b == b'\n').filter_map(parse_cgroup_mount).collect())
+}
+
+/// The part behind ` - ` is the type, the source and the options of the file system.
+fn parse_cgroup_mount(line: &[u8]) -> Option<CgroupMount> {
+    let mount = parse_mount(line)?;
+    let after = &line[memchr::memmem::find(line, b" - ")? + 3..];
+    let mut fields = std::str::from_utf8(after).ok()?.split(' ');
+    let is_unified = match fields.next()? {
+        "cgroup2" => true,
+        "cgroup" => false,
+        _ => return None,
+    };
+    let options = fields.nth(1)?.split(',').map(str::to_string).collect();
+    Some(CgroupMount { is_unified, root: mount.root, point: mount.point, options })
 }
 
 fn unescape_octal(bytes: &[u8]) -> OsString {
@@ -122,6 +159,29 @@ fn probe_in(place: &Path) -> Result<Result<(), String>> {
     })
 }
 
+/// Really tries whether a step of another user sees only that user's processes, and says why not. Only root can give a
+/// step such a view.
+///
+/// # Errors
+/// If the test itself could not be made.
+pub fn probe_hidden_processes() -> Result<Result<(), String>> {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Err("only root can hide processes from others".into()));
+    }
+    let argv = ["/bin/sh", "-c", "test ! -e /proc/1"].map(OsString::from);
+    let mut order = StepOrder::new(argv.into(), Vec::new(), PathBuf::from("/"));
+    order.view.processes = Processes::Own;
+    order.run_as = Some(RunAs { uid: NOBODY, gid: NOBODY, groups: Vec::new() });
+    let result = process::run_step(&order, Duration::from_secs(20), &mut Silent)?;
+    Ok(match result.status {
+        StepStatus::Ok => Ok(()),
+        StepStatus::Exit(1) => Err("this kernel cannot hide them for one step alone (Linux 5.8 can)".into()),
+        StepStatus::CouldNotStart(reason) => Err(reason),
+        other => Err(other.words()),
+    })
+}
+
 struct Silent;
 
 impl process::StepWatcher for Silent {
@@ -174,6 +234,17 @@ mod tests {
         assert_eq!(parse_mount(line).unwrap(), mount("98:0", "/mnt1", "/a b\\c"));
         assert!(parse_mount(b"").is_none());
         assert!(mounts_of(None).unwrap().iter().any(|m| m.point == Path::new("/")));
+    }
+
+    #[test]
+    fn hierarchies_of_control_groups_are_told_apart() {
+        let old = b"35 31 0:32 /a/b /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
+        let read = parse_cgroup_mount(old).unwrap();
+        assert_eq!((read.is_unified, read.root.as_path()), (false, Path::new("/a/b")));
+        assert_eq!(read.options, ["rw", "memory"]);
+        let new = b"41 31 0:38 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        assert!(parse_cgroup_mount(new).unwrap().is_unified);
+        assert_eq!(parse_cgroup_mount(b"36 35 98:0 /mnt1 /a rw - ext3 /dev/root rw"), None);
     }
 
     #[test]

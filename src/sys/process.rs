@@ -28,7 +28,7 @@ pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
 pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
-pub use table::kill_marked;
+pub use table::{kill_marked, kill_these};
 pub use users::{ProcessUse, TreeUsers, processes_using};
 
 /// How a program ended.
@@ -45,6 +45,11 @@ pub enum StepStatus {
     Timeout,
     /// Ended by us because a person asked for it.
     Cancelled,
+    /// Processes of it were killed for want of memory.
+    OutOfMemory {
+        /// The limit that it reached, in bytes; `None` if it was not its own.
+        limit: Option<u64>,
+    },
     /// It never ran; why.
     CouldNotStart(String),
 }
@@ -68,6 +73,8 @@ impl StepStatus {
             },
             Self::Timeout => "timeout".into(),
             Self::Cancelled => "cancelled".into(),
+            Self::OutOfMemory { limit: Some(bytes) } => format!("out of memory (limit {})", super::size::words(*bytes)),
+            Self::OutOfMemory { limit: None } => "out of memory (of the machine, not of its own limit)".into(),
             Self::CouldNotStart(reason) => format!("could not start: {reason}"),
         }
     }
@@ -92,6 +99,10 @@ pub struct StepResult {
     /// Processes that could not be killed (they wait for a disk or a network file system): the tree that they worked in
     /// must not be used.
     pub survivors: Vec<i32>,
+    /// What else is worth telling: a limit that was reached although the step did not end of it.
+    pub notes: Vec<String>,
+    /// Which of its limits did not hold here, and why.
+    pub unenforced: Option<String>,
 }
 
 impl StepResult {

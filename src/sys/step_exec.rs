@@ -15,19 +15,22 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::GroupOrder;
 use super::error::{Context, Error, Result};
+
+mod view;
+
+pub use view::{Bind, Network, Processes, View};
 
 /// The exit code of a helper that could not become the step.
 pub const COULD_NOT_START: u8 = 125;
@@ -37,24 +40,6 @@ pub const PREFIX: &str = "mc_project step-exec: ";
 pub const SUBCOMMAND: &str = "step-exec";
 /// Its only argument: start the real helper as an orphan and end.
 pub const ORPHAN: &str = "--orphan";
-
-/// A directory to be seen at another place by the step alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bind {
-    /// The directory that is shown.
-    #[serde(with = "escaped")]
-    pub source: PathBuf,
-    /// Where the step sees it.
-    #[serde(with = "escaped")]
-    pub at: PathBuf,
-}
-
-/// What a step sees of the machine; by default what we see.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
-    /// The directories that it sees at other places; they are mounted in this order.
-    pub binds: Vec<Bind>,
-}
 
 /// The identity that a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +85,8 @@ pub struct StepOrder {
     /// Where the output of a step goes that leaves a daemon behind, so that the daemon can go on writing after the
     /// step; without it such a daemon must send its output elsewhere or it meets a closed pipe.
     pub output_file: Option<PathBuf>,
+    /// The control group that the step gets; without it the step stays in ours.
+    pub group: Option<GroupOrder>,
     /// What marks the step's processes (`MC_STEP`, or `MC_STEP_KEPT` if they are kept); random if unset.
     pub marker: Option<String>,
 }
@@ -116,6 +103,7 @@ impl StepOrder {
             limits: Limits::default(),
             keep_background: false,
             output_file: None,
+            group: None,
             marker: None,
         }
     }
@@ -132,6 +120,7 @@ impl fmt::Debug for StepOrder {
             .field("view", &self.view)
             .field("run_as", &self.run_as)
             .field("limits", &self.limits)
+            .field("group", &self.group)
             .field("keep_background", &self.keep_background)
             .finish_non_exhaustive()
     }
@@ -144,6 +133,8 @@ pub struct Wire {
     pub order: StepOrder,
     /// For a detached process of ours; `None` for a step.
     pub detached: Option<WireDetached>,
+    /// The `cgroup.procs` files of the group that it joins.
+    pub join: Vec<PathBuf>,
 }
 
 /// What makes a process of ours detached.
@@ -199,7 +190,9 @@ fn become_step(socket: &mut Option<File>) -> Result<std::convert::Infallible> {
     nix::unistd::setsid().context(|| "cannot open a session".into())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     set_limits(&order.limits)?;
-    show(&order.view)?;
+    // Before the view hides the files, and while we still may.
+    super::cgroup::join(&wire.join)?;
+    view::take(&order.view)?;
     change_dir(&order.cwd)?;
     if let Some(run_as) = &order.run_as {
         take_identity(run_as)?;
@@ -300,74 +293,6 @@ fn set_limits(limits: &Limits) -> Result<()> {
         let _ = std::fs::write(path, "0");
     }
     Ok(())
-}
-
-/// Gives this process and its children a view of their own.
-fn show(view: &View) -> Result<()> {
-    if view.binds.is_empty() {
-        return Ok(());
-    }
-    own_mounts()?;
-    // All are opened before the first is mounted: one may hide where another one is.
-    let opened = view.binds.iter().map(|bind| Ok((bind, open_dir(&bind.source)?, open_dir(&bind.at)?)));
-    for (bind, source, at) in opened.collect::<Result<Vec<_>>>()? {
-        show_at(bind, &source, &at)?;
-    }
-    Ok(())
-}
-
-/// Shows one directory at the place of another.
-fn show_at(bind: &Bind, source: &OwnedFd, at: &OwnedFd) -> Result<()> {
-    let shown = |path: &Path| super::escape::visible_bounded(path.as_os_str().as_bytes(), 4096);
-    let doing = || format!("cannot show {} at {}", shown(&bind.source), shown(&bind.at));
-    mount_by_descriptor(source, at).context(doing)?;
-    let seen = rustix::fs::stat(&bind.at).context(doing)?;
-    let wanted = rustix::fs::fstat(source).context(doing)?;
-    if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino) {
-        return Err(Error::failed(doing()).because(Error::failed("something else is seen there")));
-    }
-    Ok(())
-}
-
-/// Opens a mount namespace of our own: directly as root, within a user namespace (same ids) otherwise.
-///
-/// Within a user namespace other users' files look as if they belonged to nobody and nothing can be given to another
-/// group; a build that needs neither does not notice.
-fn own_mounts() -> Result<()> {
-    let (uid, gid) = (Uid::effective(), Gid::effective());
-    if uid.is_root() {
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
-    } else {
-        nix::sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-            .context(|| "cannot make a user namespace".into())?;
-        // The kernel takes a group map from an unprivileged process only after setgroups(2) was denied.
-        for (file, text) in [
-            ("setgroups", "deny".to_string()),
-            ("uid_map", format!("{uid} {uid} 1")),
-            ("gid_map", format!("{gid} {gid} 1")),
-        ] {
-            std::fs::write(Path::new("/proc/self").join(file), text)
-                .context(|| format!("cannot write the {file} of a user namespace"))?;
-        }
-    }
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .context(|| "cannot make the mounts private".into())
-}
-
-fn mount_by_descriptor(source: &OwnedFd, at: &OwnedFd) -> rustix::io::Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    let moved = rustix::mount::open_tree(source, "", flags).and_then(|tree| {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&tree, "", at, "", flags)
-    });
-    // Old kernels and some system call filters know only mount(2); the magic links name the very directories we hold.
-    moved.or_else(|_| {
-        let magic = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-        rustix::mount::mount_bind_recursive(magic(source), magic(at))
-    })
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {

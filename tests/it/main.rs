@@ -5,6 +5,7 @@
 
 mod access;
 mod bad_pushes;
+mod boxes;
 mod concurrent;
 mod crash;
 mod deliverables;

@@ -94,7 +94,8 @@ fn shake_hands(socket: &mut UnixStream, order: &DetachedOrder) -> Result<i32> {
     let env = order.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let program = super::self_exe().to_path_buf();
     let detached = WireDetached { program, input: order.input.clone() };
-    let wire = Wire { order: StepOrder::new(argv, env, PathBuf::from("/")), detached: Some(detached) };
+    let wire =
+        Wire { order: StepOrder::new(argv, env, PathBuf::from("/")), detached: Some(detached), join: Vec::new() };
     let bytes = serde_json::to_vec(&wire).context(doing)?;
     socket.set_write_timeout(Some(HANDSHAKE)).context(doing)?;
     socket.set_read_timeout(Some(HANDSHAKE)).context(doing)?;

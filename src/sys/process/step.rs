@@ -10,6 +10,9 @@
 //! timeout or a cancellation ends them. Their output must not need us: give the order an `output_file`, which the
 //! daemon keeps and which we only follow while the step runs.
 //!
+//! A step that is ordered a control group ([`crate::sys::cgroup`]) joins it before it becomes anything else. At the end
+//! the group is killed as a whole, before the process table is swept, and asked whether its limits were reached.
+//!
 //! One step runs at a time in one process. A detached process of ours cannot be started meanwhile.
 
 use std::collections::BTreeSet;
@@ -17,6 +20,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use super::lines::Lines;
 use super::{StepResult, StepStatus, StepWatcher, Tick, table};
+use crate::sys::cgroup::Group;
 use crate::sys::error::{Context, Result};
 use crate::sys::step_exec::{self, StepOrder, Wire};
 
@@ -95,8 +100,13 @@ async fn run(
     on: &mut dyn StepWatcher,
 ) -> Result<StepResult> {
     let begin = Instant::now();
-    let mut running = Running::start(order)?;
+    let mut notes = Vec::new();
+    let (group, unenforced) = make_group(order)?;
+    let mut running = Running::start(order, group.as_ref())?;
     let ended_by_us = running.follow(patience, on).await?;
+    if let Some(group) = group.as_ref().filter(|_| order.group.as_ref().is_some_and(|order| !order.kept)) {
+        group.kill()?;
+    }
     let survivors = if !order.keep_background {
         table::sweep(spared)?
     } else if ended_by_us.is_some() {
@@ -106,12 +116,29 @@ async fn run(
     };
     let limit = if order.keep_background || !survivors.is_empty() { DRAIN_LIMIT } else { usize::MAX };
     running.drain(limit, on).await;
+    let happened = group.as_ref().map(Group::happened).unwrap_or_default();
+    let caps = order.group.as_ref().map(|order| order.caps).unwrap_or_default();
+    if happened.refused_forks > 0 {
+        let limit = caps.processes.map(|n| format!(" of {n}")).unwrap_or_default();
+        notes.push(format!("the limit{limit} processes was reached: {} were refused", happened.refused_forks));
+    }
     let status = match (ended_by_us, running.exit) {
+        (ended, _) if happened.oom_kills > 0 && ended != Some(StepStatus::Cancelled) => {
+            StepStatus::OutOfMemory { limit: caps.memory.filter(|_| happened.own_limit) }
+        }
         (Some(status), _) => status,
         (None, Some(exit)) => running.not_started(exit).unwrap_or_else(|| StepStatus::of(exit)),
         (None, None) => StepStatus::Timeout,
     };
-    Ok(StepResult { status, duration: begin.elapsed(), survivors })
+    drop(group);
+    Ok(StepResult { status, duration: begin.elapsed(), survivors, notes, unenforced })
+}
+
+/// Makes the group that is ordered, and tells which of its limits do not hold here.
+fn make_group(order: &StepOrder) -> Result<(Option<Group>, Option<String>)> {
+    let Some(wanted) = &order.group else { return Ok((None, None)) };
+    let (group, support) = Group::make(wanted)?;
+    Ok((group, support.missing(&wanted.caps)))
 }
 
 struct Running {
@@ -147,7 +174,7 @@ impl Output {
 }
 
 impl Running {
-    fn start(order: &StepOrder) -> Result<Self> {
+    fn start(order: &StepOrder, group: Option<&Group>) -> Result<Self> {
         let doing = || "cannot start a step".to_string();
         let (mut ours, theirs) = UnixStream::pair().context(doing)?;
         let (output, stdout, stderr) = open_output(order)?;
@@ -165,7 +192,7 @@ impl Running {
         let child = command.kill_on_drop(true).spawn().context(doing)?;
         drop(command);
         let pid = child.id().map_or(0, u32::cast_signed);
-        send_order(&mut ours, order, &marker)?;
+        send_order(&mut ours, order, &marker, group.map(Group::doors).unwrap_or_default())?;
         Ok(Self { child, pid, answer: ours, output, lines: Lines::default(), marker, known: Vec::new(), exit: None })
     }
 
@@ -276,13 +303,13 @@ fn open_output(order: &StepOrder) -> Result<(Output, Stdio, Stdio)> {
     Ok((Output::Pipe(ChildStdout::from_std(reader).context(doing)?), writer.into(), stderr.into()))
 }
 
-fn send_order(socket: &mut UnixStream, order: &StepOrder, marker: &str) -> Result<()> {
+fn send_order(socket: &mut UnixStream, order: &StepOrder, marker: &str, join: Vec<PathBuf>) -> Result<()> {
     let doing = || "cannot give a step its order".to_string();
     let name = if order.keep_background { MARKER_KEPT } else { MARKER };
     let mut order = order.clone();
     order.env.retain(|(n, _)| n != MARKER && n != MARKER_KEPT);
     order.env.push((name.into(), marker.into()));
-    let bytes = serde_json::to_vec(&Wire { order, detached: None }).context(doing)?;
+    let bytes = serde_json::to_vec(&Wire { order, detached: None, join }).context(doing)?;
     socket.set_write_timeout(Some(HANDSHAKE)).context(doing)?;
     // A helper that died early is found out when we wait for it.
     let _ = socket.write_all(&bytes).and_then(|()| socket.shutdown(std::net::Shutdown::Write));

@@ -170,6 +170,15 @@ pub fn kill_with_variable(variable: &str, prefix: &str) -> Result<Vec<i32>> {
     })
 }
 
+/// Sends KILL to these processes and tells which of them still live.
+pub fn kill_these(pids: &[i32]) -> Vec<i32> {
+    let alive: Vec<Entry> = pids.iter().filter_map(|pid| entry(*pid)).filter(|entry| !entry.is_zombie).collect();
+    for entry in &alive {
+        send(entry, Signal::KILL);
+    }
+    alive.iter().map(|entry| entry.pid).collect()
+}
+
 /// The environment of a process as it began; empty if we may not know.
 fn environment(pid: i32) -> Vec<u8> {
     std::fs::read(PathBuf::from(format!("/proc/{pid}/environ"))).unwrap_or_default()
