@@ -29,6 +29,9 @@ const DEATH: Duration = Duration::from_secs(10);
 /// How long we try to remove an empty group: the last of its processes may still be on their way out.
 const REMOVAL: Duration = Duration::from_secs(2);
 
+/// Memory is charged in portions, so that a group at its limit may use a little less.
+const CHARGED_AT_ONCE: u64 = 512 * 1024;
+
 /// What the processes of a group may use together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caps {
@@ -204,11 +207,10 @@ impl Group {
                 }
                 Kind::Memory => {
                     all.oom_kills += counter(&dir.join("memory.oom_control"), "oom_kill");
-                    // The two limits are the same; which of them is reached first is the kernel's choice.
-                    for file in ["memory.failcnt", "memory.memsw.failcnt"] {
-                        let text = super::fs::read_text(&dir.join(file)).unwrap_or_default();
-                        all.own_limit |= text.trim().parse::<u64>().is_ok_and(|n| n > 0);
-                    }
+                    // `memory.failcnt` would be the plain answer; newer kernels do not count there.
+                    let number = |file: &str| number(&dir.join(file));
+                    let (most, limit) = (number("memory.max_usage_in_bytes"), number("memory.limit_in_bytes"));
+                    all.own_limit |= most.saturating_add(CHARGED_AT_ONCE) > limit;
                 }
                 Kind::Processes => all.refused_forks += counter(&dir.join("pids.events"), "max"),
             }
@@ -347,6 +349,11 @@ fn limit(dir: &Path, hierarchy: Kind, what: Kind, caps: &Caps) -> Result<()> {
         (_, Kind::Processes, _, Some(count)) => set("pids.max", count.to_string()),
         _ => Ok(()),
     }
+}
+
+/// The number in a file; 0 if there is none.
+fn number(file: &Path) -> u64 {
+    super::fs::read_text(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The number behind a word in a file of `word number` lines; 0 if it is not there.
