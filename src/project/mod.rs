@@ -3,6 +3,7 @@
 pub mod access;
 pub mod ids;
 pub mod layout;
+pub mod limits;
 pub mod mail;
 pub mod mode;
 pub mod node;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::ids::ProjectName;
+use super::limits::{StepLimits, StepLimitsFile};
 use super::mode::{Environment, Mode};
 use super::recipe::Defaults;
 use super::yaml::locate::Step as Way;
@@ -108,6 +109,8 @@ pub struct NodeConfig {
     pub defaults: Defaults,
     /// How mail goes out.
     pub mail: Mail,
+    /// What a step may use at most.
+    pub steps: StepLimits,
     modes: Option<Vec<Mode>>,
     branch: Option<String>,
     answer: Answer,
@@ -134,6 +137,8 @@ pub struct ProjectConfig {
     pub trust_root: bool,
     /// The account that the project runs as on a whole-machine node, if not its own.
     pub user: Option<String>,
+    /// What a step may use at most; a step that asks for nothing gets it.
+    pub steps: StepLimits,
 }
 
 impl Default for NodeConfig {
@@ -149,6 +154,7 @@ impl Default for NodeConfig {
             reserve: Reserve::default(),
             defaults: Defaults::default(),
             mail: Mail::default(),
+            steps: StepLimits::default(),
             modes: None,
             branch: None,
             answer: Answer::default(),
@@ -189,6 +195,7 @@ impl NodeConfig {
             allow_force: own.force.unwrap_or(self.force),
             trust_root: own.trust_root,
             user: own.user,
+            steps: own.steps.or(self.steps),
         }
     }
 }
@@ -223,6 +230,7 @@ struct NodeFile {
     reserve: ReserveFile,
     defaults: DefaultsFile,
     mail: MailFile,
+    steps: StepLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
 }
 
@@ -278,6 +286,7 @@ impl NodeFile {
             reserve,
             defaults,
             mail: self.mail.resolve(source)?,
+            steps: self.steps.resolve(),
             modes: self.modes,
             branch: self.branch.map(|branch| branch.0),
             answer: self.verdict,
@@ -380,6 +389,7 @@ mod tests {
 
     use super::{Answer, NodeConfig, Password, Tls, Transport, public_key};
     use crate::project::ids::ProjectName;
+    use crate::project::limits::StepLimits;
     use crate::project::mode::{Environment, Mode};
     use crate::sys::error::{Kind, Result};
 
@@ -410,8 +420,10 @@ mail:
   to: [ops@example.org]
   transport: smtp
   smtp: {host: mail.example.org, user: node, password: hunter2hunter2, tls: tls, timeout: 9s}
+steps: {memory: 2G, processes: 512}
 projects:
-  shop: {environment: staging, branch: main, verdict: push, force: allow, trust: root}
+  shop:
+    {environment: staging, branch: main, verdict: push, force: allow, trust: root, steps: {memory: 3GiB, timeout: 1h}}
   blog: {mode: cooking}
 ";
 
@@ -435,7 +447,10 @@ projects:
         assert_eq!((shop.environment, shop.mode), (Environment::Staging, Mode::Cooking));
         assert_eq!((shop.branch.as_deref(), shop.answer), (Some("main"), Answer::Push));
         assert!(shop.allow_force && shop.trust_root);
+        let hour = Some(Duration::from_hours(1));
+        assert_eq!(shop.steps, StepLimits { memory: Some(3 << 30), processes: Some(512), timeout: hour });
         let other = node.for_project(&name("other"), None);
+        assert_eq!(other.steps, StepLimits { memory: Some(2 << 30), processes: Some(512), timeout: None });
         assert_eq!((other.environment, other.mode), (Environment::Prod, Mode::Final));
         assert_eq!((other.branch.as_deref(), other.answer), (Some("live"), Answer::Later));
         assert!(!other.allow_force && !other.trust_root);

@@ -9,17 +9,21 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
+use super::limits::{Demand, StepLimitsFile};
 use super::stage::Stage;
 use super::yaml::locate::Step as Way;
 use super::yaml::scalar::{Address, Number, Variables, from_text, message_of};
-use super::yaml::{Source, unknown, with_hint};
+use super::yaml::{Source, with_hint};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
 
+mod demands;
+mod keys;
 mod patterns;
 mod step;
 
+use keys::{StageKey, TaskKey};
 pub use patterns::Patterns;
 use step::StepsFile;
 pub use step::{Command, Step};
@@ -140,6 +144,8 @@ pub struct Recipe {
     pub allow_empty: bool,
     /// Plain variables for every step.
     pub env: BTreeMap<String, String>,
+    /// The most of each thing that the node may refuse to give.
+    pub demands: Vec<Demand>,
 }
 
 impl Default for Recipe {
@@ -187,6 +193,7 @@ impl Recipe {
             submodules: false,
             allow_empty: false,
             env: BTreeMap::new(),
+            demands: Vec::new(),
         }
     }
 
@@ -218,6 +225,7 @@ struct RecipeFile {
     submodules: Permission,
     allow_empty: bool,
     env: Variables,
+    limits: StepLimitsFile,
 }
 
 #[derive(Default, Deserialize)]
@@ -272,8 +280,10 @@ impl RecipeFile {
     fn resolve(self, source: &Source<'_>, defaults: &Defaults) -> Result<Recipe> {
         refuse_services(self.services.is_some(), source)?;
         let base = Recipe::without_file(defaults);
+        let limits = self.limits.resolve();
+        let demands = self.demands(source, &limits);
         let steps = |written: StepsFile| -> Vec<Step> {
-            written.0.into_iter().map(|step| step.resolve(defaults.step_timeout)).collect()
+            written.0.into_iter().map(|step| step.resolve(limits, defaults.step_timeout)).collect()
         };
         let stages = self.stages.into_iter().map(|(key, written)| (key.0, steps(written)));
         check_paths(source, &self.cache, &self.shared)?;
@@ -301,6 +311,7 @@ impl RecipeFile {
             submodules: self.submodules == Permission::Allow,
             allow_empty: self.allow_empty,
             env: self.env.0,
+            demands,
         })
     }
 }
@@ -388,54 +399,17 @@ impl<'de> Deserialize<'de> for Glob {
     }
 }
 
-/// The name of a stage that takes steps.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct StageKey(Stage);
-
-impl<'de> Deserialize<'de> for StageKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "the name of a stage", |name| {
-            let allowed = Stage::WITH_STEPS.map(Stage::name);
-            match Stage::WITH_STEPS.into_iter().find(|stage| stage.name() == name) {
-                Some(stage) => Ok(Self(stage)),
-                None if Stage::from_name(name).is_some() => Err(with_hint(
-                    &format!("stage `{name}` takes no steps"),
-                    &format!("allowed: {}", allowed.join(", ")),
-                )),
-                None => Err(unknown("stage", name, &allowed)),
-            }
-        })
-    }
-}
-
-/// The name of a task.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct TaskKey(String);
-
-impl<'de> Deserialize<'de> for TaskKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "the name of a task", |name| {
-            let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
-            let good =
-                name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(letter);
-            if good {
-                return Ok(Self(name.to_string()));
-            }
-            let message = format!("`{}` is no name of a task", visible_bounded(name.as_bytes(), 80));
-            Err(with_hint(&message, "a small letter, then at most 63 of a-z 0-9 _ -"))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::{Attributes, BackupWhen, BuildAt, Command, Defaults, FILE, NotifyOn, Recipe, Shared, Step, TreePath};
+    use crate::project::limits::User;
     use crate::project::mode::Mode;
     use crate::project::stage::Stage;
     use crate::sys::error::Kind;
+    use crate::sys::step_exec::Network;
 
     fn path(text: &str) -> TreePath {
         TreePath::new(text.as_bytes()).unwrap()
@@ -447,6 +421,10 @@ mod tests {
             timeout: Duration::from_mins(30),
             modes: None,
             env: BTreeMap::new(),
+            memory: None,
+            processes: None,
+            network: Network::On,
+            user: User::Project,
         }
     }
 
@@ -521,7 +499,7 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
 
     #[test]
     fn every_fault_of_a_recipe_is_told_at_its_place() {
-        let cases: [(&str, &str, &str); 30] = [
+        let cases: [(&str, &str, &str); 35] = [
             ("stages:\n  biuld: x\n", "2:3: ", "unknown stage `biuld`"),
             ("stages:\n  fetch: x\n", "2:3: ", "stage `fetch` takes no steps"),
             ("stages:\n  build:\n    - rum: x\n", "3:7: ", "unknown key `rum`"),
@@ -551,6 +529,11 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
             ("shared: [../x]\n", "1:10: ", "holds `.` or `..`"),
             ("sync:\n  exclude: [a, '[']\n", "2:16: ", "is no glob"),
             ("notify:\n  to: ['A <a@example.org>']\n", "2:8: ", "is no mail address"),
+            ("stages:\n  build:\n    - {run: x, memory: 512MB}\n", "3:24: ", "is no amount of memory"),
+            ("stages:\n  build:\n    - {run: x, memory: 1M}\n", "3:24: ", "is no amount of memory"),
+            ("stages:\n  build:\n    - {run: x, network: none}\n", "3:25: ", "unknown word `none`"),
+            ("stages:\n  build:\n    - {run: x, user: nobody}\n", "3:22: ", "unknown word `nobody`"),
+            ("limits: {processes: 0}\n", "1:21: ", "not within 1 and"),
             ("keep: {archives: 1001}\n", "1:18: ", "not within 1 and 1000"),
         ];
         for (text, place, words) in cases {

@@ -98,6 +98,14 @@ impl<'a> Source<'a> {
         self.error(line, column, message, hint)
     }
 
+    /// Where a key or list item stands: `file:line:column`.
+    #[must_use]
+    pub fn place_of(&self, way: &[Step<'_>]) -> String {
+        let place = Locate(way).deserialize(Deserializer::from_str(self.text)).err().and_then(|e| e.location());
+        let (line, column) = place.map_or((1, 1), |place| (place.line(), place.column()));
+        format!("{}:{line}:{column}", self.file)
+    }
+
     /// What the line-based view can tell better than the parser.
     fn check_lines(&self) -> Result<()> {
         let (mut in_document, mut open) = (false, 0);

@@ -7,6 +7,7 @@ use serde::de::Deserializer;
 
 use super::Answer;
 use crate::project::ids::{ProjectName, RefName};
+use crate::project::limits::{StepLimits, StepLimitsFile};
 use crate::project::mode::{Environment, Mode};
 use crate::project::yaml::scalar::{from_text, message_of};
 use crate::project::yaml::with_hint;
@@ -21,6 +22,7 @@ pub struct Overrides {
     pub force: Option<bool>,
     pub trust_root: bool,
     pub user: Option<String>,
+    pub steps: StepLimits,
 }
 
 #[derive(Default, Deserialize)]
@@ -33,6 +35,7 @@ pub struct ProjectFile {
     force: Option<Permission>,
     trust: Trust,
     user: Option<LoginName>,
+    steps: StepLimitsFile,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -61,6 +64,7 @@ impl ProjectFile {
             force: self.force.map(|word| word == Permission::Allow),
             trust_root: self.trust == Trust::Root,
             user: self.user.map(|user| user.0),
+            steps: self.steps.resolve(),
         }
     }
 }

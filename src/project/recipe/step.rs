@@ -7,10 +7,12 @@ use std::time::Duration;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
-use crate::project::yaml::scalar::{Span, Variables, check_value};
+use crate::project::yaml::scalar::{Number, Span, Variables, check_value};
 use crate::project::yaml::with_hint;
 use crate::sys::escape::visible;
+use crate::sys::step_exec::Network;
 
 /// The longest title of a step, in characters.
 const MAX_TITLE: usize = 120;
@@ -35,9 +37,23 @@ pub struct Step {
     pub modes: Option<Vec<Mode>>,
     /// Variables for this step alone.
     pub env: BTreeMap<String, String>,
+    /// Bytes of memory that all its processes may use; `None`: what the node allows.
+    pub memory: Option<u64>,
+    /// How many processes it may have; `None`: what the node allows.
+    pub processes: Option<u32>,
+    /// Whether it reaches the network.
+    pub network: Network,
+    /// Who it runs as.
+    pub user: User,
 }
 
 impl Step {
+    /// What it may use as the recipe has it.
+    #[must_use]
+    pub fn limits(&self) -> StepLimits {
+        StepLimits { memory: self.memory, processes: self.processes, timeout: Some(self.timeout) }
+    }
+
     /// The command as written, on one line, escaped, at most 120 characters long.
     #[must_use]
     pub fn title(&self) -> String {
@@ -72,21 +88,53 @@ fn quoted(word: &str) -> String {
 #[derive(Debug, Clone)]
 pub struct StepFile {
     command: Command,
-    timeout: Option<Duration>,
+    limits: StepLimits,
     modes: Option<Vec<Mode>>,
     env: BTreeMap<String, String>,
+    network: Network,
+    user: User,
 }
 
 impl StepFile {
-    /// The step with the default timeout where none is written.
+    /// What the step itself asks for, with the keys that ask.
+    pub fn asks(&self) -> impl Iterator<Item = Asked> {
+        let root = (self.user == User::Root).then_some(Asked::Root);
+        asked(&self.limits).chain(root)
+    }
+
+    /// The step with the default limits where it has none of its own.
     #[must_use]
-    pub fn resolve(self, timeout: Duration) -> Step {
-        Step { command: self.command, timeout: self.timeout.unwrap_or(timeout), modes: self.modes, env: self.env }
+    pub fn resolve(self, defaults: StepLimits, timeout: Duration) -> Step {
+        let limits = self.limits.or(defaults);
+        Step {
+            command: self.command,
+            timeout: limits.timeout.unwrap_or(timeout),
+            modes: self.modes,
+            env: self.env,
+            memory: limits.memory,
+            processes: limits.processes,
+            network: self.network,
+            user: self.user,
+        }
     }
 
     fn of(command: Command) -> Self {
-        Self { command, timeout: None, modes: None, env: BTreeMap::new() }
+        Self {
+            command,
+            limits: StepLimits::default(),
+            modes: None,
+            env: BTreeMap::new(),
+            network: Network::default(),
+            user: User::default(),
+        }
     }
+}
+
+/// What limits ask for.
+pub fn asked(limits: &StepLimits) -> impl Iterator<Item = Asked> + use<> {
+    [limits.memory.map(Asked::Memory), limits.processes.map(Asked::Processes), limits.timeout.map(Asked::Timeout)]
+        .into_iter()
+        .flatten()
 }
 
 impl<'de> Deserialize<'de> for StepFile {
@@ -104,6 +152,21 @@ struct StepMap {
     modes: Option<Modes>,
     #[serde(default)]
     env: Variables,
+    memory: Option<Memory>,
+    processes: Option<Number<1, 1_000_000>>,
+    #[serde(default)]
+    network: NetworkWord,
+    #[serde(default)]
+    user: User,
+}
+
+/// Whether a step reaches the network: `on` or `off`. YAML 1.2 reads both as texts.
+#[derive(Clone, Copy, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NetworkWord {
+    #[default]
+    On,
+    Off,
 }
 
 struct StepVisitor;
@@ -132,9 +195,18 @@ impl<'de> Visitor<'de> for StepVisitor {
         let map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
         Ok(StepFile {
             command: map.run.0,
-            timeout: map.timeout.map(|span| span.0),
+            limits: StepLimits {
+                memory: map.memory.map(|memory| memory.0),
+                processes: map.processes.map(|count| count.0),
+                timeout: map.timeout.map(|span| span.0),
+            },
             modes: map.modes.map(|modes| modes.0),
             env: map.env.0,
+            network: match map.network {
+                NetworkWord::On => Network::On,
+                NetworkWord::Off => Network::Off,
+            },
+            user: map.user,
         })
     }
 }

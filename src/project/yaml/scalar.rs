@@ -127,6 +127,25 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads an amount of memory: a size, or a number and `K`, `M` or `G` as systemd and containers write it (1024 based);
+/// from 4 MiB, below which no program begins.
+///
+/// # Errors
+/// The message.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => parse_size(&format!("{digits}{}iB", &text[digits.len()..])),
+        None => parse_size(text),
+    };
+    match bytes {
+        Ok(bytes @ 0x0040_0000..) => Ok(bytes),
+        _ => Err(with_hint(
+            &format!("`{}` is no amount of memory", visible_bounded(text.as_bytes(), 40)),
+            "a whole number and a unit: 512M or 2G; at least 4M",
+        )),
+    }
+}
+
 /// Digits only, and few enough that no unit can overflow.
 fn number(digits: &str) -> Option<u64> {
     let good = !digits.is_empty() && digits.len() <= 18 && digits.bytes().all(|b| b.is_ascii_digit());
