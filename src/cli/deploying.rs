@@ -8,10 +8,9 @@ use crate::entrance::launch::{self, launch};
 use crate::entrance::relay::{Ending, Pace, Tell, follow};
 use crate::entrance::{call, options, unit};
 use crate::pipeline::draft::Version;
-use crate::pipeline::environment::environment;
 use crate::pipeline::site::{Node, Site};
-use crate::pipeline::steps::{At, Place, run_one};
-use crate::pipeline::{plan as plans, recover as recovery, worker};
+use crate::pipeline::steps::{At, Place, command_order, run_one};
+use crate::pipeline::{boxes, plan as plans, recover as recovery, worker};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::outcome::Outcome;
 use crate::project::request::{Options, Request, Want};
@@ -49,6 +48,7 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
     let commit = commit_of(&site, args.commit.as_deref())?;
     let pillar = worker::pillar_head(&site)?;
     let version = Version::load(&site, &repo, &commit, pillar.as_ref(), site.config.mode)?;
+    boxes::refuse_demands(&site, &version.recipe)?;
     let live = crate::pipeline::activate::live_of(&site, &repo)?;
     let lines = plans::lines(&site, &repo, &version, live.as_ref())?;
     if args.json {
@@ -238,14 +238,7 @@ pub fn run(cli: &Cli, args: &RunArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let version = live_version(&site)?;
     version.write_config(&site)?;
-    let env = environment(
-        &site,
-        &version.recipe,
-        &version.pillar,
-        &version.setting(&site, None),
-        &std::collections::BTreeMap::new(),
-    );
-    process::run_attached(&args.command, &env, &site.place.run())
+    process::run_attached(&command_order(&site, &version, &args.command)?)
 }
 
 /// The hidden `watch-worker`.

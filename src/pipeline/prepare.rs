@@ -160,6 +160,7 @@ impl Draft<'_> {
         setting.commit_time = Some(next.commit.time);
         setting.run = setting_run;
         let place = Place { at, setting };
+        self.empty_build_tmp()?;
         for stage in BUILDING {
             self.step_stage(next, stage, &place)?;
         }
@@ -237,6 +238,7 @@ impl Draft<'_> {
         setting.commit_time = Some(next.commit.time);
         let place = Place { at: At::Run, setting };
         let source = self.candidate()?.manifest.clone();
+        self.empty_build_tmp()?;
         for stage in BUILDING {
             self.step_stage(&next, stage, &place)?;
         }

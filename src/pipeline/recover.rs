@@ -55,7 +55,11 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     let mut telling = Reporter::new(&site.place, &last.id, Some(journal));
     telling.emit(Event::Warning { text: "the worker died; recovering".to_string() })?;
     // Steps of the dead worker must not go on writing while we clean up.
-    crate::sys::process::kill_marked(&format!("{}.", last.id))?;
+    let theirs = format!("{}.", last.id);
+    if let Err(error) = crate::sys::cgroup::remove_leftovers(&theirs) {
+        telling.emit(Event::Warning { text: error.one_line() })?;
+    }
+    crate::sys::process::kill_marked(&theirs)?;
     let outcome = resolve(site, &mut telling, &begin, &records)?;
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome, &Options::default())?;

@@ -2,19 +2,20 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::boxes;
 use super::draft::{Draft, Version};
 use super::environment::{Setting, dumps_seen_at, environment};
 use super::halt::{Halt, Step};
 use super::site::Site;
+use crate::project::limits::time_words;
 use crate::project::recipe::{self, Command};
 use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::clock;
-use crate::sys::error::Result;
+use crate::sys::error::{Error, Result};
 use crate::sys::fs;
 use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
 use crate::sys::step_exec::{Bind, StepOrder};
@@ -100,9 +101,11 @@ pub fn run_one(
 ) -> Step {
     let title = step.title();
     telling.emit(Event::Step { stage, title: title.clone() })?;
-    let order = order(site, version, stage, step, place);
+    boxes::announce(site, step, telling)?;
+    let order = order(site, version, stage, step, place)?;
+    let limit = boxes::limits(site, step).timeout.unwrap_or(step.timeout);
     let written = order.output_file.as_deref().map(fs::size_of).transpose()?;
-    let result = process::run_step(&order, step.timeout, &mut Watcher { telling, beats })?;
+    let result = process::run_step(&order, limit, &mut Watcher { telling, beats })?;
     if let (Some(file), Some(from)) = (&order.output_file, written) {
         // What a daemon goes on writing is not ours to wait for: what stands there when the step ends is told.
         for line in fs::read_from(file, from, OUTPUT_TOLD)?.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
@@ -112,17 +115,26 @@ pub fn run_one(
     let tail = telling.tail();
     let ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX);
     let status = match result.status {
-        StepStatus::Timeout => format!("timeout after {}", limit_words(step.timeout)),
+        StepStatus::Timeout => format!("timeout after {}", time_words(limit)),
         _ => result.status.words(),
     };
+    boxes::report(&result, telling)?;
     telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
-    match result.status {
-        StepStatus::Ok => Ok(()),
-        _ => Err(Halt::failed(status).tail(tail).hint(format!("the step was: {title}"))),
+    if result.status.is_ok() {
+        return Ok(());
     }
+    let halt = Halt::failed(status).tail(tail).hint(format!("the step was: {title}"));
+    Err(match boxes::hint(site, step, &result.status) {
+        Some(hint) => halt.hint(hint),
+        None => halt,
+    })
 }
 
-fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, place: &Place) -> StepOrder {
+/// The order of a step: its command, environment, place and box.
+///
+/// # Errors
+/// If the step asks for what it may not have.
+pub fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, place: &Place) -> Result<StepOrder> {
     let argv: Vec<OsString> = match &step.command {
         Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
@@ -140,23 +152,27 @@ fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, plac
         }
     }
     let mut order = StepOrder::new(argv, env.into_iter().collect(), cwd);
-    order.run_as = site.project_identity();
     order.view.binds = binds;
     // A service that a step of `start` puts into the background must live on.
     order.keep_background = stage == Stage::Start;
     order.output_file = order.keep_background.then(|| site.place.logs().join("services.log"));
     order.marker = place.setting.id.as_ref().map(|id| format!("{id}.{}", stage.name()));
-    order
+    boxes::close(site, stage, step, &mut order)?;
+    Ok(order)
 }
 
-/// A limit as a recipe writes it: `90s`, `15m`, `2h`.
-fn limit_words(limit: Duration) -> String {
-    match limit.as_secs() {
-        0 => format!("{}ms", limit.as_millis()),
-        s if s % 3600 == 0 => format!("{}h", s / 3600),
-        s if s % 60 == 0 => format!("{}m", s / 60),
-        s => format!("{s}s"),
+/// The order of a command that a person runs beside the live version (`run`): boxed as a step is.
+///
+/// # Errors
+/// If no command was given.
+pub fn command_order(site: &Site, version: &Version, argv: &[OsString]) -> Result<StepOrder> {
+    if argv.is_empty() {
+        return Err(Error::usage("no command was given"));
     }
+    let place = Place { at: At::Run, setting: version.setting(site, None) };
+    let mut order = order(site, version, Stage::PostInstall, &recipe::Step::of(Command::Argv(Vec::new())), &place)?;
+    order.argv = argv.to_vec();
+    Ok(order)
 }
 
 /// `1 step`, `3 steps`.

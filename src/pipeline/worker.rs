@@ -9,7 +9,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{deploy, plan, tell};
+use super::{boxes, deploy, plan, tell};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -169,6 +169,7 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
     let is_live = live.as_ref().is_some_and(|live| live.serving.commit == commit && live.provenance.pillar == pillar);
     if request.options.plan {
         let version = Version::load(site, &repo, &commit, pillar.as_ref(), mode)?;
+        boxes::refuse_demands(site, &version.recipe)?;
         return plan::show(site, &repo, &version, live.as_ref(), telling);
     }
     if is_live && !request.options.deploy && !request.options.stage_only {
@@ -274,6 +275,7 @@ fn attempt(
     let loaded = site.repo().and_then(|repo| {
         repo.set_ref(&inflight_ref(&begin.id)?, &begin.commit, "mc_project: in flight")?;
         let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
+        boxes::refuse_demands(site, &next.recipe)?;
         Ok((repo, next))
     });
     let (repo, next) = match loaded {

@@ -160,6 +160,10 @@ impl Place {
         build_tree => "build/tree";
         /// The home directory of steps: download caches of build tools.
         build_home => "build/home";
+        /// The temporary files of builds, on a whole-machine node.
+        build_tmp => "build/tmp";
+        /// Those of all other steps and of what they leave running.
+        service_tmp => "build/service-tmp";
         /// What runs.
         run => "run";
         /// Kept deployments.

@@ -1,10 +1,12 @@
 //! Programs: the only place where they are started, watched and ended.
 //!
 //! - [`run_step`] runs one step of a recipe and leaves no process of it behind ([`step`] tells how);
+//! - [`run_attached`] runs a command of a person in our place of the terminal;
 //! - [`run_captured`] runs a small program and keeps what it prints;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
 //! - [`processes_using`] names the processes that work inside a directory tree.
 
+mod attached;
 mod captured;
 mod detached;
 mod lines;
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Context, Error, Result};
 
+pub use attached::run_attached;
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
@@ -208,26 +211,6 @@ pub fn base_environment_of(user: &str, home: &Path) -> BTreeMap<String, String> 
 /// The runtime of one call: a single thread, gone when the call ends.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the runtime".into())
-}
-
-/// Runs a program in our place of the terminal: it has our three streams, exactly this environment and this directory.
-/// Returns its exit code; a signal counts 128 plus its number, as shells do.
-///
-/// # Errors
-/// If it cannot be started.
-pub fn run_attached(argv: &[std::ffi::OsString], env: &BTreeMap<String, String>, dir: &Path) -> Result<u8> {
-    use std::os::unix::process::ExitStatusExt;
-    let Some((program, rest)) = argv.split_first() else { return Err(Error::usage("no command was given")) };
-    let shown = crate::sys::escape::visible(&program.to_string_lossy());
-    let status = std::process::Command::new(program)
-        .args(rest)
-        .env_clear()
-        .envs(env)
-        .current_dir(dir)
-        .status()
-        .context(|| format!("cannot run {shown}"))?;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ok(u8::try_from(code).unwrap_or(1))
 }
 
 /// Becomes another program: it takes our process, our three streams and our directory, and has exactly this environment.

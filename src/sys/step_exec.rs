@@ -38,8 +38,10 @@ pub const COULD_NOT_START: u8 = 125;
 pub const PREFIX: &str = "mc_project step-exec: ";
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "step-exec";
-/// Its only argument: start the real helper as an orphan and end.
+/// An argument: start the real helper as an orphan and end.
 pub const ORPHAN: &str = "--orphan";
+/// Or: read the order from this descriptor, and leave the three streams to the program.
+pub const ATTACHED: &str = "--attached";
 
 /// The identity that a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +157,10 @@ pub fn main() -> u8 {
         return orphan();
     }
     let mut socket = None;
-    let Err(error) = become_step(&mut socket);
+    let args: Vec<OsString> = std::env::args_os().skip(2).take(2).collect();
+    let attached = args.first().is_some_and(|arg| arg == ATTACHED);
+    let number = args.get(1).filter(|_| attached).map(|n| n.to_string_lossy().into_owned());
+    let Err(error) = become_step(&mut socket, number.as_deref());
     let text = error.one_line();
     let told = socket.is_some_and(|mut socket: File| socket.write_all(format!("!{text}").as_bytes()).is_ok());
     if !told {
@@ -175,17 +180,15 @@ fn orphan() -> u8 {
     }
 }
 
-fn become_step(socket: &mut Option<File>) -> Result<std::convert::Infallible> {
+fn become_step(socket: &mut Option<File>, attached: Option<&str>) -> Result<std::convert::Infallible> {
     let parent = nix::unistd::getppid();
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context(|| "cannot read the order".into())?;
-    // From here on the answer can be sent. All descriptors above 2, this one included, are closed by the exec.
-    let answer = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).context(|| "cannot keep the socket".into());
-    *socket = answer.ok().map(File::from);
+    let bytes = read_order(socket, attached)?;
     let wire: Wire = serde_json::from_slice(&bytes).context(|| "cannot understand the order".into())?;
     drop(bytes);
     let order = &wire.order;
-    replace_stdin(wire.detached.as_ref())?;
+    if attached.is_none() {
+        replace_stdin(wire.detached.as_ref())?;
+    }
     close_on_exec_from(3)?;
     nix::unistd::setsid().context(|| "cannot open a session".into())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -212,6 +215,22 @@ fn become_step(socket: &mut Option<File>) -> Result<std::convert::Infallible> {
     // After the answer: if nobody reads it any more, that must not kill us.
     reset_signals();
     execute(order, wire.detached.as_ref().map(|d| d.program.as_path()))
+}
+
+/// Reads the order: from the descriptor of this number, or from standard input, which is the socket then.
+fn read_order(socket: &mut Option<File>, attached: Option<&str>) -> Result<Vec<u8>> {
+    let doing = || "cannot read the order".to_string();
+    let mut bytes = Vec::new();
+    if let Some(number) = attached {
+        let path = Path::new("/proc/self/fd").join(number);
+        File::open(path).context(doing)?.read_to_end(&mut bytes).context(doing)?;
+        return Ok(bytes);
+    }
+    std::io::stdin().read_to_end(&mut bytes).context(doing)?;
+    // From here on the answer can be sent. All descriptors above 2, this one included, are closed by the exec.
+    let answer = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).context(|| "cannot keep the socket".into());
+    *socket = answer.ok().map(File::from);
+    Ok(bytes)
 }
 
 /// Tells our process id and leaves the socket open over the exec if it is to tell whether we live.

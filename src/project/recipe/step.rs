@@ -48,6 +48,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// A step with nothing but a command, as long as a step may take.
+    #[must_use]
+    pub fn of(command: Command) -> Self {
+        StepFile::of(command).resolve(StepLimits::default(), Duration::MAX)
+    }
+
     /// What it may use as the recipe has it.
     #[must_use]
     pub fn limits(&self) -> StepLimits {
