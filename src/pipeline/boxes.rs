@@ -104,10 +104,8 @@ pub fn refuse_demands(site: &Site, recipe: &Recipe) -> Result<()> {
 
 fn refuse_root(site: &Site) -> Result<()> {
     if !site.config.trust_root {
-        return Err(Error::refused("`user: root` is not allowed to this project").hint(format!(
-            "node.yaml: `projects: {{{}: {{trust: root}}}}` makes everybody who may push to it root",
-            site.place.name()
-        )));
+        return Err(Error::refused("`user: root` is not allowed to this project")
+            .hint("`trust: root` for NAME in node.yaml makes everybody who may push to it root"));
     }
     if !rustix::process::geteuid().is_root() {
         let user = process::user_name();

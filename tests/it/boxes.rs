@@ -11,6 +11,7 @@ use mc_project::sys::mount;
 use mc_project::sys::process::{Patience, StepResult, StepStatus, StepWatcher, run_step_patiently};
 use mc_project::sys::step_exec::{Bind, Network, Processes, RunAs, StepOrder};
 
+use crate::support::{World, assert_has};
 use crate::world::{LONG, processes_with, setup, sh, unique_sleep};
 
 const NOBODY: u32 = 65534;
@@ -39,7 +40,7 @@ fn run(order: &StepOrder) -> (StepResult, String) {
 fn is_root(test: &str) -> bool {
     let root = nix::unistd::Uid::effective().is_root();
     if !root {
-        println!("SKIPPED {test}: only root can");
+        eprintln!("SKIPPED {test}: only root can");
     }
     root
 }
@@ -49,7 +50,7 @@ fn limits_hold(test: &str) -> bool {
     match cgroup::probe().unwrap() {
         cgroup::Support { memory: Ok(()), processes: Ok(()) } => true,
         support => {
-            println!("SKIPPED {test}: {support:?}");
+            eprintln!("SKIPPED {test}: {support:?}");
             false
         }
     }
@@ -236,7 +237,7 @@ fn a_step_without_network_reaches_nobody_not_even_on_loopback() {
     if let StepStatus::CouldNotStart(reason) = &result.status {
         assert!(!nix::unistd::Uid::effective().is_root(), "{reason}");
         assert!(reason.contains("namespace"), "{reason}");
-        println!("SKIPPED network: {reason}");
+        eprintln!("SKIPPED network: {reason}");
         return;
     }
     assert!(matches!(result.status, StepStatus::Exit(_)) && text.contains("refused"), "{result:?} {text}");
@@ -293,7 +294,7 @@ fn a_step_of_another_user_sees_no_process_of_ours() {
         return;
     }
     if let Err(reason) = mount::probe_hidden_processes().unwrap() {
-        println!("SKIPPED hidden processes: {reason}");
+        eprintln!("SKIPPED hidden processes: {reason}");
         return;
     }
     let dir = setup();
@@ -309,4 +310,121 @@ fn a_step_of_another_user_sees_no_process_of_ours() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("hidepid=invisible"));
     drop(dir);
+}
+
+/// A whole-machine node below the private root, whose project `shop` runs as `nobody` and whose receiver is `daemon`;
+/// `None` without root, said loudly.
+fn machine(test: &str, node_yaml: &str) -> Option<World> {
+    if !is_root(test) {
+        return None;
+    }
+    let world = World::with_config(node_yaml);
+    let root = world.root();
+    for dir in [world.home().dir(), root.as_path()] {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let system = root.join("etc/mc_project/system.json");
+    std::fs::write(system, "{\"format\": 1, \"receiver\": \"daemon\"}").unwrap();
+    world.mc(&["init", "shop"]).ok();
+    Some(world)
+}
+
+fn shop_of_nobody(more: &str) -> String {
+    format!("projects:\n  shop:\n    user: nobody\n{more}")
+}
+
+#[test]
+fn on_a_whole_machine_node_every_step_is_the_project_in_a_room_of_its_own() {
+    let Some(world) = machine("a machine", &shop_of_nobody("")) else { return };
+    let host = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    let seen = format!(
+        "test ! -e {}; echo $(id -un) $(cat /tmp/kept 2>/dev/null) $(ls -d /proc/1 2>/dev/null)",
+        host.path().display()
+    );
+    let recipe = format!(
+        "stages:\n  build:\n    - {seen:?}\n    - 'echo of-a-build > /tmp/kept'\n  post_build: ['cat /tmp/kept > told']\n  upgrade: [{seen:?}, 'echo of-a-service > /tmp/kept']\n"
+    );
+    let work = world.clone_of("shop");
+    for n in ["1", "2"] {
+        work.commit("a version", &[("mc_project.yaml", &recipe), ("n", n)]);
+        let push = work.push(&["main"]).ok();
+        // A build begins with an empty /tmp; what services keep there stays.
+        let log = world.mc(&["logs", "shop"]).ok().stdout;
+        let lines: Vec<&str> = log.lines().filter(|line| line.trim().starts_with("nobody")).map(str::trim).collect();
+        let kept = if n == "1" { "nobody" } else { "nobody of-a-service" };
+        let hidden = mount::probe_hidden_processes().unwrap().is_ok();
+        assert!(!hidden || lines == ["nobody", kept], "{log}\n{push}");
+        assert_eq!(world.run_text("shop", "told"), "of-a-build\n");
+    }
+    assert!(!Path::new("/tmp/kept").exists());
+    let kept = world.project("shop").join("build/service-tmp/kept");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "of-a-service\n");
+    // A command by hand is in the same room, and its exit code is ours.
+    let run = world.mc(&["run", "shop", "--", "sh", "-c", "id -un; cat /tmp/kept; test ! -e /proc/1; exit 7"]).code(7);
+    assert_eq!(run.stdout, "nobody\nof-a-service\n");
+}
+
+#[test]
+fn a_recipe_that_wants_to_be_root_is_refused_before_anything_changes() {
+    let yaml = "stages:\n  build: ['true']\n  upgrade:\n    - {run: 'id -u > $MC_DATA/who', user: root}\n";
+    let Some(world) = machine("root", &shop_of_nobody("")) else { return };
+    let before = world.unchangeable("shop");
+    let work = world.clone_of("shop");
+    work.commit("root", &[("mc_project.yaml", yaml)]);
+    let push = work.push(&["main"]).code(1);
+    assert_has(&push.remote_text(), "mc_project.yaml:4:37: `user: root` is not allowed to this project");
+    before.assert_same(&world.unchangeable("shop"), "the node");
+    assert_eq!(world.serves("shop"), None);
+    world.configure(&shop_of_nobody("    trust: root\n"));
+    let push = work.push(&["main"]).ok();
+    assert_has(&push.remote_text(), "AS ROOT (trust: root in node.yaml)");
+    assert_eq!(std::fs::read_to_string(world.project("shop").join("data/who")).unwrap(), "0\n");
+}
+
+#[test]
+fn more_than_the_node_allows_is_refused_with_both_numbers_and_what_is_allowed_holds() {
+    if !limits_hold("limits of a recipe") {
+        return;
+    }
+    let world = World::with_config("steps: {memory: 2G}\nprojects: {shop: {steps: {memory: 64M, timeout: 1m}}}\n");
+    world.mc(&["init", "shop"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("much", &[("mc_project.yaml", "limits: {memory: 1G}\nstages: {build: ['true']}\n")]);
+    let push = work.push(&["main"]).code(1);
+    assert_has(
+        &push.remote_text(),
+        "mc_project.yaml:1:10: `memory: 1 GiB` is more than this node allows a step: 64 MiB",
+    );
+    world.mc(&["history", "shop"]).ok();
+    work.commit("long", &[("mc_project.yaml", "stages: {build: [{run: 'true', timeout: 2m}]}\n")]);
+    assert_has(&work.push(&["main"]).code(1).remote_text(), "`timeout: 2m` is more than this node allows a step: 1m");
+    // A recipe that says nothing has what the node allows.
+    let recipe = format!("stages:\n  build:\n    - {EATS_200_MB:?}\n");
+    work.commit("hungry", &[("mc_project.yaml", &recipe)]);
+    let push = work.push(&["main"]).code(1);
+    assert_has(&push.remote_text(), "out of memory (limit 64 MiB)");
+    assert_has(&push.remote_text(), "64 MiB is the node's cap");
+    // And what asks for less has less.
+    let recipe = format!("stages:\n  build:\n    - {{run: {EATS_200_MB:?}, memory: 32M}}\n");
+    work.commit("modest", &[("mc_project.yaml", &recipe)]);
+    let push = work.push(&["main"]).code(1);
+    assert_has(&push.remote_text(), "out of memory (limit 32 MiB)");
+    assert_has(&push.remote_text(), "this node allows at most 64 MiB");
+}
+
+#[test]
+fn network_off_in_a_recipe_keeps_one_step_from_it_and_no_other() {
+    let world = World::with_shop();
+    let (listener, script) = listener();
+    let script = format!("bash -c '{script}'");
+    let work = world.clone_of("shop");
+    let recipe = format!("stages:\n  build:\n    - {script:?}\n    - {{run: {script:?}, network: off}}\n");
+    work.commit("alone", &[("mc_project.yaml", &recipe)]);
+    let push = work.push(&["main"]).code(1);
+    listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "the second step came through");
+    let text = push.remote_text();
+    let refused = text.contains("Connection refused") || text.contains("cannot keep the step from the network");
+    assert!(refused, "{text}");
 }

@@ -22,7 +22,7 @@ impl Recipe {
             }
             if *what == Asked::Root && !trust_root {
                 return Err(Error::invalid(format!("{place}: `user: root` is not allowed to this project"))
-                    .hint("node.yaml: `projects: {NAME: {trust: root}}` makes everybody who may push to it root"));
+                    .hint("`trust: root` for NAME in node.yaml makes everybody who may push to it root"));
             }
         }
         Ok(())
