@@ -165,6 +165,9 @@ impl Group {
         }
         match std::fs::create_dir(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && self.kept => {}
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(Error::refused("this user may not make control groups"));
+            }
             made => made.context(|| format!("cannot make the control group {}", dir.display()))?,
         }
         self.parts.push((hierarchy.kind, dir.clone()));
@@ -388,4 +391,78 @@ fn write(file: &Path, text: &str) -> Result<()> {
     let open = std::fs::OpenOptions::new().write(true).open(file);
     open.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
         .context(|| format!("cannot write {text} to {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory with these files, as the kernel fills a new group with them.
+    fn group_of(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn limits_stand_in_the_files_of_both_versions() {
+        let caps = Caps { memory: Some(64 << 20), processes: Some(20) };
+        let new = group_of(&[("memory.max", ""), ("memory.swap.max", ""), ("memory.oom.group", ""), ("pids.max", "")]);
+        for what in [Kind::Memory, Kind::Processes] {
+            limit(new.path(), Kind::Unified, what, &caps).unwrap();
+        }
+        let text = |dir: &tempfile::TempDir, name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((text(&new, "memory.max").as_str(), text(&new, "memory.swap.max").as_str()), ("67108864", "0"));
+        assert_eq!((text(&new, "memory.oom.group").as_str(), text(&new, "pids.max").as_str()), ("1", "20"));
+        // Without swap in the kernel the files for it are not there, and nothing is made.
+        let bare = group_of(&[("memory.max", "")]);
+        limit(bare.path(), Kind::Unified, Kind::Memory, &caps).unwrap();
+        assert_eq!(std::fs::read_dir(bare.path()).unwrap().count(), 1);
+        assert!(limit(bare.path(), Kind::Unified, Kind::Processes, &caps).is_err());
+    }
+
+    #[test]
+    fn what_happened_is_read_from_both_versions_and_counted_from_the_beginning() {
+        let new = group_of(&[
+            ("memory.events", "low 0\nhigh 0\nmax 40\noom 1\noom_kill 3\noom_group_kill 1\n"),
+            ("pids.events", "max 7\n"),
+        ]);
+        let mut group =
+            Group { parts: vec![(Kind::Unified, new.path().into())], before: Happened::default(), kept: true };
+        let all = Happened { oom_kills: 3, own_limit: true, refused_forks: 7 };
+        assert_eq!(group.happened(), all);
+        group.before = Happened { oom_kills: 2, ..all };
+        assert_eq!(group.happened(), Happened { oom_kills: 1, own_limit: true, refused_forks: 0 });
+        let old = group_of(&[
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+            ("memory.max_usage_in_bytes", "67108864\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        let group = Group { parts: vec![(Kind::Memory, old.path().into())], before: Happened::default(), kept: true };
+        // Killed because a group above was full, not this one.
+        assert_eq!(group.happened(), Happened { oom_kills: 1, own_limit: false, refused_forks: 0 });
+    }
+
+    #[test]
+    fn a_name_makes_one_directory_and_tells_steps_from_daemons() {
+        let order = |kept| GroupOrder { name: "a/../b".into(), caps: Caps::default(), kept };
+        assert_eq!(
+            (order(false).dir_name().as_str(), order(true).dir_name().as_str()),
+            ("mc-step.a-..-b", "mc-service.a-..-b")
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_told_once_for_the_same_reason() {
+        let no = |reason: &str| Err::<(), _>(reason.to_string());
+        let caps = Caps { memory: Some(1), processes: None };
+        let both = Support { memory: no("x"), processes: no("x") };
+        assert_eq!(both.missing(&caps).unwrap(), "the limit of memory does not hold here: x");
+        let caps = Caps { processes: Some(1), ..caps };
+        assert_eq!(both.missing(&caps).unwrap(), "limits of memory and processes do not hold here: x");
+        assert_eq!(both.missing(&Caps::default()), None);
+        assert_eq!(Support { memory: Ok(()), processes: Ok(()) }.missing(&caps), None);
+    }
 }

@@ -312,6 +312,45 @@ fn a_step_of_another_user_sees_no_process_of_ours() {
     drop(dir);
 }
 
+#[test]
+#[ignore = "run by the next test in a process without privileges"]
+fn unprivileged_part() {
+    let Some(path) = std::env::var_os("MC_IT_EXECUTABLE") else { return };
+    mc_project::sys::process::set_executable(Path::new(&path));
+    let dir = tempfile::tempdir().unwrap();
+    // A limit that nobody enforces is told, and the step runs: an unprivileged node has no groups of its own.
+    let caps = Caps { memory: Some(256 << 20), processes: Some(100) };
+    let (result, text) = run(&grouped("echo ran", dir.path(), caps));
+    assert_eq!((result.status, text.as_str()), (StepStatus::Ok, "ran\n"));
+    let support = cgroup::probe().unwrap();
+    assert_eq!(result.unenforced, support.missing(&caps));
+    assert!(support.memory.is_ok() || result.unenforced.unwrap().contains("do not hold here"));
+    cgroup::remove_leftovers("it.none").unwrap();
+    // The network is cut, or the step is refused: it never runs with it.
+    let (listener, script) = listener();
+    listener.set_nonblocking(true).unwrap();
+    let mut order = bash(&script, dir.path());
+    order.view.network = Network::Off;
+    let (result, _) = run(&order);
+    assert!(!result.status.is_ok() && listener.accept().is_err(), "{result:?}");
+    if mount::probe_namespace(dir.path()).unwrap().is_ok() {
+        assert!(matches!(result.status, StepStatus::Exit(_)), "{result:?}");
+        eprintln!("cut off");
+    }
+    // Hidden processes are root's to give: the step runs with what there is.
+    let mut order = sh("id -u", dir.path());
+    order.view.processes = Processes::Own;
+    assert_eq!(run(&order).1, "65534\n");
+    eprintln!("boxed unprivileged");
+}
+
+#[test]
+fn without_privileges_nothing_is_promised_that_does_not_hold() {
+    let Some(output) = crate::process::again_without_privileges("boxes::unprivileged_part") else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("boxed unprivileged"), "{text}");
+}
+
 /// A whole-machine node below the private root, whose project `shop` runs as `nobody` and whose receiver is `daemon`;
 /// `None` without root, said loudly.
 fn machine(test: &str, node_yaml: &str) -> Option<World> {

@@ -302,7 +302,7 @@ fn another_identity_is_taken_whole() {
 }
 
 /// Runs the named test again in a process without privileges; `None` if we cannot (or already are).
-fn again_without_privileges(test: &str) -> Option<std::process::Output> {
+pub fn again_without_privileges(test: &str) -> Option<std::process::Output> {
     if !nix::unistd::Uid::effective().is_root() {
         return None;
     }

@@ -8,6 +8,8 @@ use crate::sys::{fs, mount};
 
 /// The leaf that our own processes move into before a group of the unified hierarchy is divided.
 const LEAF: &str = "mc-worker";
+/// The leaf in which systemd starts what it runs beside the main process of a unit whose group it handed over.
+const CONTROL: &str = ".control";
 /// How deep groups are looked for.
 const DEEPEST: usize = 16;
 
@@ -116,7 +118,7 @@ fn group_dir(mounts: &[mount::CgroupMount], controller: Option<&str>, path: &str
 
 /// Makes a group of the unified hierarchy one that gives memory and processes to its children, if it is ours to divide.
 fn divide(own: &Path) -> std::result::Result<PathBuf, String> {
-    let is_leaf = own.file_name().is_some_and(|name| name == LEAF);
+    let is_leaf = own.file_name().is_some_and(|name| name == LEAF || name == CONTROL);
     let base = if is_leaf { own.parent().unwrap_or(own) } else { own }.to_path_buf();
     let available = words_of(&base.join("cgroup.controllers"));
     let given = words_of(&base.join("cgroup.subtree_control"));

@@ -114,8 +114,9 @@ fn open_namespaces(view: &View) -> Result<()> {
     }
     if view.changes_mounts() {
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .context(|| "cannot make the mounts private".into())?;
+        // Nothing of ours goes out; what the machine unmounts is unmounted here too, or a daemon would keep it for ever.
+        rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .context(|| "cannot keep the mounts to ourselves".into())?;
     }
     Ok(())
 }
