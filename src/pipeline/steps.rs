@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::draft::{Draft, Version};
 use super::environment::{Setting, dumps_seen_at, environment};
@@ -11,6 +11,7 @@ use super::site::Site;
 use crate::project::recipe::{self, Command};
 use crate::project::request::Options;
 use crate::project::stage::Stage;
+use crate::project::unit::{UnitAction, UnitName};
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::clock;
@@ -100,6 +101,9 @@ pub fn run_one(
 ) -> Step {
     let title = step.title();
     telling.emit(Event::Step { stage, title: title.clone() })?;
+    if let Some((action, unit)) = step.unit() {
+        return run_unit(site, telling, (stage, step), (action, unit), beats);
+    }
     let order = order(site, version, stage, step, place);
     let written = order.output_file.as_deref().map(fs::size_of).transpose()?;
     let result = process::run_step(&order, step.timeout, &mut Watcher { telling, beats })?;
@@ -122,10 +126,29 @@ pub fn run_one(
     }
 }
 
+/// A step about a unit is no program of the project: we do it ourselves, where the node allows it.
+fn run_unit(
+    site: &Site,
+    telling: &mut Reporter,
+    (stage, step): (Stage, &recipe::Step),
+    (action, unit): (UnitAction, &UnitName),
+    beats: bool,
+) -> Step {
+    let begin = Instant::now();
+    let done = super::units::act(site, action, unit, step.timeout, &mut Watcher { telling, beats })?;
+    let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let status = done.as_ref().map_or_else(Clone::clone, |()| StepStatus::Ok.words());
+    telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
+    let tail = telling.tail();
+    done.map_err(|_| Halt::failed(status).tail(tail).hint(format!("the step was: {}", step.title())))
+}
+
 fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, place: &Place) -> StepOrder {
     let argv: Vec<OsString> = match &step.command {
         Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
+        // Not run as a program of the project: see `run_unit`.
+        Command::Unit { .. } => Vec::new(),
     };
     let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
     let (cwd, mut binds) = match &place.at {
@@ -172,9 +195,12 @@ pub fn files_words(count: usize) -> String {
 }
 
 /// Tells lines of output; after the switch, writes heartbeats.
-struct Watcher<'a> {
-    telling: &'a mut Reporter,
-    beats: bool,
+#[derive(Debug)]
+pub struct Watcher<'a> {
+    /// Where lines are told.
+    pub telling: &'a mut Reporter,
+    /// Whether heartbeats are written.
+    pub beats: bool,
 }
 
 impl StepWatcher for Watcher<'_> {

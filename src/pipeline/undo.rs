@@ -21,7 +21,9 @@ use crate::tree::switch::{self, Inodes};
 impl Draft<'_> {
     /// Nothing was switched: the candidate is forgotten, `project/` and `pillar/` become the live version's again.
     pub fn drop_candidate(&mut self, halt: Halt) -> Outcome {
-        if let Err(error) = self.forget_candidate() {
+        // What is refused at once has begun nothing that could be taken back.
+        let has_begun = halt.stage != Some(Stage::Accept) || self.candidate.is_some();
+        if has_begun && let Err(error) = self.forget_candidate() {
             self.warn(format!("the checkouts could not be brought back: {}", error.reason));
         }
         self.outcome(halt.verdict(), halt)

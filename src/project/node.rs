@@ -16,12 +16,14 @@ use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from
 use super::yaml::{Source, with_hint};
 use crate::sys::error::Result;
 
+mod allow;
 mod mail;
 mod project;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
 
+pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 
 /// When a push is answered.
@@ -134,6 +136,10 @@ pub struct ProjectConfig {
     pub trust_root: bool,
     /// The account that the project runs as on a whole-machine node, if not its own.
     pub user: Option<String>,
+    /// What the project may ask root for.
+    pub allow: Allow,
+    /// The most bytes that everything of the project may take; `None`: as many as there are.
+    pub disk: Option<u64>,
 }
 
 impl Default for NodeConfig {
@@ -189,6 +195,8 @@ impl NodeConfig {
             allow_force: own.force.unwrap_or(self.force),
             trust_root: own.trust_root,
             user: own.user,
+            allow: own.allow,
+            disk: own.disk,
         }
     }
 }

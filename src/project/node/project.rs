@@ -5,10 +5,10 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::Answer;
+use super::{Allow, Answer};
 use crate::project::ids::{ProjectName, RefName};
 use crate::project::mode::{Environment, Mode};
-use crate::project::yaml::scalar::{from_text, message_of};
+use crate::project::yaml::scalar::{Size, from_text, message_of};
 use crate::project::yaml::with_hint;
 
 /// What the file says of one project.
@@ -21,6 +21,8 @@ pub struct Overrides {
     pub force: Option<bool>,
     pub trust_root: bool,
     pub user: Option<String>,
+    pub allow: Allow,
+    pub disk: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -33,6 +35,8 @@ pub struct ProjectFile {
     force: Option<Permission>,
     trust: Trust,
     user: Option<LoginName>,
+    allow: Allow,
+    disk: Option<Size>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -61,6 +65,8 @@ impl ProjectFile {
             force: self.force.map(|word| word == Permission::Allow),
             trust_root: self.trust == Trust::Root,
             user: self.user.map(|user| user.0),
+            allow: self.allow,
+            disk: self.disk.map(|size| size.0),
         }
     }
 }
