@@ -4,6 +4,7 @@
 //! and [`settle`] are its parts; [`recover`] finishes what was interrupted.
 
 pub mod activate;
+pub mod ballast;
 pub mod checkout;
 pub mod data;
 pub mod deploy;

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::activate::{RestorePoint, dumps_of};
+use super::ballast;
 use super::checkout::limits_of;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
@@ -175,7 +176,7 @@ impl Draft<'_> {
             Goal::Commit => None,
         };
         let builds = kept.is_none() && self.builds(&next);
-        let parts = Undertaking {
+        let undertaking = Undertaking {
             site: self.site,
             next: &next,
             live: self.live.as_ref(),
@@ -183,8 +184,9 @@ impl Draft<'_> {
             listing: &listing,
             builds,
             dumps,
-        }
-        .parts()?;
+        };
+        let held = undertaking.ballast();
+        let parts = undertaking.parts()?;
         self.listing = Some(listing);
         if kept.is_none() {
             refuse_beyond_cap(self.site, &parts)?;
@@ -204,6 +206,9 @@ impl Draft<'_> {
         if short.is_empty() {
             for line in told {
                 self.note(line);
+            }
+            if let Err(error) = ballast::hold(self.site, held) {
+                self.warn(format!("a rollback on a full disk may fail: {}", error.one_line()));
             }
             return Ok(());
         }
@@ -366,6 +371,7 @@ impl Undertaking<'_> {
             (place.spare(), tree.plus(built)),
             (place.deploy(), Need { bytes: rounded(manifests) + 2 * BLOCK, inodes: 6 }),
             (place.state(), RECORDS.plus(Need { bytes: rounded(lines.saturating_mul(LINE)), inodes: 0 })),
+            (place.state(), ballast::missing(self.site, self.ballast())),
         ];
         if self.builds {
             all.push((place.build_tree(), tree.plus(built)));
@@ -399,6 +405,15 @@ impl Undertaking<'_> {
             all.push((place.run(), written));
         }
         Ok(all.into_iter().map(|(dir, need)| Part { dir, need, what: What::Deployment }).collect())
+    }
+
+    /// What must be held to take everything back: the records, and the files of `project/` that are replaced.
+    fn ballast(&self) -> u64 {
+        let kept: HashSet<&ObjectId> = self.listing.iter().map(|entry| &entry.oid).collect();
+        let old = self.live.iter().flat_map(|live| live.manifest.entries());
+        let replaced = old.filter(|entry| entry.blob.as_ref().is_some_and(|blob| !kept.contains(blob)));
+        let replaced = Need::sum(replaced.map(|entry| Need::file(entry.size())));
+        ballast::size(self.live).saturating_add(replaced.bytes)
     }
 
     /// Files of the commit whose content the live version has not.

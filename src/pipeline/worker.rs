@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::activate::finish_commit;
+use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::queue::Ticket;
@@ -190,6 +191,7 @@ fn begin_rollback(
     telling: &mut Reporter,
 ) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
+    ballast::throw_if_low(site)?;
     let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
@@ -326,6 +328,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         settling.warn(format!("the mail could not be written: {}", error.one_line()));
     }
+    settling.hold_ballast();
     // Last, because a recipe's own step may take its time: whatever it does, the mail is written.
     settling.notify(options);
     fault::point("settle.done")?;

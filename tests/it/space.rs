@@ -258,16 +258,34 @@ fn a_version_that_fills_the_disk_to_the_last_byte_is_rolled_back() {
     let Some(node) = Node::on_tmpfs("size=30m", "") else { return };
     let first = node.world.serves("shop");
     let before = node.world.run_tree("shop");
+    node.write("srv/projects/shop/data/db", 10);
     let work = node.world.checkout_of("shop");
-    let full = "dd if=/dev/zero of=$MC_DATA/../../../../filler bs=64k; echo full; false";
+    let full = "echo new > $MC_DATA/db; dd if=/dev/zero of=$MC_DATA/../../../../filler bs=64k; echo full; false";
     work.commit("fills", &[("mc_project.yaml", &format!("stages: {{upgrade: ['{full}']}}\n")), ("index", "two")]);
     work.push(&["main"]).code(1).tells("rolled back");
     assert_eq!(node.world.serves("shop"), first);
     before.assert_same(&node.world.run_tree("shop"), "run");
+    assert_eq!(std::fs::read(node.world.project("shop").join("data/db")).unwrap(), [7; 10]);
     std::fs::remove_file(node.world.root().join("filler")).unwrap();
     node.world.settle("shop");
-    node.world.mc(&["recover", "shop"]);
     node.world.mc(&["verify", "shop"]).ok();
+}
+
+#[test]
+fn a_rollback_by_hand_works_when_not_a_byte_is_free() {
+    let Some(node) = Node::on_tmpfs("size=40m", "") else { return };
+    let first = node.world.serves("shop");
+    node.push_file("second", MIB).ok();
+    let filler = node.fill("filler", true);
+    assert_eq!(node.free_bytes(), 0, "the disk is full");
+    node.world.mc(&["rollback", "shop"]).ok();
+    assert_eq!(node.world.serves("shop"), first);
+    assert!(!node.world.run_path("shop", "second").exists());
+    std::fs::remove_file(filler).unwrap();
+    node.world.mc(&["verify", "shop"]).ok();
+    // What was given back is held again.
+    node.push_file("third", 10).ok();
+    assert!(node.world.project("shop").join("state/ballast/space").metadata().unwrap().len() >= MIB as u64);
 }
 
 #[test]
