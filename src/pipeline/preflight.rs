@@ -207,7 +207,9 @@ impl Draft<'_> {
             for line in told {
                 self.note(line);
             }
-            if let Err(error) = ballast::hold(self.site, held) {
+            if kept.is_none()
+                && let Err(error) = ballast::hold(self.site, held)
+            {
                 self.warn(format!("a rollback on a full disk may fail: {}", error.one_line()));
             }
             return Ok(());
@@ -464,7 +466,7 @@ impl Undertaking<'_> {
         let sources = self.site.release_sources();
         let mut found = sources.iter().map(|dir| Deliverable::new(dir, place.name(), commit));
         let Some(found) = found.find(Deliverable::exists) else { return Ok(Need::default()) };
-        let bytes = fs::read_bounded(&found.file("manifest"), LARGEST_MANIFEST)?.unwrap_or_default();
+        let bytes = fs::read_bounded(&found.file("manifest"), LARGEST_MANIFEST).ok().flatten().unwrap_or_default();
         let Ok(manifest) = Manifest::from_text(&String::from_utf8_lossy(&bytes)) else { return Ok(Need::default()) };
         let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
         let contents: HashMap<Hash, u64> = manifest

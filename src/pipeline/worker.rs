@@ -61,6 +61,10 @@ fn refused(site: &Site, halt: Halt) -> Outcome {
 fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<Outcome, Halt> {
     let refname = request.update.as_ref().map(|update| update.name.as_str());
     let commit = request.update.as_ref().map(|update| &update.new);
+    if !matches!(request.want, Want::Deploy { .. }) {
+        // Even the place in the queue is a file.
+        ballast::throw_if_low(site)?;
+    }
     let ticket = Ticket::take(&site.place, refname, commit)?;
     let deadline = request.wait_seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
     let mut told = String::new();
@@ -191,7 +195,6 @@ fn begin_rollback(
     telling: &mut Reporter,
 ) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
-    ballast::throw_if_low(site)?;
     let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;

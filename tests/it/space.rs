@@ -289,6 +289,20 @@ fn a_rollback_by_hand_works_when_not_a_byte_is_free() {
 }
 
 #[test]
+fn a_rollback_by_hand_works_when_not_an_inode_is_free() {
+    let Some(node) = Node::on_tmpfs("size=60m,nr_inodes=1500", "") else { return };
+    let first = node.world.serves("shop");
+    node.push_file("second", MIB).ok();
+    let filler = node.world.root().join("filler");
+    std::fs::create_dir(&filler).unwrap();
+    assert!((0..2000).any(|n| std::fs::File::create(filler.join(n.to_string())).is_err()), "the inodes are used up");
+    node.world.mc(&["rollback", "shop"]).ok();
+    assert_eq!(node.world.serves("shop"), first);
+    std::fs::remove_dir_all(filler).unwrap();
+    node.world.mc(&["verify", "shop"]).ok();
+}
+
+#[test]
 fn what_a_project_costs_is_told_by_part_and_by_kept_deployment() {
     let (world, _) = World::serving(&[("same", &"s".repeat(100_000)), ("one", &"1".repeat(1_000_000))]);
     let work = world.checkout_of("shop");
