@@ -17,6 +17,7 @@ use crate::sys::fs;
 use crate::sys::path::TreePath;
 use crate::sys::usage::{Counted, Usage, measure};
 use crate::tree::cost::{Cost, Wanted, costs};
+use crate::tree::deliverable::Deliverable;
 use crate::tree::hash::Hash;
 use crate::tree::release::Releases;
 use crate::tree::scan::identify;
@@ -179,6 +180,8 @@ fn deployments(site: &Site) -> Result<Vec<Kept>> {
     let wanted: Vec<Wanted> = all.iter().map(|(_, wanted)| wanted.clone()).collect();
     let costs = costs(&wanted, &place.store(), &|hash| elsewhere.contains(hash))?;
     let serves: Option<Serving> = site.serves()?;
+    let packed = Dir::open(&place.releases())?;
+    let commits: Vec<ObjectId> = all.iter().map(|(provenance, _)| provenance.commit.clone()).collect();
     let mut kept = Vec::new();
     for ((provenance, _), mut cost) in all.into_iter().zip(costs) {
         let is_live = serves.as_ref().is_some_and(|serving| serving.id == provenance.id);
@@ -188,11 +191,24 @@ fn deployments(site: &Site) -> Result<Vec<Kept>> {
             Some("spare") => Some("spare"),
             _ => None,
         };
+        // Its deliverable goes with it, unless another one has the same commit.
+        if commits.iter().filter(|commit| **commit == provenance.commit).count() == 1 {
+            cost.frees += deliverable(site, &packed, &provenance.commit)?;
+        }
         // What serves is never removed.
         cost.frees = if is_live { 0 } else { cost.frees + record(&place.release(&provenance.id))? };
         kept.push(Kept { id: provenance.id, seq: provenance.seq, commit: Some(provenance.commit), tree, cost });
     }
     Ok(kept)
+}
+
+fn deliverable(site: &Site, dir: &Dir, commit: &ObjectId) -> Result<u64> {
+    let found = Deliverable::new(Path::new(""), site.place.name(), commit);
+    let mut bytes = 0;
+    for ending in ["tar.zst", "manifest", "json", "sig"] {
+        bytes += dir.stat(&found.file(ending))?.map_or(0, |meta| meta.disk);
+    }
+    Ok(bytes)
 }
 
 fn restore_points(site: &Site) -> Result<Vec<Kept>> {

@@ -185,10 +185,12 @@ impl Draft<'_> {
             builds,
             dumps,
         };
-        let held = undertaking.ballast();
-        let parts = undertaking.parts()?;
+        let held = if kept.is_none() { undertaking.ballast() } else { 0 };
+        let mut parts = undertaking.parts()?;
         self.listing = Some(listing);
         if kept.is_none() {
+            let need = ballast::missing(self.site, held);
+            parts.push(Part { dir: self.site.place.state(), need, what: What::Deployment });
             refuse_beyond_cap(self.site, &parts)?;
         }
         let find = || disks(self.site, &parts, kept.is_none());
@@ -364,7 +366,7 @@ impl Undertaking<'_> {
         let dirs = self.new_directories(&new);
         let contents = Need::sum(new.iter().map(|entry| Need::file(entry.size)));
         let tree = contents.plus(dirs);
-        let built = if self.next.mode == Mode::Final { self.fetched()? } else { self.built_last()? };
+        let built = if self.next.mode == Mode::Final { self.fetched() } else { self.built_last()? };
         let lines = self.listing.len().max(self.live.map_or(0, |live| live.manifest.entries().len())) as u64;
         let manifests = lines.saturating_mul(LINE).saturating_mul(if self.builds { 2 } else { 1 });
         let mut all = vec![
@@ -373,7 +375,6 @@ impl Undertaking<'_> {
             (place.spare(), tree.plus(built)),
             (place.deploy(), Need { bytes: rounded(manifests) + 2 * BLOCK, inodes: 6 }),
             (place.state(), RECORDS.plus(Need { bytes: rounded(lines.saturating_mul(LINE)), inodes: 0 })),
-            (place.state(), ballast::missing(self.site, self.ballast())),
         ];
         if self.builds {
             all.push((place.build_tree(), tree.plus(built)));
@@ -461,13 +462,13 @@ impl Undertaking<'_> {
 
     /// Contents of the commit's deliverable that the live version has not; nothing where it is missing or unreadable, which
     /// is refused later.
-    fn fetched(&self) -> Result<Need> {
+    fn fetched(&self) -> Need {
         let (place, commit) = (&self.site.place, &self.next.commit.id);
         let sources = self.site.release_sources();
         let mut found = sources.iter().map(|dir| Deliverable::new(dir, place.name(), commit));
-        let Some(found) = found.find(Deliverable::exists) else { return Ok(Need::default()) };
+        let Some(found) = found.find(Deliverable::exists) else { return Need::default() };
         let bytes = fs::read_bounded(&found.file("manifest"), LARGEST_MANIFEST).ok().flatten().unwrap_or_default();
-        let Ok(manifest) = Manifest::from_text(&String::from_utf8_lossy(&bytes)) else { return Ok(Need::default()) };
+        let Ok(manifest) = Manifest::from_text(&String::from_utf8_lossy(&bytes)) else { return Need::default() };
         let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
         let contents: HashMap<Hash, u64> = manifest
             .entries()
@@ -475,7 +476,7 @@ impl Undertaking<'_> {
             .filter_map(|entry| Some((entry.hash()?, entry.size())))
             .filter(|(hash, _)| !live.contains(hash))
             .collect();
-        Ok(Need::sum(contents.into_values().map(Need::file)))
+        Need::sum(contents.into_values().map(Need::file))
     }
 
     /// The deliverable, as large as the last one; the first one as large as the commit.
