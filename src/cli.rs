@@ -18,6 +18,7 @@ use crate::sys::error::{ExitCode, Result};
 
 pub mod access;
 pub mod deploying;
+pub mod disk;
 pub mod keeping;
 pub mod making;
 pub mod node;
@@ -268,6 +269,10 @@ pub struct HistoryArgs {
 pub struct StatusArgs {
     /// The project; all of them if not given
     pub name: Option<ProjectName>,
+    /// What it costs on the disk, by part, kept deployment and restore point. Parts and what removing a deployment frees are
+    /// measured in disk blocks; what a deployment would take alone and what it shares are derived from manifests
+    #[arg(long)]
+    pub disk: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

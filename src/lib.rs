@@ -43,5 +43,6 @@ pub mod entrance;
 pub mod pipeline;
 pub mod project;
 pub mod report;
+pub mod service;
 pub mod sys;
 pub mod tree;

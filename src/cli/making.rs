@@ -14,6 +14,7 @@ use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::git::{ObjectFormat, program_version};
 use crate::sys::keys::{PublicKey, ReleaseKey};
 use crate::sys::lock::Lock;
+use crate::sys::size::{exact, words};
 use crate::sys::{escape, fs, mount};
 
 /// `init`.
@@ -240,11 +241,30 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
             hint: error.hint_text().map(str::to_string),
         }),
     }
+    findings.extend(space_findings(site)?);
     findings.extend(mail_findings(site)?);
     if findings.is_empty() {
         findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
     }
     Ok(findings)
+}
+
+/// File systems of the project that have less free than a deployment must leave.
+fn space_findings(site: &Site) -> Result<Vec<Finding>> {
+    let name = site.place.name().to_string();
+    let full = crate::pipeline::disk::file_systems(site)?.into_iter().filter(|disk| disk.below_reserve);
+    let told = full.map(|disk| Finding {
+        about: name.clone(),
+        good: false,
+        text: format!(
+            "{} has {} free, less than the reserve of {}: deployments are refused",
+            disk.point.display(),
+            exact(disk.free),
+            words(disk.reserve)
+        ),
+        hint: Some(format!("mc_project status {name} --disk tells what takes it")),
+    });
+    Ok(told.collect())
 }
 
 /// Mail that nobody got: who waits for it and why it could not be sent.

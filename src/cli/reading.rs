@@ -130,6 +130,9 @@ fn print_status(status: &Status) {
 /// # Errors
 /// If the state cannot be read.
 pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
+    if args.disk {
+        return super::disk::status(cli, args);
+    }
     let names = match &args.name {
         Some(name) => vec![name.clone()],
         None => cli.node()?.projects()?,

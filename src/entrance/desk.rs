@@ -6,13 +6,13 @@ use super::call::Call;
 use super::launch::launch;
 use super::repository::Repository;
 use super::{Desk, Force, ProjectFacts, RepoKind, Run, VerdictAt};
+use crate::pipeline::preflight;
 use crate::pipeline::site::Site;
 use crate::project::ids::{ObjectId, RefName};
 use crate::project::node::Answer;
 use crate::project::request::{RefUpdate, Request};
 use crate::report::ledger::Last;
-use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Result};
 use crate::sys::fs;
 
 /// The desk for one repository of one project.
@@ -105,16 +105,7 @@ impl Desk for NodeDesk {
     }
 
     fn check_space(&self) -> Result<()> {
-        let free = Dir::open(self.site.place.dir())?.free_space()?;
-        let reserve = self.site.node.config.reserve.of(free.total);
-        if free.bytes < reserve || free.inodes < 1000 {
-            return Err(Error::refused(format!(
-                "no space: {} bytes and {} inodes are free, {reserve} bytes and 1000 inodes stay free",
-                free.bytes, free.inodes
-            ))
-            .hint("free some space on the node (df -h, df -i), then push again"));
-        }
-        Ok(())
+        preflight::refuse_full(&self.site)
     }
 
     fn validate_pillar(&self, commit: &ObjectId) -> Result<()> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::draft::{Draft, Version};
+use super::draft::{Draft, Goal, Version};
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::ids::ObjectId;
@@ -21,6 +21,7 @@ use crate::sys::git::{
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest};
+use crate::tree::release::Releases;
 use crate::tree::scan::{Own, identify};
 use crate::tree::store::{Held, Origin, Store, Supply};
 use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
@@ -143,15 +144,19 @@ impl Draft<'_> {
     }
 
     fn limits(&self) -> TreeLimits {
-        let limits = &self.site.node.config.limits;
-        TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
+        limits_of(self.site)
     }
 
-    /// Blobs whose digest is known from the live release: they need not be read again.
+    /// Blobs whose digest is known from the live release, or from the kept one that is made live again: they need not be
+    /// read again, nor be written into the store.
     #[must_use]
     pub fn known_blobs(&self) -> HashMap<ObjectId, (Hash, u64)> {
-        let live = self.live.iter().flat_map(|live| live.manifest.entries());
-        live.filter_map(|entry| Some((entry.blob.clone()?, (entry.hash()?, entry.size())))).collect()
+        let kept = match &self.goal {
+            Goal::Release { id, .. } => Releases::new(&self.site.place).manifest(id).ok(),
+            Goal::Commit => None,
+        };
+        let known = kept.iter().chain(self.live.iter().map(|live| &live.manifest)).flat_map(Manifest::entries);
+        known.filter_map(|entry| Some((entry.blob.clone()?, (entry.hash()?, entry.size())))).collect()
     }
 
     /// Makes `project/` exactly the commit's tree.
@@ -170,6 +175,13 @@ impl Draft<'_> {
         let count = sync_tree(self.site, &place.project(), source, &mut supply, "checkout.project")?;
         Ok(count)
     }
+}
+
+/// What a pushed tree may hold on this node.
+#[must_use]
+pub fn limits_of(site: &Site) -> TreeLimits {
+    let limits = &site.node.config.limits;
+    TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
 }
 
 /// Makes a tree of ours (`project/`, `pillar/`, `build/tree`) exactly a manifest, unchanged files keeping their times; returns
@@ -211,9 +223,7 @@ pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize>
     if let Some(commit) = commit {
         let repo = site.pillar_repo()?;
         let now = now_ns();
-        let limits = &site.node.config.limits;
-        let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
-        for entry in repo.list(commit, &limits)? {
+        for entry in repo.list(commit, &limits_of(site))? {
             if matches!(entry.kind, EntryKind::Submodule) {
                 continue;
             }

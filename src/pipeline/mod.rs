@@ -4,16 +4,20 @@
 //! and [`settle`] are its parts; [`recover`] finishes what was interrupted.
 
 pub mod activate;
+pub mod ballast;
 pub mod boxes;
 pub mod checkout;
 pub mod data;
 pub mod deploy;
+pub mod disk;
 pub mod draft;
+pub mod enlarge;
 pub mod environment;
 pub mod halt;
 pub mod init;
 pub mod people;
 pub mod plan;
+pub mod preflight;
 pub mod prepare;
 pub mod queue;
 pub mod recover;
@@ -24,5 +28,6 @@ pub mod site;
 pub mod steps;
 pub mod tell;
 pub mod undo;
+pub mod units;
 pub mod verify;
 pub mod worker;

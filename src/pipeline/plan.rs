@@ -28,6 +28,7 @@ pub fn show(
     live: Option<&Live>,
     telling: &mut Reporter,
 ) -> std::result::Result<Outcome, Halt> {
+    super::units::refuse(site, repo, next, live.and_then(|live| live.version.as_ref()))?;
     for line in lines(site, repo, next, live)? {
         telling.emit(Event::Note { text: line })?;
     }

@@ -13,7 +13,7 @@ use crate::project::mode::{Environment, Mode};
 use crate::project::recipe::{BuildAt, Recipe};
 use crate::project::stage::Stage;
 use crate::report::event::Event;
-use crate::sys::dir::{Dir, Space};
+use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
 use crate::sys::{fault, process};
@@ -22,7 +22,6 @@ use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest};
 use crate::tree::release::{Provenance, Releases};
 use crate::tree::scan::{Identified, Own, identify};
-use crate::tree::snapshot::Snapshots;
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
 use crate::tree::witness::Witness;
@@ -62,7 +61,7 @@ impl Draft<'_> {
         self.tell(Event::Prepared)
     }
 
-    /// Accept: room on the disk, and the walk over the spare begins.
+    /// Accept: units that the node allows, room on each file system, and the walk over the spare begins.
     fn accept(&mut self) -> Step<Option<String>> {
         let place = self.site.place.clone();
         let own = self.site.own;
@@ -72,21 +71,9 @@ impl Draft<'_> {
             identify(&spare, own, witness.as_ref(), &|_| true)
         }));
         let next = self.next.clone();
-        let (mut bytes, mut files) = (0, 0);
-        if self.goal == Goal::Commit && next.mode != Mode::Final {
-            let commit = next.commit.id.clone();
-            let listing = self.listed(&next, &commit)?;
-            let known = self.known_blobs();
-            let copies = if self.builds(&next) { 4 } else { 3 };
-            for entry in listing.iter().filter(|entry| !known.contains_key(&entry.oid)) {
-                bytes += copies * (entry.size + 4096);
-                files += copies;
-            }
-            self.listing = Some(listing);
-        }
-        let data = Snapshots::new(&self.site.place, self.site.own).measure(&next.recipe.snapshot)?;
-        let free = Dir::open(self.site.place.dir())?.free_space()?;
-        self.refuse_without_room((bytes, files), &data, free)?;
+        self.refuse_units()?;
+        self.listing = Some(self.listed(&next, &next.commit.id)?);
+        self.preflight()?;
         self.say_that_production_builds();
         Ok(None)
     }
@@ -97,31 +84,6 @@ impl Draft<'_> {
         if builds && self.live.is_none() && self.site.node.config.release_sources.is_empty() {
             self.note("no release_sources in node.yaml: this production node builds by itself");
         }
-    }
-
-    fn refuse_without_room(
-        &self,
-        (bytes, inodes): (u64, u64),
-        data: &crate::tree::snapshot::Need,
-        free: Space,
-    ) -> Step {
-        let reserve = self.site.node.config.reserve.of(free.total);
-        let dir = self.site.place.dir().display();
-        if bytes.saturating_add(reserve) > free.bytes || inodes + data.files > free.inodes {
-            return Err(Halt::refused(format!(
-                "no space: the new files need {} bytes and {} inodes and {reserve} bytes stay free; {dir} has {} bytes and {} inodes",
-                bytes, inodes, free.bytes, free.inodes
-            ))
-            .hint("free some space, or lower `keep: {archives: …}` in mc_project.yaml"));
-        }
-        if bytes.saturating_add(data.bytes).saturating_add(reserve) > free.bytes {
-            return Err(Halt::refused(format!(
-                "no space for the data snapshot: it needs {} bytes of {} in data/; {dir} has {} bytes free",
-                data.bytes, data.total, free.bytes
-            ))
-            .hint("name what must be kept, in mc_project.yaml:\n    data:\n      snapshot: [uploads, db.sqlite3]"));
-        }
-        Ok(())
     }
 
     /// Checkout: `project/` and `pillar/` become the commits; the recipe's shared paths are checked against the commit.
@@ -137,7 +99,9 @@ impl Draft<'_> {
         })
     }
 
-    fn builds(&self, next: &Version) -> bool {
+    /// Whether a version has steps that build.
+    #[must_use]
+    pub fn builds(&self, next: &Version) -> bool {
         BUILDING.iter().any(|stage| !self.steps_of(next, *stage).is_empty())
     }
 

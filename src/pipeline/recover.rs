@@ -3,6 +3,7 @@
 //! Before the commit's record the deployment goes back; after it, it is finished. Only a version that may have served for
 //! more than a minute is not taken back unasked: then a person decides.
 
+use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::site::Site;
@@ -45,6 +46,7 @@ pub enum Decision {
 pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     let Some(last) = Last::read(&site.place)?.filter(|last| last.open) else { return Ok(None) };
     fault::point("recover.begin")?;
+    ballast::throw_if_low(site)?;
     let records = journal::read(&site.place, &last.id).or_else(nothing_if_missing)?;
     let Some(begin) = begin_of(&records) else {
         // Killed before the journal's first record: nothing was begun.
@@ -103,6 +105,7 @@ pub fn decide(site: &Site, decision: Decision) -> Result<Outcome> {
     let records = journal::read(&site.place, &last.id)?;
     let begin =
         begin_of(&records).ok_or_else(|| Error::failed(format!("the journal of {} has no beginning", last.id)))?;
+    ballast::throw_if_low(site)?;
     let mut telling = Reporter::new(&site.place, &last.id, Some(Journal::open(&site.place, &last.id)?));
     Last { open: true, needs_person: None, ..last }.write(&site.place)?;
     let mut draft = rebuild(site, &mut telling, &begin, &records)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use super::activate::{RestorePoint, failed_data, in_run, kept_ref};
+use super::ballast;
 use super::checkout::GitOrigin;
 use super::draft::{Live, Version};
 use super::halt::Halt;
@@ -105,6 +106,20 @@ impl<'a> Settling<'a> {
                 }
                 return;
             }
+        }
+    }
+
+    /// Holds what the next way back will need, where more than the reserve is free.
+    pub fn hold_ballast(&mut self) {
+        let bytes = ballast::size(self.live.as_ref());
+        let held = Dir::open(&self.site.place.state()).and_then(|dir| dir.free_space()).and_then(|free| {
+            let reserve = self.site.node.config.reserve.of(free.total);
+            let more = ballast::missing(self.site, bytes);
+            let fits = free.bytes > reserve.saturating_add(more.bytes) && free.inodes > more.inodes;
+            if fits { ballast::hold(self.site, bytes) } else { Ok(()) }
+        });
+        if let Err(error) = held {
+            self.warn(format!("a rollback on a full disk may fail: {}", error.one_line()));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::boxes;
 use super::draft::{Draft, Version};
@@ -12,6 +13,7 @@ use crate::project::limits::time_words;
 use crate::project::recipe::{self, Command};
 use crate::project::request::Options;
 use crate::project::stage::Stage;
+use crate::project::unit::{UnitAction, UnitName};
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::clock;
@@ -101,6 +103,9 @@ pub fn run_one(
 ) -> Step {
     let title = step.title();
     telling.emit(Event::Step { stage, title: title.clone() })?;
+    if let Some((action, unit)) = step.unit() {
+        return run_unit(site, telling, (stage, step), (action, unit), beats);
+    }
     boxes::announce(site, step, telling)?;
     let order = order(site, version, stage, step, place)?;
     let limit = boxes::limits(site, step).timeout.unwrap_or(step.timeout);
@@ -130,6 +135,23 @@ pub fn run_one(
     })
 }
 
+/// A step about a unit is no program of the project: we do it ourselves, where the node allows it.
+fn run_unit(
+    site: &Site,
+    telling: &mut Reporter,
+    (stage, step): (Stage, &recipe::Step),
+    (action, unit): (UnitAction, &UnitName),
+    beats: bool,
+) -> Step {
+    let begin = Instant::now();
+    let done = super::units::act(site, action, unit, step.timeout, &mut Watcher { telling, beats })?;
+    let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let status = done.as_ref().map_or_else(Clone::clone, |()| StepStatus::Ok.words());
+    telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
+    let tail = telling.tail();
+    done.map_err(|_| Halt::failed(status).tail(tail).hint(format!("the step was: {}", step.title())))
+}
+
 /// The order of a step: its command, environment, place and box.
 ///
 /// # Errors
@@ -138,6 +160,8 @@ pub fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, 
     let argv: Vec<OsString> = match &step.command {
         Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
+        // Not run as a program of the project: see `run_unit`.
+        Command::Unit { .. } => Vec::new(),
     };
     let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
     let (cwd, mut binds) = match &place.at {
@@ -188,9 +212,12 @@ pub fn files_words(count: usize) -> String {
 }
 
 /// Tells lines of output; after the switch, writes heartbeats.
-struct Watcher<'a> {
-    telling: &'a mut Reporter,
-    beats: bool,
+#[derive(Debug)]
+pub struct Watcher<'a> {
+    /// Where lines are told.
+    pub telling: &'a mut Reporter,
+    /// Whether heartbeats are written.
+    pub beats: bool,
 }
 
 impl StepWatcher for Watcher<'_> {

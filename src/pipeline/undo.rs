@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::activate::{FailedFiles, dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
+use super::ballast;
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
@@ -21,7 +22,10 @@ use crate::tree::switch::{self, Inodes};
 impl Draft<'_> {
     /// Nothing was switched: the candidate is forgotten, `project/` and `pillar/` become the live version's again.
     pub fn drop_candidate(&mut self, halt: Halt) -> Outcome {
-        if let Err(error) = self.forget_candidate() {
+        self.throw_ballast();
+        // What is refused at once has begun nothing that could be taken back.
+        let has_begun = halt.stage != Some(Stage::Accept) || self.candidate.is_some();
+        if has_begun && let Err(error) = self.forget_candidate() {
             self.warn(format!("the checkouts could not be brought back: {}", error.reason));
         }
         self.outcome(halt.verdict(), halt)
@@ -29,6 +33,7 @@ impl Draft<'_> {
 
     /// The old services were stopped: they are started again, then as [`Draft::drop_candidate`].
     pub fn start_again(&mut self, halt: Halt) -> Outcome {
+        self.throw_ballast();
         let started = match self.old_version().cloned() {
             Some(old) => {
                 let place = in_run(self.site, &old, self.id(), None);
@@ -48,6 +53,7 @@ impl Draft<'_> {
 
     /// The switch was made or may have been: everything goes back.
     pub fn roll_back(&mut self, halt: Halt, died: Option<&[Record]>) -> Outcome {
+        self.throw_ballast();
         let verdict = if died.is_some() { Verdict::Interrupted } else { Verdict::RolledBack };
         let result = self.stage(Stage::Rollback, |draft| {
             draft.tell(Event::RollingBack {
@@ -72,6 +78,13 @@ impl Draft<'_> {
                 let reason = format!("{}; and the rollback failed: {}", halt.reason, second.reason);
                 self.needs_person(Halt { tail: second.tail, ..halt }, reason)
             }
+        }
+    }
+
+    /// What is taken back is written down, whatever filled the disk.
+    fn throw_ballast(&mut self) {
+        if let Err(error) = ballast::throw_if_low(self.site) {
+            self.warn(format!("the ballast could not be given back: {}", error.one_line()));
         }
     }
 

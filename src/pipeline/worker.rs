@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::activate::finish_commit;
+use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::queue::Ticket;
@@ -60,6 +61,10 @@ fn refused(site: &Site, halt: Halt) -> Outcome {
 fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<Outcome, Halt> {
     let refname = request.update.as_ref().map(|update| update.name.as_str());
     let commit = request.update.as_ref().map(|update| &update.new);
+    if !matches!(request.want, Want::Deploy { .. }) {
+        // Even the place in the queue is a file.
+        ballast::throw_if_low(site)?;
+    }
     let ticket = Ticket::take(&site.place, refname, commit)?;
     let deadline = request.wait_seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
     let mut told = String::new();
@@ -328,6 +333,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
         settling.warn(format!("the mail could not be written: {}", error.one_line()));
     }
+    settling.hold_ballast();
     // Last, because a recipe's own step may take its time: whatever it does, the mail is written.
     settling.notify(options);
     fault::point("settle.done")?;

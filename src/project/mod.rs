@@ -14,4 +14,5 @@ pub mod recipe;
 pub mod request;
 pub mod stage;
 pub mod system;
+pub mod unit;
 pub mod yaml;

@@ -17,12 +17,14 @@ use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from
 use super::yaml::{Source, with_hint};
 use crate::sys::error::Result;
 
+mod allow;
 mod mail;
 mod project;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
 
+pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 
 /// When a push is answered.
@@ -139,6 +141,10 @@ pub struct ProjectConfig {
     pub user: Option<String>,
     /// What a step may use at most; a step that asks for nothing gets it.
     pub steps: StepLimits,
+    /// What the project may ask root for.
+    pub allow: Allow,
+    /// The most bytes that everything of the project may take; `None`: as many as there are.
+    pub disk: Option<u64>,
 }
 
 impl Default for NodeConfig {
@@ -196,6 +202,8 @@ impl NodeConfig {
             trust_root: own.trust_root,
             user: own.user,
             steps: own.steps.or(self.steps),
+            allow: own.allow,
+            disk: own.disk,
         }
     }
 }

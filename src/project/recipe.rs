@@ -22,6 +22,7 @@ mod demands;
 mod keys;
 mod patterns;
 mod step;
+pub mod units;
 
 use keys::{StageKey, TaskKey};
 pub use patterns::Patterns;
@@ -499,11 +500,14 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
 
     #[test]
     fn every_fault_of_a_recipe_is_told_at_its_place() {
-        let cases: [(&str, &str, &str); 35] = [
+        let cases: [(&str, &str, &str); 38] = [
             ("stages:\n  biuld: x\n", "2:3: ", "unknown stage `biuld`"),
             ("stages:\n  fetch: x\n", "2:3: ", "stage `fetch` takes no steps"),
             ("stages:\n  build:\n    - rum: x\n", "3:7: ", "unknown key `rum`"),
             ("stages:\n  build:\n    - timeout: 5m\n", "3:7: ", "missing key `run`"),
+            ("stages:\n  build:\n    - {run: x, stop: a.service}\n", "3:7: ", "the step does two things"),
+            ("stages:\n  build:\n    - {stop: a.service, env: {A: b}}\n", "3:7: ", "takes no `env`"),
+            ("stages:\n  build:\n    - stop: ssh\n", "3:13: ", "`ssh` is no name of a unit"),
             ("stages:\n  build:\n    - {run: x, timeout: 5}\n", "3:25: ", "`5` is no duration"),
             ("stages:\n  build:\n    - {run: x, timeout: 25h}\n", "3:25: ", "not within 1s and 24h"),
             ("stages:\n  build:\n    - {run: x, modes: [cook]}\n", "3:24: ", "unknown word `cook`"),

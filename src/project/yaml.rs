@@ -92,17 +92,22 @@ impl<'a> Source<'a> {
     /// An error of kind Invalid at the place of a key or list item, told as `message`.
     #[must_use]
     pub fn error_at(&self, way: &[Step<'_>], message: &str) -> Error {
-        let place = Locate(way).deserialize(Deserializer::from_str(self.text)).err().and_then(|e| e.location());
-        let (line, column) = place.map_or((1, 1), |place| (place.line(), place.column()));
+        let (line, column) = self.place_of(way);
         let (message, hint) = message.rsplit_once(HINT).unwrap_or((message, ""));
         self.error(line, column, message, hint)
     }
 
+    /// Line and column of a key or list item; of the first line where there is none.
+    #[must_use]
+    pub fn place_of(&self, way: &[Step<'_>]) -> (usize, usize) {
+        let place = Locate(way).deserialize(Deserializer::from_str(self.text)).err().and_then(|e| e.location());
+        place.map_or((1, 1), |place| (place.line(), place.column()))
+    }
+
     /// Where a key or list item stands: `file:line:column`.
     #[must_use]
-    pub fn place_of(&self, way: &[Step<'_>]) -> String {
-        let place = Locate(way).deserialize(Deserializer::from_str(self.text)).err().and_then(|e| e.location());
-        let (line, column) = place.map_or((1, 1), |place| (place.line(), place.column()));
+    pub fn shown_place_of(&self, way: &[Step<'_>]) -> String {
+        let (line, column) = self.place_of(way);
         format!("{}:{line}:{column}", self.file)
     }
 

@@ -355,6 +355,8 @@ impl Dir {
         Ok(Space {
             total: vfs.f_blocks * vfs.f_frsize,
             bytes: vfs.f_bavail * vfs.f_frsize,
+            // The blocks that a file system keeps for root are for such a case.
+            at_most: if rustix::process::geteuid().is_root() { vfs.f_bfree } else { vfs.f_bavail } * vfs.f_frsize,
             // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
             inodes: if vfs.f_files == 0 { u64::MAX } else { vfs.f_favail },
         })
@@ -384,8 +386,10 @@ impl Dir {
 /// Free room of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Space {
-    /// Bytes that we may write.
+    /// Bytes that anybody may write.
     pub bytes: u64,
+    /// Bytes that we may write where everything depends on it: for root, those that are kept for root too.
+    pub at_most: u64,
     /// Files that we may create.
     pub inodes: u64,
     /// Size of the whole file system in bytes.

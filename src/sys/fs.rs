@@ -197,6 +197,31 @@ pub fn create_new(path: &Path, mode: u32) -> Result<File> {
         .context(|| format!("cannot create {}", path.display()))
 }
 
+/// Makes a file hold exactly so much space: its blocks are there, whatever they contain.
+///
+/// # Errors
+/// If there is no space; what was held before is held still.
+pub fn allocate(path: &Path, bytes: u64, mode: u32) -> Result<()> {
+    use rustix::io::Errno;
+    let doing = || format!("cannot hold {bytes} bytes in {}", path.display());
+    let file = open_append(path, mode)?;
+    let held = file.metadata().context(doing)?.len();
+    if held < bytes {
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => {}
+            // A file system that cannot reserve gets zeros to write.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                std::io::copy(&mut std::io::Read::take(std::io::repeat(0), bytes - held), &mut &file).context(doing)?;
+            }
+            Err(error) => {
+                let _ = file.set_len(held);
+                return Err(std::io::Error::from(error)).context(doing);
+            }
+        }
+    }
+    file.set_len(bytes).context(doing)
+}
+
 /// The size of a file in bytes, 0 if there is none.
 ///
 /// # Errors

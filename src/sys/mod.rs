@@ -23,4 +23,6 @@ pub mod process;
 pub mod size;
 pub mod socket;
 pub mod step_exec;
+pub mod trust;
+pub mod usage;
 pub mod watch;

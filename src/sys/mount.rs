@@ -121,6 +121,28 @@ pub fn same_file_system(one: &Path, other: &Path) -> Result<bool> {
     Ok(same_mount && (one.stx_dev_major, one.stx_dev_minor) == (other.stx_dev_major, other.stx_dev_minor))
 }
 
+/// The device of the file system that holds a path, and the directory that it is mounted at as far as the path tells.
+///
+/// # Errors
+/// If the path cannot be examined.
+pub fn file_system_of(path: &Path) -> Result<(u64, PathBuf)> {
+    let device = |path: &Path| {
+        rustix::fs::statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS)
+            .map(|stat| rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor))
+            .context(|| format!("cannot examine {}", path.display()))
+    };
+    let path = super::fs::canonical(path)?;
+    let own = device(&path)?;
+    let mut top = path.as_path();
+    while let Some(parent) = top.parent() {
+        if device(parent)? != own {
+            break;
+        }
+        top = parent;
+    }
+    Ok((own, top.to_path_buf()))
+}
+
 /// Really tries, in a child process, whether a step can see one directory at the place of another, and says why not.
 /// `scratch` is a directory of ours in which two directories are made for the test.
 ///
@@ -255,6 +277,14 @@ mod tests {
         assert!(is_mount_point(&dir.path().join("none")).is_err());
         assert!(!same_file_system(Path::new("/proc"), dir.path()).unwrap());
         assert!(same_file_system(dir.path(), &std::env::temp_dir()).unwrap());
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_told_by_where_it_is_mounted() {
+        let (proc, root) = (file_system_of(Path::new("/proc/self")).unwrap(), file_system_of(Path::new("/")).unwrap());
+        assert_eq!((proc.1.as_path(), root.1.as_path()), (Path::new("/proc"), Path::new("/")));
+        assert_ne!(proc.0, root.0);
+        assert!(file_system_of(Path::new("/no/such/path")).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Trees: what they consist of, how one becomes another, and where contents are kept.
 
+pub mod cost;
 pub mod deliverable;
 pub mod drift;
 pub mod hash;

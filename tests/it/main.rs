@@ -27,6 +27,7 @@ mod push;
 mod recipe;
 mod rollback;
 mod sha256;
+mod space;
 mod ssh;
 mod support;
 mod trees;

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::Answer;
+use super::{Allow, Answer};
 use crate::project::ids::{ProjectName, RefName};
 use crate::project::limits::{StepLimits, StepLimitsFile};
 use crate::project::mode::{Environment, Mode};
-use crate::project::yaml::scalar::{from_text, message_of};
+use crate::project::yaml::scalar::{Size, from_text, message_of};
 use crate::project::yaml::with_hint;
 
 /// What the file says of one project.
@@ -23,6 +23,8 @@ pub struct Overrides {
     pub trust_root: bool,
     pub user: Option<String>,
     pub steps: StepLimits,
+    pub allow: Allow,
+    pub disk: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -36,6 +38,8 @@ pub struct ProjectFile {
     trust: Trust,
     user: Option<LoginName>,
     steps: StepLimitsFile,
+    allow: Allow,
+    disk: Option<Size>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -65,6 +69,8 @@ impl ProjectFile {
             trust_root: self.trust == Trust::Root,
             user: self.user.map(|user| user.0),
             steps: self.steps.resolve(),
+            allow: self.allow,
+            disk: self.disk.map(|size| size.0),
         }
     }
 }

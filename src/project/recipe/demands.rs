@@ -48,7 +48,7 @@ impl RecipeFile {
                 step.asks().for_each(|what| see(what, vec![Way::Key(section), Way::Key(name), Way::Index(index)]));
             }
         }
-        most.into_values().map(|(what, way)| Demand { place: source.place_of(&way), what }).collect()
+        most.into_values().map(|(what, way)| Demand { place: source.shown_place_of(&way), what }).collect()
     }
 }
 

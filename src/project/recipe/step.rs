@@ -9,6 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 
 use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
+use crate::project::unit::{UnitAction, UnitName};
 use crate::project::yaml::scalar::{Number, Span, Variables, check_value};
 use crate::project::yaml::with_hint;
 use crate::sys::escape::visible;
@@ -24,6 +25,13 @@ pub enum Command {
     Shell(String),
     /// A program and its arguments.
     Argv(Vec<String>),
+    /// Something done with a unit of the machine's service manager, which `node.yaml` must allow.
+    Unit {
+        /// What is done.
+        action: UnitAction,
+        /// With which unit.
+        unit: UnitName,
+    },
 }
 
 /// One step.
@@ -68,6 +76,7 @@ impl Step {
                 text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
             }
             Command::Argv(words) => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            Command::Unit { action, unit } => format!("{} {unit}", action.word()),
         };
         let shown = visible(&line);
         if shown.chars().count() <= MAX_TITLE {
@@ -153,26 +162,63 @@ impl<'de> Deserialize<'de> for StepFile {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StepMap {
-    run: CommandFile,
+    run: Option<CommandFile>,
+    restart: Option<UnitName>,
+    reload: Option<UnitName>,
+    start: Option<UnitName>,
+    stop: Option<UnitName>,
     timeout: Option<Span>,
     modes: Option<Modes>,
-    #[serde(default)]
-    env: Variables,
+    env: Option<Variables>,
     memory: Option<Memory>,
     processes: Option<Number<1, 1_000_000>>,
-    #[serde(default)]
-    network: NetworkWord,
-    #[serde(default)]
-    user: User,
+    network: Option<NetworkWord>,
+    user: Option<User>,
 }
 
 /// Whether a step reaches the network: `on` or `off`. YAML 1.2 reads both as texts.
-#[derive(Clone, Copy, Default, serde::Deserialize)]
+#[derive(Clone, Copy, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum NetworkWord {
-    #[default]
     On,
     Off,
+}
+
+impl StepMap {
+    /// The one thing that the step does; the error is the message for its place.
+    fn command(&mut self) -> Result<Command, String> {
+        let units = [
+            (UnitAction::Restart, self.restart.take()),
+            (UnitAction::Reload, self.reload.take()),
+            (UnitAction::Start, self.start.take()),
+            (UnitAction::Stop, self.stop.take()),
+        ];
+        let units = units.into_iter().filter_map(|(action, unit)| Some(Command::Unit { action, unit: unit? }));
+        let mut all = self.run.take().map(|run| run.0).into_iter().chain(units);
+        let hint = "a step has one of: run, restart, reload, start, stop";
+        match (all.next(), all.next()) {
+            (Some(command), None) => {
+                if let (Command::Unit { .. }, Some(key)) = (&command, self.key_of_a_program()) {
+                    return Err(format!("a step about a unit takes no `{key}`"));
+                }
+                Ok(command)
+            }
+            (None, _) => Err(with_hint("missing key `run`", hint)),
+            (Some(_), Some(_)) => Err(with_hint("the step does two things", hint)),
+        }
+    }
+
+    /// A key that only a program of the project has a use for.
+    fn key_of_a_program(&self) -> Option<&'static str> {
+        let keys = [
+            ("env", self.env.is_some()),
+            ("memory", self.memory.is_some()),
+            ("processes", self.processes.is_some()),
+            ("network", self.network.is_some()),
+            ("user", self.user.is_some()),
+        ];
+        keys.into_iter().find(|(_, is_there)| *is_there).map(|(key, _)| key)
+    }
 }
 
 struct StepVisitor;
@@ -181,7 +227,9 @@ impl<'de> Visitor<'de> for StepVisitor {
     type Value = StepFile;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a step: a text, a list of arguments or a mapping with `run`")
+        f.write_str(
+            "a step: a text, a list of arguments or a mapping with `run`, `restart`, `reload`, `start` or `stop`",
+        )
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<StepFile, E> {
@@ -198,21 +246,21 @@ impl<'de> Visitor<'de> for StepVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<StepFile, A::Error> {
-        let map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
+        let mut map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
         Ok(StepFile {
-            command: map.run.0,
+            command: map.command().map_err(A::Error::custom)?,
             limits: StepLimits {
                 memory: map.memory.map(|memory| memory.0),
                 processes: map.processes.map(|count| count.0),
                 timeout: map.timeout.map(|span| span.0),
             },
             modes: map.modes.map(|modes| modes.0),
-            env: map.env.0,
+            env: map.env.unwrap_or_default().0,
             network: match map.network {
-                NetworkWord::On => Network::On,
-                NetworkWord::Off => Network::Off,
+                Some(NetworkWord::Off) => Network::Off,
+                Some(NetworkWord::On) | None => Network::On,
             },
-            user: map.user,
+            user: map.user.unwrap_or_default(),
         })
     }
 }

@@ -1,0 +1,3 @@
+//! Services of the machine that a project depends on.
+
+pub mod systemd;
