@@ -1,6 +1,7 @@
 //! The command line: what was typed, and which command it means.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -526,7 +527,11 @@ pub fn entry() -> u8 {
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
     }
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .log_internal_errors(false);
     let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_string());
     let _ = log.with_env_filter(tracing_subscriber::EnvFilter::new(level)).try_init();
     if let Some(hook) = args.first().and_then(|name| HookName::of_program(name)) {

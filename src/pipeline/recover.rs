@@ -3,6 +3,8 @@
 //! Before the commit's record the deployment goes back; after it, it is finished. Only a version that may have served for
 //! more than a minute is not taken back unasked: then a person decides.
 
+use std::time::Duration;
+
 use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
@@ -153,7 +155,8 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
         return Ok(Outcome { verdict, ..outcome });
     }
     let has_begun_to_go_back = is(|event| matches!(event, Event::RollingBack { .. }));
-    let served = served_for(records, clock::since_boot().as_millis(), &clock::boot_id());
+    let now = Now { uptime: clock::since_boot(), since_start: clock::since_start(), boot: clock::boot_id() };
+    let served = served_for(records, &now);
     if served > UNASKED && !has_begun_to_go_back {
         return Ok(ask(site, &draft, served));
     }
@@ -176,9 +179,20 @@ fn ask(site: &Site, draft: &Draft<'_>, served: u64) -> Outcome {
     outcome
 }
 
+/// The moment at which it is asked how long a version has served.
+#[derive(Debug, Clone)]
+pub struct Now {
+    /// The time since boot.
+    pub uptime: Duration,
+    /// The time since this system, perhaps a container, started.
+    pub since_start: Duration,
+    /// Which boot it is.
+    pub boot: String,
+}
+
 /// The longest time that the new version may have served, in milliseconds; 0 if the switch is not recorded.
 #[must_use]
-pub fn served_for(records: &[Record], uptime: u128, boot: &str) -> u64 {
+pub fn served_for(records: &[Record], now: &Now) -> u64 {
     let mut since: Option<(&str, u64)> = None;
     let mut seen = 0;
     for record in records {
@@ -192,11 +206,11 @@ pub fn served_for(records: &[Record], uptime: u128, boot: &str) -> u64 {
         }
     }
     let Some((switched_boot, switched)) = since else { return 0 };
-    let now = u64::try_from(uptime).unwrap_or(u64::MAX);
-    if switched_boot == boot {
-        now.saturating_sub(switched)
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if switched_boot == now.boot {
+        millis(now.uptime).saturating_sub(switched)
     } else {
-        seen.saturating_sub(switched).saturating_add(HEARTBEAT).saturating_add(now)
+        seen.saturating_sub(switched).saturating_add(HEARTBEAT).saturating_add(millis(now.since_start))
     }
 }
 
@@ -278,4 +292,34 @@ pub fn data_point(site: &Site, release: &DeploymentId) -> Result<DeploymentId> {
 #[must_use]
 pub fn is_kept(site: &Site, id: &DeploymentId) -> bool {
     Releases::new(&site.place).provenance(id).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(event: Event) -> Record {
+        Record { at: jiff::Timestamp::UNIX_EPOCH, event }
+    }
+
+    fn switched_and_seen(boot: &str) -> [Record; 2] {
+        let boot = boot.to_string();
+        [
+            at(Event::Switched { boot: boot.clone(), uptime_ms: 500_000 }),
+            at(Event::Heartbeat { boot, uptime_ms: 503_000 }),
+        ]
+    }
+
+    #[test]
+    fn a_restart_counts_from_its_own_beginning_and_not_from_the_machines() {
+        let now = |boot: &str| Now {
+            uptime: Duration::from_secs(600),
+            since_start: Duration::from_secs(4),
+            boot: boot.to_string(),
+        };
+        assert_eq!(served_for(&switched_and_seen("a"), &now("a")), 100_000);
+        // What was seen before, one heartbeat that may be missing, and the time since.
+        assert_eq!(served_for(&switched_and_seen("a"), &now("b")), 3_000 + HEARTBEAT + 4_000);
+        assert_eq!(served_for(&[], &now("a")), 0);
+    }
 }

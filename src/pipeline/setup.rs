@@ -302,7 +302,7 @@ fn plan_files(place: &NodePlace, wish: &Wish, plan: &mut Plan) -> Result<()> {
 
 fn plan_units(place: &NodePlace, wish: &Wish, plan: &mut Plan) -> Result<()> {
     let mut changed = Vec::new();
-    for (path, text) in units::all(place, &wish.receiver) {
+    for (path, text) in units::all(place, &advice::group_of(&wish.receiver)?) {
         let before = fs::read_bounded(&path, fs::CONFIG_LIMIT)?;
         if before.as_deref() != Some(text.as_bytes()) || !is_roots(&path, 0o644)? {
             changed.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));

@@ -9,6 +9,19 @@ pub fn since_boot() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// The time since the first process of this system started. In a container that is shorter than the time since boot,
+/// which is its machine's and goes on over its own restarts.
+#[must_use]
+pub fn since_start() -> Duration {
+    let stat = super::fs::read_text(std::path::Path::new("/proc/1/stat")).unwrap_or_default();
+    // The second field, a name in parentheses, may hold anything (proc(5), field 22).
+    let ticks = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19)?.parse::<u64>().ok());
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    let per_second = per_second.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(100);
+    let started = Duration::from_millis(ticks.unwrap_or(0).saturating_mul(1000) / per_second);
+    since_boot().saturating_sub(started)
+}
+
 /// The wall clock's time; only a label, nothing is ordered by it.
 #[must_use]
 pub fn now() -> jiff::Timestamp {

@@ -92,6 +92,17 @@ pub fn home_of(name: &str) -> Result<Option<PathBuf>> {
     Ok(user.map(|user| user.dir))
 }
 
+/// The first group of an account; one that is still to be made gets a group of its own name.
+///
+/// # Errors
+/// If the machine's accounts cannot be read.
+pub fn group_of(name: &str) -> Result<String> {
+    let doing = || format!("cannot look up the account {name}");
+    let Some(user) = nix::unistd::User::from_name(name).context(doing)? else { return Ok(name.to_string()) };
+    let group = nix::unistd::Group::from_gid(user.gid).context(doing)?;
+    Ok(group.map_or_else(|| user.gid.to_string(), |group| group.name))
+}
+
 /// Whether nobody can log in to an account, not even with a key: its password begins with `!` (shadow(5)).
 ///
 /// # Errors

@@ -14,12 +14,12 @@ pub const ENABLED: [(&str, bool); 2] = [("mc_project.socket", true), ("mc_projec
 
 /// Every unit: its file and its text.
 #[must_use]
-pub fn all(place: &NodePlace, receiver: &str) -> Vec<(PathBuf, String)> {
+pub fn all(place: &NodePlace, group: &str) -> Vec<(PathBuf, String)> {
     let fill = |text: &str| {
         let socket = place.socket().display().to_string();
         text.replace("@binary@", &place.binary().display().to_string())
             .replace("@socket@", &socket)
-            .replace("@receiver@", receiver)
+            .replace("@group@", group)
             .replace("@connections@", &CONNECTIONS.to_string())
             .replace("@projects@", &place.projects().display().to_string())
     };
@@ -41,7 +41,7 @@ Description=Where the receiver of pushes reaches mc_project
 [Socket]
 ListenStream=@socket@
 SocketUser=root
-SocketGroup=@receiver@
+SocketGroup=@group@
 SocketMode=0660
 Accept=yes
 MaxConnections=@connections@
