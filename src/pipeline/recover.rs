@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_restart_counts_from_its_own_beginning_and_not_from_the_machines() {
         let now = |boot: &str| Now {
-            uptime: Duration::from_secs(600),
+            uptime: Duration::from_mins(10),
             since_start: Duration::from_secs(4),
             boot: boot.to_string(),
         };

@@ -178,7 +178,7 @@ fn a_push_as_the_receiver_deploys_through_the_door_and_is_told_everything() {
     assert_eq!(node.world.run_text("shop", "a"), "1");
     let history = node.world.mc(&["history", "shop", "--json"]).ok().stdout;
     let history: Value = serde_json::from_str(&history).unwrap();
-    assert_eq!((history[0]["pusher"].as_str(), history[0]["reason"].as_str()), (Some("alice"), Some("first")));
+    assert_eq!((history[0]["pusher"].as_str(), history[0]["why"].as_str()), (Some("alice"), Some("first")));
 
     node.commit(&work, &[("mc_project.yaml", "stages: {build: ['exit 2']}\n")]);
     let failed = node.push(&work, &["main"]).code(1);
@@ -239,7 +239,7 @@ fn order(commit: &str, id: &str) -> Value {
     json!({
         "id": id, "commit": commit,
         "update": {"name": "refs/heads/main", "old": "0".repeat(40), "new": commit, "moved_by_worker": true},
-        "options": {}, "pusher": "alice", "push": null, "wait_seconds": 60,
+        "options": {}, "pusher": "alice", "key": null, "push": null, "wait_seconds": 60,
     })
 }
 
@@ -289,7 +289,7 @@ fn what_a_hostile_receiver_asks_for_is_refused_and_changes_nothing() {
         ),
         (
             node.ask(&json!({"command": {"who": {"name": "alice", "key": null}, "words": ["destroy", "shop"]}})),
-            "root's",
+            "not served here",
         ),
         (
             node.ask(&json!({"command": {"who": {"name": "mallory", "key": null}, "words": ["status", "shop"]}})),
@@ -309,6 +309,46 @@ fn what_a_hostile_receiver_asks_for_is_refused_and_changes_nothing() {
     assert_eq!((node.deployments(), node.world.serves("shop")), (1, Some(one)));
     let state = std::fs::metadata(node.world.project("shop").join("state")).unwrap();
     assert_eq!(state.mode() & 0o077, 0);
+}
+
+#[test]
+fn a_command_from_afar_is_run_as_root_with_the_role_that_the_nodes_own_list_gives() {
+    let Some(node) = Node::start("") else { return };
+    let people = json!({"format": 1, "projects_dir": "/srv/projects", "people": {
+        "alice": {"keys": [], "grants": {"shop": "admin"}},
+        "bob": {"keys": [], "grants": {"*": "read"}},
+        "carol": {"keys": [], "grants": {"blog": "admin"}},
+    }});
+    let list = node.world.root().join("etc/mc_project/access.json");
+    std::fs::write(&list, people.to_string()).unwrap();
+    let shell = |person: &str, typed: &str| {
+        let root = node.world.root();
+        let mut command = node.world.mc_command(&["--root", root.to_str().unwrap(), "shell", person]);
+        command.env("SSH_ORIGINAL_COMMAND", typed);
+        Finished::of(node.as_receiver(&command))
+    };
+    let work = node.work();
+    let one =
+        node.commit(&work, &[("a", "1"), ("mc_project.yaml", "tasks: {colour: [\"printf '\\\\033[31mred\\\\n'\"]}\n")]);
+    node.push(&work, &["main"]).ok();
+
+    let status: Value = serde_json::from_str(&shell("bob", "status shop --json").ok().stdout).unwrap();
+    assert_eq!(status["serves"]["commit"], json!(one));
+    let told = shell("alice", "deploy shop --force -o 'reason=from afar'").ok().stdout;
+    assert_has(&told, "deployed; run serves");
+    let history: Value = serde_json::from_str(&shell("alice", "history shop --json").ok().stdout).unwrap();
+    assert_eq!((history[0]["pusher"].as_str(), history[0]["why"].as_str()), (Some("alice"), Some("from afar")));
+    assert_lacks(&shell("alice", "task shop colour").ok().stdout, "\u{1b}");
+    assert_has(&shell("alice", "show shop '#99'").code(2).stderr, "#99");
+
+    shell("bob", "rollback shop").code(1);
+    shell("carol", "status shop").code(1);
+    // What a receiver that lies about roles gets.
+    for (person, part) in [("bob", "bob may not do this"), ("carol", "carol may not do this")] {
+        let who = json!({"name": person, "key": null});
+        let answer = node.ask(&json!({"command": {"who": who, "words": ["stop", "shop"]}}));
+        assert_has(&refusal(&answer), part);
+    }
 }
 
 #[test]
