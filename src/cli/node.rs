@@ -8,6 +8,7 @@ use crate::pipeline::site::{Node, Site};
 use crate::pipeline::worker;
 use crate::project::ids::ProjectName;
 use crate::project::mode::Environment;
+use crate::project::outcome::Verdict;
 use crate::project::request::{Options, Request, Want};
 use crate::project::system::System;
 use crate::report::ledger::Last;
@@ -81,7 +82,9 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
             wait_seconds: Some(0),
         };
         let outcome = worker::work(&site, &request);
-        return Ok((outcome.exit_code(), outcome.line()));
+        // What was interrupted and is whole again is a success of the recovery.
+        let code = if outcome.verdict == Verdict::Interrupted { 0 } else { outcome.exit_code() };
+        return Ok((code, outcome.line()));
     }
     if let Some(why) = last.and_then(|last| last.needs_person) {
         return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));

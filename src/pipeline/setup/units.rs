@@ -80,6 +80,7 @@ RequiresMountsFor=@projects@ /var/log/mc_project /etc/mc_project
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=@binary@ --root / recover --all
+Slice=mc_project.slice
 # A service that is started again lives on.
 KillMode=process
 TimeoutStartSec=1h
