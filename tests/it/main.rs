@@ -19,6 +19,7 @@ mod harness;
 mod imports;
 mod in_place;
 mod machine;
+mod machine_boxes;
 mod mail;
 mod model;
 mod options;
