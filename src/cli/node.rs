@@ -63,7 +63,7 @@ pub fn recover_all(cli: &Cli) -> Result<u8> {
 
 fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     let site = Site::open(node, name)?;
-    let lost = unit::drop_orders(&site)?;
+    let dropped = unit::drop_orders(&site)?;
     let last = Last::read(&site.place)?;
     if let Some(holder) = lock::holder(&site.place.lock())? {
         // Whoever takes the lock recovers first.
@@ -91,7 +91,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     }
     Ok((
         0,
-        match lost.last() {
+        match dropped.last() {
             Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
             None => "nothing was interrupted".to_string(),
         },

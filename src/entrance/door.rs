@@ -352,7 +352,7 @@ mod tests {
             assert_ne!(changed, good, "{what}");
             assert!(read_question(changed.as_bytes()).is_err(), "{what}: {changed}");
         }
-        assert!(read_question(&[b' '; QUESTION_LIMIT + 1]).unwrap_err().message().contains("longer than"));
+        assert!(read_question(&vec![b' '; QUESTION_LIMIT + 1]).unwrap_err().message().contains("longer than"));
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Listener {
         let is_for_us = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
         let Some(count) = std::env::var("LISTEN_FDS").ok().filter(|_| is_for_us) else { return Ok(None) };
         let bad = || Error::usage(format!("LISTEN_FDS is {count:.9}: exactly one listening unix socket is taken"));
-        if count != "1" || !rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(3) }).is_ok() {
+        if count != "1" || rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(3) }).is_err() {
             return Err(bad());
         }
         // SAFETY: descriptor 3 is open, was given to us by this protocol, and nobody else in this process knows of it.
@@ -278,7 +278,7 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_millis(900));
         dripping.join().unwrap();
         let (mut ours, mut theirs) = pair(1000);
-        ours.send(&[b'x'; 20_000], SHORT).unwrap();
+        ours.send(&vec![b'x'; 20_000], SHORT).unwrap();
         assert!(theirs.receive(SHORT).is_err());
     }
 

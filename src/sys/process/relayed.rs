@@ -58,14 +58,14 @@ async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<S
     asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let last_words = sleep(LAST_WORDS);
     tokio::pin!(last_words);
-    while status.is_none() || out.pipe.is_some() || err.pipe.is_some() {
+    while status.is_none() || out.source.is_some() || err.source.is_some() {
         tokio::select! {
             exit = child.wait(), if status.is_none() => {
                 status = Some(StepStatus::of(exit.context(doing)?));
                 last_words.as_mut().reset(Instant::now() + LAST_WORDS);
             }
-            n = out.read(), if out.pipe.is_some() => out.take(n, &mut |line| { on(Said::Out(line)); }),
-            n = err.read(), if err.pipe.is_some() => err.take(n, &mut |line| { on(Said::Err(line)); }),
+            n = out.read(), if out.source.is_some() => out.take(n, &mut |line| { on(Said::Out(line)); }),
+            n = err.read(), if err.source.is_some() => err.take(n, &mut |line| { on(Said::Err(line)); }),
             _ = asks.tick(), if status.is_none() => {
                 if on(Said::Runs) == Tick::Cancel && !is_killed {
                     is_killed = true;
@@ -87,18 +87,18 @@ async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<S
 }
 
 struct Pipe<R> {
-    pipe: Option<R>,
+    source: Option<R>,
     lines: Lines,
     buffer: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> Pipe<R> {
-    fn new(pipe: Option<R>) -> Self {
-        Self { pipe, lines: Lines::default(), buffer: vec![0; 16 * 1024] }
+    fn new(source: Option<R>) -> Self {
+        Self { source: pipe, lines: Lines::default(), buffer: vec![0; 16 * 1024] }
     }
 
     async fn read(&mut self) -> usize {
-        match &mut self.pipe {
+        match &mut self.source {
             Some(pipe) => pipe.read(&mut self.buffer).await.unwrap_or(0),
             None => 0,
         }
@@ -106,7 +106,7 @@ impl<R: AsyncRead + Unpin> Pipe<R> {
 
     fn take(&mut self, n: usize, on: &mut dyn FnMut(&[u8])) {
         if n == 0 {
-            self.pipe = None;
+            self.source = None;
         }
         self.lines.feed(&self.buffer[..n], on);
     }
