@@ -94,7 +94,7 @@ struct Pipe<R> {
 
 impl<R: AsyncRead + Unpin> Pipe<R> {
     fn new(source: Option<R>) -> Self {
-        Self { source: pipe, lines: Lines::default(), buffer: vec![0; 16 * 1024] }
+        Self { source, lines: Lines::default(), buffer: vec![0; 16 * 1024] }
     }
 
     async fn read(&mut self) -> usize {
