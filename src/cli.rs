@@ -20,6 +20,7 @@ use crate::sys::error::{ExitCode, Result};
 pub mod access;
 pub mod deploying;
 pub mod disk;
+pub mod doctor;
 pub mod keeping;
 pub mod making;
 pub mod node;
@@ -486,7 +487,7 @@ impl Cli {
             Command::After(args) => serving::after(self, args),
             Command::Init(args) => making::init(self, args),
             Command::Destroy(args) => making::destroy(self, args),
-            Command::Doctor(args) => making::doctor(self, args),
+            Command::Doctor(args) => doctor::doctor(self, args),
             Command::Layout(args) => making::layout(self, args),
             Command::List(args) => making::list(self, args),
             Command::Keys(command) => access::keys(self, command),

@@ -1,21 +1,16 @@
 //! Commands that make, examine and remove projects.
 
-use serde::Serialize;
-
 use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, NameArgs, With};
-use crate::pipeline::init::{self as making, needed_repairs};
+use crate::pipeline::init::{self as making};
 use crate::pipeline::recover::finish_interrupted;
-use crate::pipeline::site::{Node, Rights, Site};
-use crate::pipeline::verify::verify;
+use crate::pipeline::site::Rights;
 use crate::project::mode::Mode;
-use crate::report::spool;
-use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::git::{ObjectFormat, program_version};
+use crate::sys::error::{Error, Result};
+use crate::sys::fs;
+use crate::sys::git::ObjectFormat;
 use crate::sys::keys::{PublicKey, ReleaseKey};
 use crate::sys::lock::Lock;
-use crate::sys::size::{exact, words};
-use crate::sys::{escape, fs, mount};
 
 /// `init`.
 ///
@@ -152,149 +147,6 @@ pub fn list(cli: &Cli, args: &JsonArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// One finding of `doctor`.
-#[derive(Debug, Serialize)]
-struct Finding {
-    about: String,
-    good: bool,
-    text: String,
-    hint: Option<String>,
-}
-
-/// `doctor`.
-///
-/// # Errors
-/// If the node cannot be read at all.
-pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
-    let mut findings = Vec::new();
-    findings.push(git_finding());
-    let node = cli.node()?;
-    findings.push(Finding {
-        about: "node".into(),
-        good: true,
-        text: format!("{} ({})", node.place.root().display(), node.config.environment.name()),
-        hint: None,
-    });
-    findings.push(namespace_finding(&node)?);
-    for name in node.projects()? {
-        findings.extend(project_findings(&Site::open(&node, &name)?)?);
-    }
-    if args.json {
-        screen::json(&findings)?;
-    } else {
-        for finding in &findings {
-            screen::line(format!("{} {}: {}", if finding.good { "✓" } else { "✗" }, finding.about, finding.text));
-            if let Some(hint) = &finding.hint {
-                screen::line(format!("    hint: {hint}"));
-            }
-        }
-    }
-    Ok(if findings.iter().all(|finding| finding.good) { 0 } else { ExitCode::Failed as u8 })
-}
-
-fn git_finding() -> Finding {
-    let about = "git".to_string();
-    match program_version() {
-        Ok(version) if version >= (2, 29) => {
-            Finding { about, good: true, text: format!("version {}.{}", version.0, version.1), hint: None }
-        }
-        Ok(version) => Finding {
-            about,
-            good: true,
-            text: format!("version {}.{}: a push cannot wait for the verdict, it is told later", version.0, version.1),
-            hint: Some("git 2.29 or newer lets a failed deployment fail the push".into()),
-        },
-        Err(error) => Finding { about, good: false, text: error.one_line(), hint: Some("apt install git".into()) },
-    }
-}
-
-fn namespace_finding(node: &Node) -> Result<Finding> {
-    let about = "building at the path of run".to_string();
-    Ok(match mount::probe_namespace(node.place.root())? {
-        Ok(()) => Finding { about, good: true, text: "possible".into(), hint: None },
-        Err(reason) => Finding {
-            about,
-            good: true,
-            text: format!("impossible ({reason}); build steps work in build/tree"),
-            hint: Some("build tools that write absolute paths need it: allow user namespaces, or run as root".into()),
-        },
-    })
-}
-
-fn project_findings(site: &Site) -> Result<Vec<Finding>> {
-    let name = site.place.name().to_string();
-    let mut findings: Vec<Finding> = needed_repairs(site)?
-        .into_iter()
-        .map(|text| Finding { about: name.clone(), good: false, text, hint: Some(format!("mc_project init {name}")) })
-        .collect();
-    match verify(site) {
-        Ok(verified) => findings.extend(verified.problems.into_iter().map(|problem| Finding {
-            about: name.clone(),
-            good: false,
-            text: problem.text,
-            hint: Some(format!("mc_project verify {name}")),
-        })),
-        Err(error) => findings.push(Finding {
-            about: name.clone(),
-            good: false,
-            text: error.one_line(),
-            hint: error.hint_text().map(str::to_string),
-        }),
-    }
-    findings.extend(space_findings(site)?);
-    findings.extend(mail_findings(site)?);
-    if findings.is_empty() {
-        findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
-    }
-    Ok(findings)
-}
-
-/// File systems of the project that have less free than a deployment must leave.
-fn space_findings(site: &Site) -> Result<Vec<Finding>> {
-    let name = site.place.name().to_string();
-    let full = crate::pipeline::disk::file_systems(site)?.into_iter().filter(|disk| disk.below_reserve);
-    let told = full.map(|disk| Finding {
-        about: name.clone(),
-        good: false,
-        text: format!(
-            "{} has {} free, less than the reserve of {}: deployments are refused",
-            disk.point.display(),
-            exact(disk.free),
-            words(disk.reserve)
-        ),
-        hint: Some(format!("mc_project status {name} --disk tells what takes it")),
-    });
-    Ok(told.collect())
-}
-
-/// Mail that nobody got: who waits for it and why it could not be sent.
-fn mail_findings(site: &Site) -> Result<Vec<Finding>> {
-    let about = site.place.name().to_string();
-    let hint = Some("look at `mail:` in node.yaml; the next deployment tries again".to_string());
-    let mut findings: Vec<Finding> = spool::list(&site.place)?
-        .into_iter()
-        .filter(|waiting| waiting.attempts > 0)
-        .map(|waiting| {
-            let text =
-                format!("mail to {} waits, tried {} times: {}", waiting.mail.to, waiting.attempts, waiting.error);
-            Finding { about: about.clone(), good: false, text: escape::visible(&text), hint: hint.clone() }
-        })
-        .collect();
-    let given_up = spool::given_up_count(&site.place)?;
-    if given_up > 0 {
-        let text = format!("{given_up} mails were given up; they lie in {}", site.place.spool().display());
-        findings.push(Finding { about, good: false, text, hint });
-    }
-    Ok(findings)
-}
-
-/// The keys that were trusted by command, as they stand in their file: one on each line.
-fn trusted_file(cli: &Cli) -> Result<(std::path::PathBuf, String)> {
-    let dir = cli.node()?.place.keys();
-    let text = fs::read_if_there(&dir.join("trusted"))?;
-    Ok((dir, text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()))
-}
-
 /// `keys show`.
 ///
 /// # Errors
@@ -329,4 +181,11 @@ pub fn keys_trust(cli: &Cli, key: &str) -> Result<u8> {
     }
     screen::line(format!("deliverables that are signed by {key} are accepted"));
     Ok(0)
+}
+
+/// The keys that were trusted by command, as they stand in their file: one on each line.
+fn trusted_file(cli: &Cli) -> Result<(std::path::PathBuf, String)> {
+    let dir = cli.node()?.place.keys();
+    let text = fs::read_if_there(&dir.join("trusted"))?;
+    Ok((dir, text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()))
 }

@@ -1,0 +1,196 @@
+//! `doctor`: examines the node and its projects, and says what to do.
+
+use serde::Serialize;
+
+use super::screen;
+use super::{Cli, JsonArgs};
+use crate::pipeline::boxes;
+use crate::pipeline::init::needed_repairs;
+use crate::pipeline::people::People;
+use crate::pipeline::setup::{self, Wish};
+use crate::pipeline::site::{Node, Site};
+use crate::pipeline::verify::verify;
+use crate::report::spool;
+use crate::sys::error::{ExitCode, Result};
+use crate::sys::git::program_version;
+use crate::sys::size::{exact, words};
+use crate::sys::{escape, fs, mount};
+
+/// One finding of `doctor`.
+#[derive(Debug, Serialize)]
+struct Finding {
+    about: String,
+    good: bool,
+    text: String,
+    hint: Option<String>,
+}
+
+/// `doctor`.
+///
+/// # Errors
+/// If the node cannot be read at all.
+pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
+    let mut findings = Vec::new();
+    findings.push(git_finding());
+    let node = cli.node()?;
+    findings.push(Finding {
+        about: "node".into(),
+        good: true,
+        text: format!("{} ({})", node.place.root().display(), node.config.environment.name()),
+        hint: None,
+    });
+    findings.extend(machine_findings(&node)?);
+    findings.push(namespace_finding(&node)?);
+    findings.extend(boxes::shortcomings(&node)?.into_iter().map(|text| Finding {
+        about: "limits of steps".into(),
+        good: true,
+        text,
+        hint: None,
+    }));
+    for name in node.projects()? {
+        findings.extend(project_findings(&Site::open(&node, &name)?)?);
+    }
+    if args.json {
+        screen::json(&findings)?;
+    } else {
+        for finding in &findings {
+            screen::line(format!("{} {}: {}", if finding.good { "✓" } else { "✗" }, finding.about, finding.text));
+            if let Some(hint) = &finding.hint {
+                screen::line(format!("    hint: {hint}"));
+            }
+        }
+    }
+    Ok(if findings.iter().all(|finding| finding.good) { 0 } else { ExitCode::Failed as u8 })
+}
+
+fn git_finding() -> Finding {
+    let about = "git".to_string();
+    match program_version() {
+        Ok(version) if version >= (2, 29) => {
+            Finding { about, good: true, text: format!("version {}.{}", version.0, version.1), hint: None }
+        }
+        Ok(version) => Finding {
+            about,
+            good: true,
+            text: format!("version {}.{}: a push cannot wait for the verdict, it is told later", version.0, version.1),
+            hint: Some("git 2.29 or newer lets a failed deployment fail the push".into()),
+        },
+        Err(error) => Finding { about, good: false, text: error.one_line(), hint: Some("apt install git".into()) },
+    }
+}
+
+/// What `setup` would change on a whole-machine node, and its notes.
+fn machine_findings(node: &Node) -> Result<Vec<Finding>> {
+    let Some(system) = &node.system else { return Ok(Vec::new()) };
+    let wish = Wish {
+        root: node.place.root().to_path_buf(),
+        receiver: system.receiver.clone(),
+        environment: node.config.environment,
+    };
+    let plan = setup::plan(&wish)?;
+    let about = "machine".to_string();
+    let mut findings: Vec<Finding> = Vec::new();
+    for change in &plan.changes {
+        findings.push(Finding {
+            about: about.clone(),
+            good: false,
+            text: format!("setup would {change}"),
+            hint: Some("mc_project setup".into()),
+        });
+    }
+    findings.extend(plan.notes.iter().map(|note| Finding {
+        about: about.clone(),
+        good: true,
+        text: note.clone(),
+        hint: None,
+    }));
+    let access = People::open(node)?.read()?;
+    let count = access.people().len();
+    if plan.changes.is_empty() {
+        let text = format!("set up; {} receives pushes of {count} people", system.receiver);
+        findings.push(Finding { about, good: true, text, hint: None });
+    }
+    Ok(findings)
+}
+
+fn namespace_finding(node: &Node) -> Result<Finding> {
+    let about = "building at the path of run".to_string();
+    let projects = node.place.projects();
+    let scratch = if fs::exists(projects) { projects } else { node.place.root() };
+    Ok(match mount::probe_namespace(scratch)? {
+        Ok(()) => Finding { about, good: true, text: "possible".into(), hint: None },
+        Err(reason) => Finding {
+            about,
+            good: true,
+            text: format!("impossible ({reason}); build steps work in build/tree"),
+            hint: Some("build tools that write absolute paths need it: allow user namespaces, or run as root".into()),
+        },
+    })
+}
+
+fn project_findings(site: &Site) -> Result<Vec<Finding>> {
+    let name = site.place.name().to_string();
+    let mut findings: Vec<Finding> = needed_repairs(site)?
+        .into_iter()
+        .map(|text| Finding { about: name.clone(), good: false, text, hint: Some(format!("mc_project init {name}")) })
+        .collect();
+    match verify(site) {
+        Ok(verified) => findings.extend(verified.problems.into_iter().map(|problem| Finding {
+            about: name.clone(),
+            good: false,
+            text: problem.text,
+            hint: Some(format!("mc_project verify {name}")),
+        })),
+        Err(error) => findings.push(Finding {
+            about: name.clone(),
+            good: false,
+            text: error.one_line(),
+            hint: error.hint_text().map(str::to_string),
+        }),
+    }
+    findings.extend(space_findings(site)?);
+    findings.extend(mail_findings(site)?);
+    if findings.is_empty() {
+        findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
+    }
+    Ok(findings)
+}
+
+/// File systems of the project that have less free than a deployment must leave.
+fn space_findings(site: &Site) -> Result<Vec<Finding>> {
+    let name = site.place.name().to_string();
+    let full = crate::pipeline::disk::file_systems(site)?.into_iter().filter(|disk| disk.below_reserve);
+    let told = full.map(|disk| Finding {
+        about: name.clone(),
+        good: false,
+        text: format!(
+            "{} has {} free, less than the reserve of {}: deployments are refused",
+            disk.point.display(),
+            exact(disk.free),
+            words(disk.reserve)
+        ),
+        hint: Some(format!("mc_project status {name} --disk tells what takes it")),
+    });
+    Ok(told.collect())
+}
+
+/// Mail that nobody got: who waits for it and why it could not be sent.
+fn mail_findings(site: &Site) -> Result<Vec<Finding>> {
+    let about = site.place.name().to_string();
+    let hint = Some("look at `mail:` in node.yaml; the next deployment tries again".to_string());
+    let mut findings: Vec<Finding> = spool::list(&site.place)?
+        .into_iter()
+        .filter(|waiting| waiting.attempts > 0)
+        .map(|waiting| {
+            let text =
+                format!("mail to {} waits, tried {} times: {}", waiting.mail.to, waiting.attempts, waiting.error);
+            Finding { about: about.clone(), good: false, text: escape::visible(&text), hint: hint.clone() }
+        })
+        .collect();
+    let given_up = spool::given_up_count(&site.place)?;
+    if given_up > 0 {
+        let text = format!("{given_up} mails were given up; they lie in {}", site.place.spool().display());
+        findings.push(Finding { about, good: false, text, hint });
+    }
+    Ok(findings)
+}
