@@ -63,8 +63,8 @@ fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Result<Vec<String>>
 /// A good one after one that did not deploy is a recovery.
 fn occasion(entry: &Entry, entries: &[Entry]) -> NotifyOn {
     let is_failure = |verdict| {
-        use Verdict::{Failed, Interrupted, NeedsPerson, Refused, RolledBack};
-        matches!(verdict, Refused | Failed | RolledBack | NeedsPerson | Interrupted)
+        use Verdict::{Failed, Interrupted, LeftAsItIs, NeedsPerson, Refused, RolledBack};
+        matches!(verdict, Refused | Failed | RolledBack | LeftAsItIs | NeedsPerson | Interrupted)
     };
     if is_failure(entry.verdict) {
         return NotifyOn::Failure;

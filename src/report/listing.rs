@@ -73,7 +73,7 @@ fn coloured(padded: &str, verdict: Option<Verdict>, style: &Style) -> String {
     let code = match verdict {
         Verdict::Deployed | Verdict::Unchanged | Verdict::Prepared => "32",
         Verdict::RolledBack | Verdict::Interrupted => "33",
-        Verdict::Refused | Verdict::Failed | Verdict::NeedsPerson => "1;31",
+        Verdict::Refused | Verdict::Failed | Verdict::LeftAsItIs | Verdict::NeedsPerson => "1;31",
     };
     format!("\u{1b}[{code}m{padded}\u{1b}[0m")
 }
