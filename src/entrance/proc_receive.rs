@@ -19,7 +19,7 @@
 use std::io::Write;
 
 use crate::entrance::call::Call;
-use crate::entrance::hook::{HookIo, counts};
+use crate::entrance::hook::{HookIo, counts, tell_left};
 use crate::entrance::options::{self, MAX_OPTION, MAX_OPTIONS};
 use crate::entrance::pktline;
 use crate::entrance::receive::{Decision, MAX_UPDATES, Update, decide};
@@ -193,6 +193,10 @@ fn deploy(session: &mut Session<'_>, update: &Update) -> Answer {
     };
     match session.deploy(update.new.clone(), Some(refname), Some(update)) {
         Told::Accepted => Answer::Ok,
+        Told::Left(reason) => {
+            tell_left(session, update, &reason);
+            Answer::Ok
+        }
         Told::Failed(reason) => Answer::No(reason),
         Told::Runs => {
             session.tell.line(&format!("{} moves when the deployment has succeeded", update.shown()));
@@ -224,6 +228,10 @@ fn deploy_pillar(session: &mut Session<'_>, update: &Update) -> Result<Answer> {
     let told = session.deploy(commit, None, None);
     let answer = match told {
         Told::Accepted | Told::Runs => return Ok(Answer::Ok),
+        Told::Left(reason) => {
+            tell_left(session, update, &reason);
+            return Ok(Answer::Ok);
+        }
         Told::Prepared => Answer::Keep,
         Told::Failed(reason) => Answer::No(reason),
     };

@@ -8,9 +8,11 @@ use std::time::Duration;
 use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
+use super::parking;
 use super::site::Site;
 use super::worker::close;
 use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::request::Options;
 use crate::report::event::{Begin, Event, Record};
@@ -46,6 +48,11 @@ pub enum Decision {
 /// # Errors
 /// If even the recovery is impossible; the project is left for the next try.
 pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
+    if let Some(last) = Last::read(&site.place)?.filter(|last| last.open) {
+        // Steps of the dead worker must not go on writing while we clean up.
+        crate::sys::process::kill_marked(&format!("{}.", last.id))?;
+    }
+    parking::resume(site)?;
     let Some(last) = Last::read(&site.place)?.filter(|last| last.open) else { return Ok(None) };
     fault::point("recover.begin")?;
     ballast::throw_if_low(site)?;
@@ -145,6 +152,9 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
         return Ok(super::deploy::deployed(serving));
     }
     let halt = Halt { stage: last_stage(records), ..Halt::failed("the worker died") };
+    if begin.mode == Mode::Editable {
+        return draft.resolve_editable(halt, records);
+    }
     if !is(|event| matches!(event, Event::Switching { .. })) {
         let outcome = if is(|event| matches!(event, Event::Stopping)) {
             draft.start_again(halt)

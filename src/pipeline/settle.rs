@@ -68,6 +68,13 @@ type Part<'a> = fn(&mut Settling<'a>) -> Result<()>;
 impl<'a> Settling<'a> {
     /// Does all of it; a part that fails is a warning.
     pub fn settle(&mut self) {
+        if self.begin.mode == Mode::Editable {
+            // No second tree, no archive, no deliverable: nothing to look at and nothing to rotate.
+            if let Err(error) = self.record_in_git() {
+                self.warn(format!("the record in git could not be written: {}", error.one_line()));
+            }
+            return;
+        }
         let parts: [(&str, Part<'a>); 6] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),

@@ -139,7 +139,13 @@ pub fn kept(site: &Site, id: &DeploymentId) -> Vec<String> {
         ("data.failed", "data.failed", "the data that the failed version left"),
     ];
     let found = known.iter().filter(|(name, _, _)| fs::exists(&archive.join(name)));
-    found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect()
+    let mut kept: Vec<String> =
+        found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect();
+    let aside = super::clone::aside_dir(site, id);
+    if fs::exists(&aside) {
+        kept.push(format!("what stood in the clone and no commit knew: {}", aside.display()));
+    }
+    kept
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {

@@ -110,8 +110,8 @@ mod tests {
         for (path, name) in known {
             assert_eq!(unit_name(Path::new(path)), name);
         }
-        let systemd = std::process::Command::new("systemd-escape").arg("--path").arg("--suffix=mount");
-        let mut systemd = { systemd }.args(known.map(|(path, _)| path));
+        let mut systemd = std::process::Command::new("systemd-escape");
+        systemd.args(["--path", "--suffix=mount"]).args(known.map(|(path, _)| path));
         match systemd.output() {
             Ok(said) => {
                 let said = String::from_utf8(said.stdout).unwrap();
