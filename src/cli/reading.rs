@@ -202,7 +202,9 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
 fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
     let entries = history::read(&site.place, None)?;
     match spec {
-        Some(spec) => history::find(&entries, spec).cloned().map_err(|error| site.typed(error)),
+        Some(spec) => {
+            history::find_serving(&entries, site.serves()?.as_ref(), spec).cloned().map_err(|error| site.typed(error))
+        }
         None => entries.last().cloned().ok_or_else(|| Error::usage("nothing was deployed yet")),
     }
 }
@@ -215,7 +217,10 @@ pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
     let id = match spec {
         Some(spec) => {
             let entries = history::read(&site.place, None)?;
-            history::find(&entries, spec).map_err(|error| site.typed(error))?.id.clone()
+            history::find_serving(&entries, site.serves()?.as_ref(), spec)
+                .map_err(|error| site.typed(error))?
+                .id
+                .clone()
         }
         None => site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id,
     };

@@ -238,7 +238,7 @@ fn begin_rollback(
     let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
-    let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
+    let target = history::find_serving(&entries, Some(&serving), to.unwrap_or("-1"))?.id.clone();
     if target == serving.id {
         return Err(Halt::refused(format!("{target} is live already"))
             .hint("mc_project history NAME lists what can be rolled back to"));

@@ -12,6 +12,7 @@ mod deliverables;
 mod detached;
 mod docs;
 mod door;
+mod editable;
 mod examples;
 mod features;
 mod final_mode;
