@@ -66,6 +66,7 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
 pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
+    crate::pipeline::parking::refuse_rollback(&site).map_err(|error| site.typed(error))?;
     // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
     if !Last::read(&site.place)?.is_some_and(|last| last.open) {
         let serves = site.serves()?;

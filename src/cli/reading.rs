@@ -40,7 +40,9 @@ pub fn history(cli: &Cli, args: &HistoryArgs) -> Result<u8> {
     } else if entries.is_empty() {
         screen::line("nothing was deployed yet");
     } else {
-        screen::line(listing::table(&entries, &screen::style()).trim_end());
+        let serves = site.serves()?;
+        let serves = serves.as_ref().map(|serving| &serving.id);
+        screen::line(listing::table_of(&entries, serves, &screen::style()).trim_end());
     }
     Ok(0)
 }

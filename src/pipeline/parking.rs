@@ -424,6 +424,22 @@ pub fn resume(site: &Site) -> Result<Vec<String>> {
     }
 }
 
+/// Refuses a rollback while `run` is a clone.
+///
+/// # Errors
+/// With both ways out.
+pub fn refuse_rollback(site: &Site) -> Result<()> {
+    if read(site)?.is_none() {
+        return Ok(());
+    }
+    let name = site.place.name();
+    Err(Error::refused("in editable mode there is nothing to roll back to: git has every version of the clone").hint(
+        format!(
+            "to go back by git: git revert HEAD, then push\nto have archives and rollback: mc_project init {name} --environment staging"
+        ),
+    ))
+}
+
 /// The clones of former times, which nothing rotates away.
 ///
 /// # Errors

@@ -228,13 +228,7 @@ fn begin_rollback(
     telling: &mut Reporter,
 ) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
-    if parking::read(site)?.is_some() {
-        return Err(Halt::refused(
-            "in editable mode there is nothing to roll back to: git has every version of the clone",
-        )
-        .hint("to go back by git: git revert HEAD, then push")
-        .hint("to have archives and rollback: mc_project init NAME --environment staging"));
-    }
+    parking::refuse_rollback(site)?;
     let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
