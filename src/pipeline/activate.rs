@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
+use super::rights;
 use super::site::Site;
 use super::steps::{At, Place, files_words};
-use super::{parking, rights};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Serving, SwitchKind};
@@ -433,9 +433,8 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     let releases = Releases::new(place);
     releases.unlink_tree("../run")?;
     releases.link_tree(&serving.id, Some("../run"))?;
-    if begin.mode == Mode::Editable {
-        parking::remove_editable_releases(site, Some(&serving.id))?;
-    } else if let Some(before) = &begin.serves
+    if begin.mode != Mode::Editable
+        && let Some(before) = &begin.serves
         && releases.provenance(&before.id).is_ok()
         && before.id != serving.id
         && switch::kind(place)? == SwitchKind::Exchange

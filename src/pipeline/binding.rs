@@ -95,8 +95,7 @@ pub fn bind(site: &Site) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Takes the mount or the link away, for good. Afterwards nothing stands at `project`, or a directory that is not ours to
-/// remove.
+/// Takes the mount or the link away, for good. A directory that stands at `project` is left.
 ///
 /// # Errors
 /// If it cannot be unmounted.
@@ -105,9 +104,16 @@ pub fn unbind(site: &Site) -> Result<()> {
     if let Some(way) = persistent(site) {
         way.remove(site)?;
     }
-    clear(site)
+    mount::unbind(&site.place.project())?;
+    if shown(site)? == Shown::Link {
+        let dir = Dir::open(site.place.dir())?;
+        dir.unlink(Path::new("project"))?;
+        dir.sync()?;
+    }
+    Ok(())
 }
 
+/// Makes room for a mount or a link of ours.
 fn clear(site: &Site) -> Result<()> {
     let dir = Dir::open(site.place.dir())?;
     let name = Path::new("project");

@@ -50,10 +50,13 @@ pub fn deploy(draft: &mut Draft<'_>) -> Outcome {
     if let Err(halt) = draft.stop_running() {
         return draft.start_running_again(halt);
     }
-    if let Err(halt) = draft.check_out_clone(standing.as_ref()) {
-        return draft.undo_checkout(halt, standing.and_then(|standing| standing.head).as_ref());
+    let checked_out = draft.check_out_clone(standing.as_ref());
+    if let Err(halt) = &checked_out
+        && !draft.is_checked_out()
+    {
+        return draft.undo_checkout(halt.clone(), standing.and_then(|standing| standing.head).as_ref());
     }
-    match draft.accept_push().and_then(|()| draft.run_in_clone()) {
+    match draft.accept_push().and(checked_out).and_then(|()| draft.run_in_clone()) {
         Ok(serving) => deployed(serving),
         Err(halt) => draft.left_as_it_is(halt),
     }
@@ -195,6 +198,11 @@ impl Draft<'_> {
         }
         clone.check_out(&branch, &commit, !standing.is_clean())?;
         Dir::open(self.site.place.dir())?.sync_file_system()
+    }
+
+    /// Whether the clone is recorded to be at our commit: from then on nothing goes back.
+    fn is_checked_out(&self) -> bool {
+        parking::read(self.site).ok().flatten().is_some_and(|record| record.holds.id == self.begin.id)
     }
 
     /// The checkout has succeeded: the pushed ref moves.
@@ -372,8 +380,7 @@ impl Draft<'_> {
             Event::CheckingOut { from } => Some(from.clone()),
             _ => None,
         });
-        let holds = parking::read(self.site)?.map(|record| record.holds.id);
-        if is(|event| matches!(event, Event::CheckedOut)) || holds.as_ref() == Some(self.id()) {
+        if self.is_checked_out() {
             if let Err(second) = self.accept_push() {
                 self.warn(second.reason);
             }

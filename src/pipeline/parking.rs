@@ -214,7 +214,7 @@ fn finish_entering(site: &Site, record: Editable, (old, clone): (u64, u64)) -> R
     fault::point("editable.bound")?;
     // What ran before is parked, and what runs now is not deployed yet; unless this is done late, and it is.
     let serves = site.serves()?;
-    if serves.is_some() && serves == record.cooked {
+    if serves.is_none() || serves == record.cooked {
         serve(site, None)?;
     }
     if let Some(cooked) = &record.cooked {

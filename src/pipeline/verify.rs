@@ -11,6 +11,7 @@ use super::draft::RECIPE;
 use super::site::Site;
 use super::{binding, clone, parking};
 use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
 use crate::project::recipe::Recipe;
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
@@ -71,7 +72,7 @@ pub fn verify(site: &Site) -> Result<Verified> {
     };
     if parking::read(site)?.is_some() {
         check.clone()?;
-    } else {
+    } else if site.config.mode != Mode::Editable || fs::exists(&site.place.spare()) {
         check.run()?;
     }
     check.record(last.as_ref())?;

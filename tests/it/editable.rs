@@ -39,7 +39,8 @@ fn in_both_ways(test: impl Fn(Way)) {
     }
 }
 
-fn can_mount() -> bool {
+/// Whether directories can be mounted on others here.
+pub fn can_mount() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let bind = |args: &[&str]| std::process::Command::new(args[0]).args(&args[1..]).arg(dir.path()).status().unwrap();
     let mounted = bind(&["mount", "--bind", dir.path().to_str().unwrap()]).success();

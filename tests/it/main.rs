@@ -13,6 +13,7 @@ mod detached;
 mod docs;
 mod door;
 mod editable;
+mod editable_crash;
 mod examples;
 mod features;
 mod final_mode;
