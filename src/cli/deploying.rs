@@ -243,6 +243,15 @@ pub fn run(cli: &Cli, args: &RunArgs) -> Result<u8> {
     process::run_attached(&command_order(&site, &version, &args.command)?)
 }
 
+/// `watch`: until it is ended, or editable mode is.
+///
+/// # Errors
+/// If the project is not in editable mode, or its clone cannot be read any more.
+pub fn watch_files(cli: &Cli, name: &ProjectName) -> Result<u8> {
+    crate::entrance::watch::watch(&cli.site(name)?, &mut Printing)?;
+    Ok(0)
+}
+
 /// The hidden `watch-worker`.
 ///
 /// # Errors

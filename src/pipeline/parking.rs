@@ -424,6 +424,15 @@ pub fn resume(site: &Site) -> Result<Vec<String>> {
     }
 }
 
+/// Whether [`resume`] has something to do.
+///
+/// # Errors
+/// If the record cannot be read.
+pub fn needs_resume(site: &Site) -> Result<bool> {
+    let Some(record) = read(site)? else { return Ok(false) };
+    Ok(record.moving.is_some() || binding::shown(site)? == Shown::Missing)
+}
+
 /// Refuses a rollback while `run` is a clone.
 ///
 /// # Errors

@@ -407,6 +407,9 @@ mod tests {
 
     use super::{Attributes, BackupWhen, BuildAt, Command, Defaults, FILE, NotifyOn, Recipe, Shared, Step, TreePath};
     use crate::project::limits::User;
+    use super::{
+        Attributes, BackupWhen, BuildAt, Command, Defaults, FILE, NotifyOn, Patterns, Recipe, Shared, Step, TreePath,
+    };
     use crate::project::mode::Mode;
     use crate::project::stage::Stage;
     use crate::sys::error::Kind;
@@ -426,6 +429,7 @@ mod tests {
             processes: None,
             network: Network::On,
             user: User::Project,
+            watch: Patterns::default(),
         }
     }
 

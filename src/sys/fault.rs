@@ -42,6 +42,7 @@ pub const POINTS: &[&str] = &[
     "editable.moved",
     "editable.checked-out",
     "editable.accepted",
+    "watch.inotify",
     "leave.intent",
     "leave.unbound",
     "leave.exchanged",

@@ -34,4 +34,5 @@ mod space;
 mod ssh;
 mod support;
 mod trees;
+mod watch;
 mod world;

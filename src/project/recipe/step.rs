@@ -11,6 +11,10 @@ use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
 use crate::project::unit::{UnitAction, UnitName};
 use crate::project::yaml::scalar::{Number, Span, Variables, check_value};
+use super::Glob;
+use super::patterns::Patterns;
+use crate::project::mode::Mode;
+use crate::project::yaml::scalar::{Span, Variables, check_value, message_of};
 use crate::project::yaml::with_hint;
 use crate::sys::escape::visible;
 use crate::sys::step_exec::Network;
@@ -53,6 +57,8 @@ pub struct Step {
     pub network: Network,
     /// Who it runs as.
     pub user: User,
+    /// The files whose saving runs it again, while `watch` looks after a project in editable mode.
+    pub watch: Patterns,
 }
 
 impl Step {
@@ -108,6 +114,7 @@ pub struct StepFile {
     env: BTreeMap<String, String>,
     network: Network,
     user: User,
+    watch: Patterns,
 }
 
 impl StepFile {
@@ -142,6 +149,13 @@ impl StepFile {
             network: Network::default(),
             user: User::default(),
         }
+    pub fn resolve(self, timeout: Duration) -> Step {
+        let timeout = self.timeout.unwrap_or(timeout);
+        Step { command: self.command, timeout, modes: self.modes, env: self.env, watch: self.watch }
+    }
+
+    fn of(command: Command) -> Self {
+        Self { command, timeout: None, modes: None, env: BTreeMap::new(), watch: Patterns::default() }
     }
 }
 
@@ -219,6 +233,10 @@ impl StepMap {
         ];
         keys.into_iter().find(|(_, is_there)| *is_there).map(|(key, _)| key)
     }
+    #[serde(default)]
+    env: Variables,
+    #[serde(default)]
+    watch: Vec<Glob>,
 }
 
 struct StepVisitor;
@@ -254,6 +272,12 @@ impl<'de> Visitor<'de> for StepVisitor {
                 processes: map.processes.map(|count| count.0),
                 timeout: map.timeout.map(|span| span.0),
             },
+        let map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
+        let globs: Vec<String> = map.watch.into_iter().map(|glob| glob.0).collect();
+        Ok(StepFile {
+            watch: Patterns::new(&globs).map_err(|error| A::Error::custom(message_of(&error)))?,
+            command: map.run.0,
+            timeout: map.timeout.map(|span| span.0),
             modes: map.modes.map(|modes| modes.0),
             env: map.env.unwrap_or_default().0,
             network: match map.network {

@@ -167,6 +167,16 @@ impl WorkTree {
         Ok(parse_status(&said))
     }
 
+    /// The files that the index knows.
+    ///
+    /// # Errors
+    /// If git fails; paths that no tree of ours may hold are left out.
+    pub fn tracked(&self) -> Result<std::collections::BTreeSet<TreePath>> {
+        let said = self.git().args(["ls-files", "-z"]).run(&self.doing("examine"))?;
+        let paths = said.split(|b| *b == 0).filter(|path| !path.is_empty());
+        Ok(paths.filter_map(|path| TreePath::new(path).ok()).collect())
+    }
+
     /// Takes the objects of a bundle in; its ref `from` becomes `origin/<branch>`.
     ///
     /// # Errors
