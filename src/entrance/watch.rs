@@ -16,7 +16,8 @@ use crate::pipeline::parking::{self, Editable};
 use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::Site;
 use crate::pipeline::steps::{At, Place, run_one};
-use crate::pipeline::{clone, worker};
+use crate::pipeline::{boxes, clone, worker};
+use crate::project::limits::User;
 use crate::project::recipe::{Recipe, Step};
 use crate::project::stage::Stage;
 use crate::report::ledger::Last;
@@ -307,6 +308,11 @@ impl<'a> Watching<'a> {
         self.version.write_config(self.site)?;
         let place = Place { at: At::Run, setting: self.version.setting(self.site, None) };
         for (stage, step) in steps {
+            if step.user == User::Root {
+                // The recipe here is what stands in the clone: whoever works there would be root.
+                let halt = Halt::failed("a step as root runs in a deployment alone, with the recipe that was pushed");
+                return Ok(Some((*stage, step.clone(), halt)));
+            }
             if let Err(halt) = run_one(self.site, &mut self.log, &self.version, (*stage, step), &place, false) {
                 return Ok(Some((*stage, step.clone(), halt)));
             }
@@ -344,7 +350,9 @@ fn recipe_of(site: &Site) -> Result<Recipe> {
     if text.len() as u64 > fs::CONFIG_LIMIT {
         return Err(Error::invalid(format!("{RECIPE} is too large")));
     }
-    Recipe::parse_with(RECIPE, &text, defaults)
+    let recipe = Recipe::parse_with(RECIPE, &text, defaults)?;
+    boxes::refuse_demands(site, &recipe)?;
+    Ok(recipe)
 }
 
 /// The first of the files, and how many more.

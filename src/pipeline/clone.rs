@@ -6,13 +6,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::checkout::limits_of;
 use super::draft::Draft;
 use super::settle::inflight_ref;
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
-use crate::sys::git::{ChangeKind, Changed, GitEntry, Repo, TreeLimits, Untracked, WorkTree};
+use crate::sys::git::{ChangeKind, Changed, GitEntry, Repo, Untracked, WorkTree};
 use crate::sys::path::TreePath;
 use crate::tree::drift::{Change, Drift, How};
 use crate::tree::manifest::Manifest;
@@ -75,7 +76,7 @@ impl Standing {
             }
         }
         let before = match &head {
-            Some(head) if repo.peel_to_commit(head)?.as_ref() == Some(head) => repo.list(head, &limits(site))?,
+            Some(head) if repo.peel_to_commit(head)?.as_ref() == Some(head) => repo.list(head, &limits_of(site))?,
             _ => Vec::new(),
         };
         let run = Dir::open_real(&site.place.run())?;
@@ -128,12 +129,6 @@ impl Standing {
         }
         lines
     }
-}
-
-/// What the node takes of a commit.
-fn limits(site: &Site) -> TreeLimits {
-    let limits = &site.node.config.limits;
-    TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
 }
 
 /// Files that stand where the commit has new ones and that the commit before does not know. git overwrites those that are

@@ -1,17 +1,19 @@
 //! The pipeline of editable mode: the pushed commit is checked out in the clone that runs, and the steps work there. There is
 //! nothing to roll back to: what fails after the checkout is left as it is, and said so.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::activate::in_run;
 use super::binding;
-use super::checkout::check_out_pillar;
+use super::checkout::{check_out_pillar, limits_of};
 use super::clone::{self, Standing, aside_branch, keep_aside};
 use super::deploy::deployed;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
 use super::parking::{self, Holds};
+use super::preflight::{Need, Part, What, refuse_beyond_cap};
 use super::prepare::make_shared;
 use super::site::Site;
 use super::steps::steps_words;
@@ -22,7 +24,7 @@ use crate::project::stage::Stage;
 use crate::report::event::{Event, Record};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
-use crate::sys::git::{ObjectFormat, Untracked};
+use crate::sys::git::{GitEntry, ObjectFormat, Untracked};
 use crate::sys::{fault, mount};
 use crate::tree::manifest::Manifest;
 use crate::tree::release::{Provenance, Releases};
@@ -72,7 +74,7 @@ impl Draft<'_> {
             let next = draft.next.clone();
             let listing = draft.listed(&next, &draft.begin.commit.clone())?;
             let record = parking::read(draft.site)?;
-            draft.refuse_full_disk(if record.is_some() { 0 } else { listing.iter().map(|entry| entry.size).sum() })?;
+            draft.refuse_full_disk(&listing)?;
             draft.refuse_moved()?;
             let Some(record) = record else {
                 refuse_mounted_run(draft.site)?;
@@ -89,16 +91,25 @@ impl Draft<'_> {
         })
     }
 
-    /// A new clone needs its files twice: as objects and as files.
-    fn refuse_full_disk(&self, bytes: u64) -> Step {
-        let free = Dir::open(self.site.place.dir())?.free_space()?;
-        let need = bytes.saturating_mul(2).saturating_add(self.site.node.config.reserve.of(free.total));
-        if need <= free.bytes {
-            return Ok(());
-        }
-        let dir = self.site.place.dir().display();
-        Err(Halt::refused(format!("no space: a clone needs {need} bytes; {dir} has {} bytes", free.bytes))
-            .hint("free some space on the node (df -h), then push again"))
+    /// What the clone does not have yet comes as a bundle, as objects and as files; what it has is not known to us, so the
+    /// new contents are those that its commit has not.
+    fn refuse_full_disk(&mut self, listing: &[GitEntry]) -> Step {
+        let known: HashSet<ObjectId> = match parking::read(self.site)? {
+            Some(record) => self.listed_of(&record.holds.commit).into_iter().map(|entry| entry.oid).collect(),
+            None => HashSet::new(),
+        };
+        let new = listing.iter().filter(|entry| !known.contains(&entry.oid));
+        let need = Need::sum(new.map(|entry| Need::file(entry.size)));
+        let part = |dir, need| Part { dir, need, what: What::Deployment };
+        let place = &self.site.place;
+        let parts = [part(place.run(), need.plus(need)), part(place.build(), Need { inodes: 1, ..need })];
+        refuse_beyond_cap(self.site, &parts)?;
+        self.find_room(&parts, true)
+    }
+
+    /// The files of a commit, as far as they can be listed.
+    fn listed_of(&self, commit: &ObjectId) -> Vec<GitEntry> {
+        self.repo.list(commit, &limits_of(self.site)).unwrap_or_default()
     }
 
     fn refuse_moved(&self) -> Step {

@@ -5,16 +5,16 @@
 
 pub mod activate;
 pub mod ballast;
-pub mod boxes;
 pub mod binding;
+pub mod boxes;
 pub mod checkout;
 pub mod clone;
 pub mod data;
 pub mod deploy;
 pub mod disk;
 pub mod draft;
-pub mod enlarge;
 pub mod editable;
+pub mod enlarge;
 pub mod environment;
 pub mod halt;
 pub mod init;

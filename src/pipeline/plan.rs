@@ -1,5 +1,6 @@
 //! The plan: what a deployment would do, told and not done.
 
+use super::checkout::limits_of;
 use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::site::Site;
@@ -11,7 +12,7 @@ use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::error::Result;
-use crate::sys::git::{GitEntry, Repo, TreeLimits};
+use crate::sys::git::{GitEntry, Repo};
 use crate::tree::deliverable::Deliverable;
 use crate::tree::manifest::Manifest;
 use crate::tree::snapshot::Snapshots;
@@ -100,14 +101,9 @@ pub struct Planned<'a> {
     pub listing: &'a [GitEntry],
 }
 
-fn limits(site: &Site) -> TreeLimits {
-    let limits = &site.node.config.limits;
-    TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes }
-}
-
 /// Editable mode: what happens with the clone, and the steps that run in it, in their order.
 fn in_the_clone(site: &Site, repo: &Repo, next: &Version) -> Result<Vec<String>> {
-    let listing = repo.list(&next.commit.id, &limits(site))?;
+    let listing = repo.list(&next.commit.id, &limits_of(site))?;
     let mut lines = editable::plan_lines(site, &Planned { repo, commit: &next.commit.id, listing: &listing })?;
     for stage in std::iter::once(Stage::Stop).chain(editable::STAGES).chain([Stage::Notify]) {
         let steps = next.recipe.steps(stage).iter().filter(|step| step.applies(next.mode));
@@ -117,7 +113,7 @@ fn in_the_clone(site: &Site, repo: &Repo, next: &Version) -> Result<Vec<String>>
 }
 
 fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {
-    let listed = repo.list(&next.commit.id, &limits(site))?;
+    let listed = repo.list(&next.commit.id, &limits_of(site))?;
     let empty = Manifest::default();
     let before = live.map_or(&empty, |live| &live.manifest);
     let mut changed: Vec<String> = Vec::new();

@@ -10,8 +10,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{boxes, deploy, plan, tell};
-use super::{deploy, editable, parking, plan, tell};
+use super::{boxes, deploy, editable, parking, plan, tell};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -204,7 +203,7 @@ fn leave_editable(
     if mode == Mode::Editable || request.options.plan || parking::read(site)?.is_none() {
         return Ok(false);
     }
-    Version::load(site, repo, commit, pillar, mode)?;
+    boxes::refuse_demands(site, &Version::load(site, repo, commit, pillar, mode)?.recipe)?;
     if let Some(left) = parking::leave(site, telling)? {
         telling.emit(Event::Warning { text: left.words() })?;
     }

@@ -146,6 +146,8 @@ pub fn file_system_of(path: &Path) -> Result<(u64, PathBuf)> {
         top = parent;
     }
     Ok((own, top.to_path_buf()))
+}
+
 /// Shows one directory at the place of another, for everybody. Both are held open: neither name is followed again.
 ///
 /// # Errors

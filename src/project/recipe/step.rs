@@ -7,14 +7,11 @@ use std::time::Duration;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::patterns::{Glob, Patterns};
 use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
 use crate::project::unit::{UnitAction, UnitName};
-use crate::project::yaml::scalar::{Number, Span, Variables, check_value};
-use super::Glob;
-use super::patterns::Patterns;
-use crate::project::mode::Mode;
-use crate::project::yaml::scalar::{Span, Variables, check_value, message_of};
+use crate::project::yaml::scalar::{Number, Span, Variables, check_value, message_of};
 use crate::project::yaml::with_hint;
 use crate::sys::escape::visible;
 use crate::sys::step_exec::Network;
@@ -137,6 +134,7 @@ impl StepFile {
             processes: limits.processes,
             network: self.network,
             user: self.user,
+            watch: self.watch,
         }
     }
 
@@ -148,14 +146,8 @@ impl StepFile {
             env: BTreeMap::new(),
             network: Network::default(),
             user: User::default(),
+            watch: Patterns::default(),
         }
-    pub fn resolve(self, timeout: Duration) -> Step {
-        let timeout = self.timeout.unwrap_or(timeout);
-        Step { command: self.command, timeout, modes: self.modes, env: self.env, watch: self.watch }
-    }
-
-    fn of(command: Command) -> Self {
-        Self { command, timeout: None, modes: None, env: BTreeMap::new(), watch: Patterns::default() }
     }
 }
 
@@ -188,6 +180,8 @@ struct StepMap {
     processes: Option<Number<1, 1_000_000>>,
     network: Option<NetworkWord>,
     user: Option<User>,
+    #[serde(default)]
+    watch: Vec<Glob>,
 }
 
 /// Whether a step reaches the network: `on` or `off`. YAML 1.2 reads both as texts.
@@ -233,10 +227,6 @@ impl StepMap {
         ];
         keys.into_iter().find(|(_, is_there)| *is_there).map(|(key, _)| key)
     }
-    #[serde(default)]
-    env: Variables,
-    #[serde(default)]
-    watch: Vec<Glob>,
 }
 
 struct StepVisitor;
@@ -265,19 +255,15 @@ impl<'de> Visitor<'de> for StepVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<StepFile, A::Error> {
         let mut map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
+        let watch: Vec<String> = std::mem::take(&mut map.watch).into_iter().map(|glob| glob.0).collect();
         Ok(StepFile {
+            watch: Patterns::new(&watch).map_err(|error| A::Error::custom(message_of(&error)))?,
             command: map.command().map_err(A::Error::custom)?,
             limits: StepLimits {
                 memory: map.memory.map(|memory| memory.0),
                 processes: map.processes.map(|count| count.0),
                 timeout: map.timeout.map(|span| span.0),
             },
-        let map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
-        let globs: Vec<String> = map.watch.into_iter().map(|glob| glob.0).collect();
-        Ok(StepFile {
-            watch: Patterns::new(&globs).map_err(|error| A::Error::custom(message_of(&error)))?,
-            command: map.run.0,
-            timeout: map.timeout.map(|span| span.0),
             modes: map.modes.map(|modes| modes.0),
             env: map.env.unwrap_or_default().0,
             network: match map.network {
