@@ -96,6 +96,9 @@ pub enum Command {
     List(JsonArgs),
     /// Examine the node and its projects, and say what to do
     Doctor(JsonArgs),
+    /// In editable mode: run again what a saved file concerns, until it is ended
+    #[command(name = "watch")]
+    WatchFiles(OneName),
     /// Remove a project; its data are moved aside unless told otherwise
     Destroy(DestroyArgs),
     /// Show it all: a node in a directory, a push, a broken push, a rollback, the mail
@@ -506,6 +509,7 @@ impl Cli {
             Command::Restart(args) => deploying::service(self, &args.name, true, true),
             Command::Run(args) => deploying::run(self, args),
             Command::Task(args) => deploying::task(self, args),
+            Command::WatchFiles(args) => deploying::watch_files(self, &args.name),
             Command::Watch => deploying::watch(self),
             Command::Work => deploying::work(self),
             Command::History(args) => reading::history(self, args),

@@ -66,9 +66,11 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
 pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
+    crate::pipeline::parking::refuse_rollback(&site).map_err(|error| site.typed(error))?;
     // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
     if !Last::read(&site.place)?.is_some_and(|last| last.open) {
-        history::find(&history::read(&site.place, None)?, args.to.as_deref().unwrap_or("-1"))
+        let serves = site.serves()?;
+        history::find_serving(&history::read(&site.place, None)?, serves.as_ref(), args.to.as_deref().unwrap_or("-1"))
             .map_err(|error| site.typed(error))?;
     }
     if with_data {
@@ -81,7 +83,7 @@ pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
 /// Says what was written since the restore point, and asks.
 fn tell_data_changes(site: &Site, args: &RollbackArgs) -> Result<()> {
     let entries = history::read(&site.place, None)?;
-    let target = history::find(&entries, args.to.as_deref().unwrap_or("-1"))?;
+    let target = history::find_serving(&entries, site.serves()?.as_ref(), args.to.as_deref().unwrap_or("-1"))?;
     let point = recovery::data_point(site, &target.id)?;
     let (changed, examples) = crate::pipeline::data::written_since(site, &point)?;
     let before = entries
@@ -239,6 +241,15 @@ pub fn run(cli: &Cli, args: &RunArgs) -> Result<u8> {
     let version = live_version(&site)?;
     version.write_config(&site)?;
     process::run_attached(&command_order(&site, &version, &args.command)?)
+}
+
+/// `watch`: until it is ended, or editable mode is.
+///
+/// # Errors
+/// If the project is not in editable mode, or its clone cannot be read any more.
+pub fn watch_files(cli: &Cli, name: &ProjectName) -> Result<u8> {
+    crate::entrance::watch::watch(&cli.site(name)?, &mut Printing)?;
+    Ok(0)
 }
 
 /// The hidden `watch-worker`.

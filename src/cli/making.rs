@@ -2,7 +2,8 @@
 
 use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, NameArgs, With};
-use crate::pipeline::init::{self as making};
+use crate::pipeline::init as making;
+use crate::pipeline::parking::layout_mode;
 use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::Rights;
 use crate::project::mode::Mode;
@@ -23,10 +24,6 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
         Format::Sha1 => ObjectFormat::Sha1,
         Format::Sha256 => ObjectFormat::Sha256,
     };
-    if node.config.for_project(&args.name, args.environment).mode == Mode::Editable {
-        return Err(Error::refused("editable mode (environment dev) comes with a later version")
-            .hint(format!("mc_project init {} --environment staging", args.name)));
-    }
     let made = making::init(&node, &args.name, args.environment, format)?;
     let (site, place) = (&made.site, &made.site.place);
     let is_new = !fs::exists(&place.current());
@@ -42,7 +39,15 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
     if site.config.environment == crate::project::mode::Environment::Prod && site.config.mode == Mode::Cooking {
         screen::line("  no release_sources are configured in node.yaml, so this production node builds by itself");
     }
-    if let Err(reason) = &made.namespaces {
+    if site.config.mode == Mode::Editable {
+        screen::line(format!(
+            "  what is pushed is checked out in a clone, to be worked in: {}",
+            place.project().display()
+        ));
+        if let Err(reason) = crate::pipeline::binding::possible(site)? {
+            screen::line(format!("  project is a link to run, no mount: {reason}"));
+        }
+    } else if let Err(reason) = &made.namespaces {
         screen::line(format!("  build steps work in build/tree, not at the path of run: {reason}"));
     }
     if site.config.trust_root {
@@ -110,7 +115,7 @@ pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
 /// If there is no such project.
 pub fn layout(cli: &Cli, args: &NameArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
-    let layout = crate::project::layout::layout(site.config.mode, site.place.name())?;
+    let layout = crate::project::layout::layout(layout_mode(&site)?, site.place.name())?;
     let mut items = Vec::new();
     for entry in &layout.entries {
         let path = site.place.node().root().join(entry.spot.below_root(&site.place)?);

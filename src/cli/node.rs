@@ -3,6 +3,7 @@
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
+use crate::pipeline::parking;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::worker;
@@ -69,7 +70,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
         // Whoever takes the lock recovers first.
         return Ok((0, format!("process {} {}", holder.pid, holder.what)));
     }
-    if last.as_ref().is_some_and(|last| last.open) {
+    if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(&site)? {
         let request = Request {
             project: name.clone(),
             id: worker::new_id(),

@@ -1,5 +1,6 @@
 //! Commands that only look. Each of them has `--json`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -7,11 +8,14 @@ use serde::Serialize;
 use super::screen;
 use super::{Cli, DiffArgs, HistoryArgs, LogsArgs, NameArgs, ShowArgs, StatusArgs, VerifyArgs};
 use crate::entrance::launch;
+use crate::pipeline::binding::{self, Shown};
 use crate::pipeline::draft::read_pillar;
+use crate::pipeline::parking;
 use crate::pipeline::site::Site;
 use crate::pipeline::verify::{Verified, verify as check};
 use crate::pipeline::worker::pillar_head;
 use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
 use crate::project::outcome::Serving;
 use crate::report::history::{self, Entry};
 use crate::report::ledger::Last;
@@ -36,7 +40,9 @@ pub fn history(cli: &Cli, args: &HistoryArgs) -> Result<u8> {
     } else if entries.is_empty() {
         screen::line("nothing was deployed yet");
     } else {
-        screen::line(listing::table(&entries, &screen::style()).trim_end());
+        let serves = site.serves()?;
+        let serves = serves.as_ref().map(|serving| &serving.id);
+        screen::line(listing::table_of(&entries, serves, &screen::style()).trim_end());
     }
     Ok(0)
 }
@@ -57,8 +63,46 @@ struct Status {
     needs_person: Option<String>,
     last: Option<Entry>,
     unsent_mail: usize,
+    clone: Option<CloneStatus>,
+    kept_clones: Vec<PathBuf>,
     #[serde(skip)]
     command: String,
+}
+
+/// What `status` tells of the clone that runs in editable mode.
+#[derive(Debug, Serialize)]
+struct CloneStatus {
+    since: jiff::Timestamp,
+    commit: String,
+    shown: Shown,
+    parked: Option<Serving>,
+}
+
+fn clone_status(site: &Site) -> Result<Option<CloneStatus>> {
+    let Some(record) = parking::read(site)? else { return Ok(None) };
+    let commit = record.holds.commit.to_string();
+    Ok(Some(CloneStatus { since: record.since, commit, shown: binding::shown(site)?, parked: record.cooked }))
+}
+
+fn print_clone(status: &Status) {
+    if let Some(clone) = &status.clone {
+        let at = clone.commit.get(..10).unwrap_or(&clone.commit);
+        let shown = match clone.shown {
+            Shown::Mount => "mounted at project",
+            Shown::Link => "project is a link to it",
+            Shown::Missing => "project DOES NOT SHOW IT",
+        };
+        screen::line(format!("  run is a clone, checked out at {at}; {shown}"));
+        if clone.shown == Shown::Missing {
+            screen::line(format!("    hint: {} recover {}", status.command, status.project));
+        }
+        if let Some(parked) = &clone.parked {
+            screen::line(format!("  parked until editable mode ends: {}", parked.commit.short()));
+        }
+    }
+    for kept in &status.kept_clones {
+        screen::line(format!("  kept until you remove it: {}", kept.display()));
+    }
 }
 
 fn status_of(site: &Site) -> Result<Status> {
@@ -79,6 +123,8 @@ fn status_of(site: &Site) -> Result<Status> {
         needs_person: last.and_then(|last| last.needs_person),
         last: entries.last().cloned(),
         unsent_mail: spool::list(&site.place)?.len(),
+        clone: clone_status(site)?,
+        kept_clones: parking::kept_clones(site)?,
         command: site.command(),
         serves,
         busy,
@@ -101,6 +147,7 @@ fn print_status(status: &Status) {
         }
         None => screen::line("  nothing is deployed yet"),
     }
+    print_clone(status);
     if let Some(holder) = &status.busy {
         screen::line(format!("  at this moment process {} {} since {}", holder.pid, holder.what, holder.since));
     }
@@ -157,7 +204,9 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
 fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
     let entries = history::read(&site.place, None)?;
     match spec {
-        Some(spec) => history::find(&entries, spec).cloned().map_err(|error| site.typed(error)),
+        Some(spec) => {
+            history::find_serving(&entries, site.serves()?.as_ref(), spec).cloned().map_err(|error| site.typed(error))
+        }
         None => entries.last().cloned().ok_or_else(|| Error::usage("nothing was deployed yet")),
     }
 }
@@ -167,12 +216,23 @@ fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
 /// # Errors
 /// If there is none.
 pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
-    match spec {
+    let id = match spec {
         Some(spec) => {
             let entries = history::read(&site.place, None)?;
-            Ok(history::find(&entries, spec).map_err(|error| site.typed(error))?.id.clone())
+            history::find_serving(&entries, site.serves()?.as_ref(), spec)
+                .map_err(|error| site.typed(error))?
+                .id
+                .clone()
         }
-        None => Ok(site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id),
+        None => site.serves()?.ok_or_else(|| Error::usage("nothing is deployed yet"))?.id,
+    };
+    match Releases::new(&site.place).provenance(&id) {
+        Ok(found) if found.mode == Mode::Editable => Err(Error::refused(format!(
+            "#{} was deployed in editable mode: its files are those of the clone",
+            found.seq
+        ))
+        .hint(format!("git -C {} log", site.place.run().display()))),
+        _ => Ok(id),
     }
 }
 
@@ -249,7 +309,8 @@ pub fn drift(cli: &Cli, args: &NameArgs) -> Result<u8> {
     if args.json {
         screen::json(&drift)?;
     } else if drift.is_empty() {
-        screen::line("run is exactly what was deployed");
+        let is_clone = parking::read(&site)?.is_some();
+        screen::line(if is_clone { "the clone is exactly its commit" } else { "run is exactly what was deployed" });
     } else {
         print_changes(&drift);
     }

@@ -217,20 +217,34 @@ fn was_deployed(session: &Session<'_>, update: &Update) -> Result<bool> {
 
 fn failure(told: Told) -> Option<String> {
     match told {
-        Told::Failed(reason) => Some(reason),
+        Told::Failed(reason) | Told::Left(reason) => Some(reason),
         Told::Accepted | Told::Prepared | Told::Runs => None,
     }
 }
 
 /// git says `main -> main` and exits 0 whatever happens here, so the words must not be overlooked.
 fn tell_loudly(session: &mut Session<'_>, update: &Update, reason: &str) {
-    let what = match session.call.kind {
+    let what = what(session, update);
+    tell_framed(session, &format!("git accepted the push, but {what} was NOT DEPLOYED:"), reason);
+}
+
+/// In editable mode the push stands as soon as its commit is checked out: git says that all is well.
+pub(super) fn tell_left(session: &mut Session<'_>, update: &Update, reason: &str) {
+    let what = what(session, update);
+    tell_framed(session, &format!("{what} is checked out, so the push stands, but its deployment FAILED:"), reason);
+}
+
+fn what(session: &Session<'_>, update: &Update) -> String {
+    match session.call.kind {
         RepoKind::Project => format!("{} {}", update.shown(), update.new.short()),
         RepoKind::Pillar => format!("pillar {}", update.new.short()),
-    };
+    }
+}
+
+fn tell_framed(session: &mut Session<'_>, headline: &str, reason: &str) {
     let frame = "!".repeat(72);
     session.tell.line(&frame);
-    session.tell.line(&format!("!! git accepted the push, but {what} was NOT DEPLOYED:"));
+    session.tell.line(&format!("!! {headline}"));
     session.tell.line(&format!("!! {}", visible(reason)));
     session.tell.line(&format!("!! to try again: mc_project deploy {}", session.facts.name));
     session.tell.line(&frame);

@@ -98,7 +98,7 @@ pub fn environment() -> BTreeMap<String, String> {
         ("LANG".to_string(), "C.UTF-8".to_string()),
     ]);
     let passed: &[&str] = if cfg!(feature = "failpoints") {
-        &["MC_FAIL", "MC_FAIL_TRACE", "MC_NO_NAMESPACES", "SSL_CERT_FILE"]
+        &["MC_FAIL", "MC_FAIL_TRACE", "MC_NO_NAMESPACES", "MC_NO_MOUNTS", "SSL_CERT_FILE"]
     } else {
         &["SSL_CERT_FILE"]
     };

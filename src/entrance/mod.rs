@@ -24,6 +24,7 @@ pub mod serve;
 pub mod session;
 pub mod shell;
 pub mod unit;
+pub mod watch;
 
 use std::time::Duration;
 

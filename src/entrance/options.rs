@@ -15,7 +15,8 @@ pub const MAX_OPTION: usize = 64 * 1024;
 pub const MAX_REASON: usize = 500;
 
 /// Every option, as it is told to people.
-const KNOWN: [&str; 9] = ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy"];
+const KNOWN: [&str; 10] =
+    ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy", "keep-aside"];
 
 /// Understands the push options of one push.
 ///
@@ -88,7 +89,7 @@ fn take(options: &mut Options, bytes: &[u8]) -> Result<()> {
         ("mode" | "reason" | "only" | "skip", None) => {
             Err(Error::usage(format!("push option `{name}` needs a value")).hint(format!("git push -o {name}=…")))
         }
-        ("plan" | "stage-only" | "async" | "no-deploy" | "deploy", Some(_)) => {
+        ("plan" | "stage-only" | "async" | "no-deploy" | "deploy" | "keep-aside", Some(_)) => {
             Err(Error::usage(format!("push option `{name}` takes no value")).hint(format!("git push -o {name}")))
         }
         ("plan", None) => set_flag(&mut options.plan),
@@ -96,6 +97,7 @@ fn take(options: &mut Options, bytes: &[u8]) -> Result<()> {
         ("async", None) => set_flag(&mut options.asynchronous),
         ("no-deploy", None) => set_flag(&mut options.no_deploy),
         ("deploy", None) => set_flag(&mut options.deploy),
+        ("keep-aside", None) => set_flag(&mut options.keep_aside),
         _ => Err(unknown(bytes)),
     }
 }
@@ -221,6 +223,7 @@ mod tests {
         assert!(parse(&["stage-only"]).unwrap().stage_only);
         assert!(parse(&["no-deploy"]).unwrap().no_deploy);
         assert!(parse(&["deploy"]).unwrap().deploy);
+        assert!(parse(&["keep-aside"]).unwrap().keep_aside);
         assert_eq!(parse::<&str>(&[]).unwrap(), Options::default());
     }
 
@@ -228,7 +231,10 @@ mod tests {
     fn an_unknown_option_is_an_error_that_lists_the_known_ones_and_guesses() {
         let text = error(&["pln"]);
         assert!(text.starts_with("unknown push option `pln`; did you mean `plan`?"), "{text}");
-        assert!(text.contains("mode=, plan, stage-only, only=, skip=, reason=, async, no-deploy, deploy"), "{text}");
+        assert!(
+            text.contains("mode=, plan, stage-only, only=, skip=, reason=, async, no-deploy, deploy, keep-aside"),
+            "{text}"
+        );
         assert!(error(&["nodeploy"]).contains("did you mean `no-deploy`?"));
         assert!(error(&["reson=x"]).contains("did you mean `reason=`?"));
         assert!(!error(&["cmd=rm -rf /"]).contains("did you mean"));

@@ -19,7 +19,7 @@
 use std::io::Write;
 
 use crate::entrance::call::Call;
-use crate::entrance::hook::{HookIo, counts};
+use crate::entrance::hook::{HookIo, counts, tell_left};
 use crate::entrance::options::{self, MAX_OPTION, MAX_OPTIONS};
 use crate::entrance::pktline;
 use crate::entrance::receive::{Decision, MAX_UPDATES, Update, decide};
@@ -193,6 +193,7 @@ fn deploy(session: &mut Session<'_>, update: &Update) -> Answer {
     };
     match session.deploy(update.new.clone(), Some(refname), Some(update)) {
         Told::Accepted => Answer::Ok,
+        Told::Left(reason) => left(session, update, &reason),
         Told::Failed(reason) => Answer::No(reason),
         Told::Runs => {
             session.tell.line(&format!("{} moves when the deployment has succeeded", update.shown()));
@@ -203,6 +204,11 @@ fn deploy(session: &mut Session<'_>, update: &Update) -> Answer {
             Answer::Keep
         }
     }
+}
+
+fn left(session: &mut Session<'_>, update: &Update, reason: &str) -> Answer {
+    tell_left(session, update, reason);
+    Answer::Ok
 }
 
 /// git reports the update as done; say what is true.
@@ -224,6 +230,7 @@ fn deploy_pillar(session: &mut Session<'_>, update: &Update) -> Result<Answer> {
     let told = session.deploy(commit, None, None);
     let answer = match told {
         Told::Accepted | Told::Runs => return Ok(Answer::Ok),
+        Told::Left(reason) => return Ok(left(session, update, &reason)),
         Told::Prepared => Answer::Keep,
         Told::Failed(reason) => Answer::No(reason),
     };

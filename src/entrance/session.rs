@@ -24,6 +24,8 @@ pub enum Told {
     Prepared,
     /// It was asked not to wait: the worker goes on alone.
     Runs,
+    /// In editable mode: the commit is checked out, so the push stands, and what came then failed, for this reason.
+    Left(String),
     /// It did not come to serve, for this reason in one line.
     Failed(String),
 }
@@ -170,6 +172,7 @@ impl Session<'_> {
                 Ok(Told::Failed(format!("the worker died; to recover: mc_project recover {}", self.facts.name)))
             }
             Ok(Ending::Ended(outcome)) => Ok(match outcome.verdict {
+                Verdict::LeftAsItIs => Told::Left(outcome.line()),
                 verdict if verdict.accepts_push() && !self.only_looks() => Told::Accepted,
                 verdict if verdict.accepts_push() || verdict == Verdict::Prepared => Told::Prepared,
                 _ => Told::Failed(outcome.line()),

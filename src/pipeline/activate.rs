@@ -11,6 +11,7 @@ use super::rights;
 use super::site::Site;
 use super::steps::{At, Place, files_words};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
+use crate::project::mode::Mode;
 use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::recipe::BackupWhen;
 use crate::project::stage::Stage;
@@ -432,7 +433,8 @@ pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving)
     let releases = Releases::new(place);
     releases.unlink_tree("../run")?;
     releases.link_tree(&serving.id, Some("../run"))?;
-    if let Some(before) = &begin.serves
+    if begin.mode != Mode::Editable
+        && let Some(before) = &begin.serves
         && releases.provenance(&before.id).is_ok()
         && before.id != serving.id
         && switch::kind(place)? == SwitchKind::Exchange

@@ -2,6 +2,7 @@
 
 use super::activate::{RestorePoint, live_of};
 use super::site::Site;
+use super::{clone, parking};
 use crate::project::ids::DeploymentId;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
@@ -14,11 +15,14 @@ use crate::tree::witness::Witness;
 /// How many changed paths are named.
 const EXAMPLES: usize = 10;
 
-/// What was changed by hand in `run` since its release.
+/// What was changed by hand in `run` since its release; in editable mode, in the clone since its commit.
 ///
 /// # Errors
 /// If `run` cannot be read.
 pub fn drift_of_run(site: &Site) -> Result<Drift> {
+    if parking::read(site)?.is_some() {
+        return clone::drift(site);
+    }
     let repo = site.repo()?;
     let live = live_of(site, &repo)?;
     let run = Dir::open_real(&site.place.run())?;

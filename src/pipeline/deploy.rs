@@ -1,13 +1,18 @@
 //! The main loop: one deployment from its beginning to its outcome.
 
 use super::draft::Draft;
+use super::editable;
 use super::halt::Step;
+use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::sys::fault;
 
 /// Deploys: prepare while the old version serves, then the short switch, then the commit that makes it final. Whatever fails
 /// is undone as far as it got, and the outcome says what serves now.
 pub fn deploy(draft: &mut Draft<'_>) -> Outcome {
+    if draft.begin.mode == Mode::Editable {
+        return editable::deploy(draft);
+    }
     if let Err(halt) = draft.prepare() {
         return draft.drop_candidate(halt);
     }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::activate::{RestorePoint, live_of};
+use super::parking;
 use super::preflight::{Disk, Need, Part, What, disks};
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::outcome::Serving;
+use crate::project::place::Place;
 use crate::project::recipe::Recipe;
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::Result;
@@ -125,7 +127,10 @@ fn parts(site: &Site, recipe: &Recipe) -> Result<Vec<PartUsage>> {
     };
     let caches: Vec<&Path> = recipe.cache.iter().map(TreePath::as_path).collect();
     add("git", place.dir().join("git"), &[])?;
-    add("project", place.project(), &[])?;
+    if parking::read(site)?.is_none() {
+        // In editable mode it only shows run.
+        add("project", place.project(), &[])?;
+    }
     add("pillar", place.pillar(), &[])?;
     add("data", place.data(), &[])?;
     let in_build = caches.iter().map(|cache| Path::new("tree").join(cache));
@@ -135,27 +140,40 @@ fn parts(site: &Site, recipe: &Recipe) -> Result<Vec<PartUsage>> {
     add("run", place.run(), &[])?;
     add("spare", place.spare(), &[])?;
     add("store", place.store(), &[])?;
-    add("deploy records", place.deploy(), &["spare".into(), "store".into()])?;
+    // In editable mode: what ran before, as it was left.
+    add("parked", place.cooked(), &[])?;
+    add("parked checkout", place.checkout(), &[])?;
+    let apart = ["spare", "store", "cooked", "checkout"].map(PathBuf::from);
+    add("deploy records", place.deploy(), &apart)?;
     add("releases", place.releases(), &[])?;
     add("archives", place.archives(), &[])?;
     add("state", place.state(), &[])?;
     add("logs", place.logs(), &[])?;
-    // Steps can write there: what they put in the place of a cache is never followed.
-    let tree = Dir::open_real(&place.build_tree())?;
+    let kept = cached(place, &caches, &counted)?;
+    if let Some(part) = all.iter_mut().find(|part| part.part == "build cache") {
+        part.usage = part.usage.plus(kept);
+    }
+    Ok(all)
+}
+
+/// What the recipe's caches take in `build/tree`. Steps can write there: what they put in the place of a cache is never
+/// followed.
+fn cached(place: &Place, caches: &[&Path], counted: &Counted) -> Result<Usage> {
     let mut kept = Usage::default();
+    if !fs::exists(&place.build_tree()) {
+        return Ok(kept);
+    }
+    let tree = Dir::open_real(&place.build_tree())?;
     for cache in caches {
         match tree.stat(cache)? {
             Some(meta) if meta.kind == FileKind::Dir => {
-                kept = kept.plus(measure(&tree.dir(cache)?, &counted, &[])?);
+                kept = kept.plus(measure(&tree.dir(cache)?, counted, &[])?);
             }
             Some(meta) => kept = kept.plus(Usage { bytes: meta.disk, inodes: 1, unread: 0 }),
             None => {}
         }
     }
-    if let Some(part) = all.iter_mut().find(|part| part.part == "build cache") {
-        part.usage = part.usage.plus(kept);
-    }
-    Ok(all)
+    Ok(kept)
 }
 
 /// The disk space of one record directory.
@@ -167,6 +185,10 @@ fn record(path: &Path) -> Result<u64> {
 }
 
 fn deployments(site: &Site) -> Result<Vec<Kept>> {
+    if !fs::exists(&site.place.store()) {
+        // A project that never was in another mode than editable.
+        return Ok(Vec::new());
+    }
     let (place, releases) = (&site.place, Releases::new(&site.place));
     let mut all = Vec::new();
     for id in releases.ids()? {
@@ -174,9 +196,12 @@ fn deployments(site: &Site) -> Result<Vec<Kept>> {
     }
     all.sort_by_key(|(provenance, _)| provenance.seq);
     // What the spare has is not in the pool for it alone.
-    let spare = Dir::open_real(&place.spare())?;
-    let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
-    let elsewhere: HashSet<Hash> = identify(&spare, site.own, witness.as_ref(), &|_| true)?.manifest.hashes().collect();
+    let mut elsewhere: HashSet<Hash> = HashSet::new();
+    for tree in [place.spare(), place.cooked()].into_iter().filter(|tree| fs::exists(tree)) {
+        let tree = Dir::open_real(&tree)?;
+        let witness = Witness::read(&place.witness(&tree.stat_self()?.ino.to_string()));
+        elsewhere.extend(identify(&tree, site.own, witness.as_ref(), &|_| true)?.manifest.hashes());
+    }
     let wanted: Vec<Wanted> = all.iter().map(|(_, wanted)| wanted.clone()).collect();
     let costs = costs(&wanted, &place.store(), &|hash| elsewhere.contains(hash))?;
     let serves: Option<Serving> = site.serves()?;
@@ -212,6 +237,9 @@ fn deliverable(site: &Site, dir: &Dir, commit: &ObjectId) -> Result<u64> {
 }
 
 fn restore_points(site: &Site) -> Result<Vec<Kept>> {
+    if !fs::exists(&site.place.snapshot_store()) {
+        return Ok(Vec::new());
+    }
     let (place, snapshots) = (&site.place, Snapshots::new(&site.place, site.own));
     let (mut points, mut wanted) = (Vec::new(), Vec::new());
     for point in RestorePoint::all(site)? {

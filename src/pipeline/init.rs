@@ -2,17 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use super::rights;
+use super::recover::finish_interrupted;
 use super::site::{HOOKS_IDENTITY, Identity, Node, Rights, Site, read_identity};
+use super::worker::new_id;
+use super::{binding, parking, rights};
 use crate::project::ids::{ProjectName, RefName};
 use crate::project::layout::layout;
-use crate::project::mode::Environment;
+use crate::project::mode::{Environment, Mode};
 use crate::project::node::Answer;
 use crate::project::place::Place;
 use crate::project::system::System;
+use crate::report::event::Event;
+use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
+use crate::sys::lock::Lock;
 use crate::sys::{fs, mount, process};
 use crate::tree::layout::{self as trees, Act, Change, Owners};
 
@@ -44,9 +49,12 @@ pub fn init(
     let recorded = read_identity(&place.identity())?;
     let environment = environment.or(recorded.as_ref().and_then(|identity| identity.environment));
     let config = node.config.for_project(name, environment);
-    let layout = layout(config.mode, name)?;
     fs::ensure_dir(node.place.root(), 0o755)?;
     let mut changes = Vec::new();
+    if recorded.is_some() && config.mode != Mode::Editable {
+        changes.extend(leave_editable(node, name)?);
+    }
+    let layout = layout(config.mode, name)?;
     if rights::ensure_account(node, name, config.user.as_deref())? {
         changes.push(format!("account {}: made", System::project_account(name)));
     }
@@ -72,7 +80,29 @@ pub fn init(
         changes.extend(rights::trust_repository(node, &path)?);
     }
     let namespaces = mount::probe_namespace(&place.build())?;
+    if parking::read(&site)?.is_some() {
+        let was = binding::shown(&site)?;
+        let notes = binding::bind(&site)?;
+        if binding::shown(&site)? != was {
+            changes.push(format!("{}: shows run again", site.place.project().display()));
+        }
+        changes.extend(notes);
+    }
     Ok(Initialised { site, changes, namespaces })
+}
+
+/// A project that is given another environment leaves editable mode at once: what ran before runs again.
+fn leave_editable(node: &Node, name: &ProjectName) -> Result<Vec<String>> {
+    let site = Site::open(node, name)?;
+    if parking::read(&site)?.is_none() {
+        return Ok(Vec::new());
+    }
+    let _lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
+    finish_interrupted(&site)?;
+    let mut telling = Reporter::new(&site.place, &new_id(), None);
+    let left = parking::leave(&site, &mut telling)?;
+    telling.emit(Event::Closed)?;
+    Ok(left.map(|left| left.words()).into_iter().collect())
 }
 
 /// A node that root ran alone becomes a whole-machine node: what root made in the project's trees is given to its account.
@@ -170,9 +200,12 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
-    let layout = layout(site.config.mode, site.place.name())?;
+    let layout = layout(parking::layout_mode(site)?, site.place.name())?;
     let mut repairs: Vec<String> =
         trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
+    if parking::read(site)?.is_some() {
+        repairs.extend(binding::problem(site)?);
+    }
     for repository in [site.place.git_project(), site.place.git_pillar()] {
         repairs.extend(rights::repository(site, &repository, false)?);
         for name in HOOKS {
@@ -193,6 +226,8 @@ pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
 /// If something cannot be removed.
 pub fn destroy(site: &Site, with_data: bool) -> Result<Option<PathBuf>> {
     let place = &site.place;
+    // First of all: nothing may be removed through a mount, and no boot may look for it.
+    binding::unbind(site)?;
     let projects = Dir::open(place.node().projects())?;
     if site.owners().is_some() && place.node().root() == Path::new("/") {
         for repository in [place.git_project(), place.git_pillar()] {

@@ -5,16 +5,20 @@
 
 pub mod activate;
 pub mod ballast;
+pub mod binding;
 pub mod boxes;
 pub mod checkout;
+pub mod clone;
 pub mod data;
 pub mod deploy;
 pub mod disk;
 pub mod draft;
+pub mod editable;
 pub mod enlarge;
 pub mod environment;
 pub mod halt;
 pub mod init;
+pub mod parking;
 pub mod people;
 pub mod plan;
 pub mod preflight;

@@ -1,15 +1,18 @@
 //! The plan: what a deployment would do, told and not done.
 
+use super::checkout::limits_of;
 use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::site::Site;
+use super::{editable, parking};
+use crate::project::ids::ObjectId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Verdict};
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::error::Result;
-use crate::sys::git::{Repo, TreeLimits};
+use crate::sys::git::{GitEntry, Repo};
 use crate::tree::deliverable::Deliverable;
 use crate::tree::manifest::Manifest;
 use crate::tree::snapshot::Snapshots;
@@ -62,6 +65,12 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
         Some(live) => lines.push(format!("replaces {}", live.serving.commit.short())),
         None => lines.push("nothing is deployed yet".into()),
     }
+    if next.mode == Mode::Editable {
+        return Ok(lines.into_iter().chain(in_the_clone(site, repo, next)?).collect());
+    }
+    if parking::read(site)?.is_some() {
+        lines.push(format!("editable mode ends: the clone goes whole to {}", site.place.archives().display()));
+    }
     lines.extend(changed_files(site, repo, next, live)?);
     if next.mode == Mode::Final {
         lines.push(deliverable(site, next));
@@ -81,10 +90,30 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
     Ok(lines)
 }
 
+/// What a plan looks at.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    /// The code repository.
+    pub repo: &'a Repo,
+    /// The commit.
+    pub commit: &'a ObjectId,
+    /// Its files.
+    pub listing: &'a [GitEntry],
+}
+
+/// Editable mode: what happens with the clone, and the steps that run in it, in their order.
+fn in_the_clone(site: &Site, repo: &Repo, next: &Version) -> Result<Vec<String>> {
+    let listing = repo.list(&next.commit.id, &limits_of(site))?;
+    let mut lines = editable::plan_lines(site, &Planned { repo, commit: &next.commit.id, listing: &listing })?;
+    for stage in std::iter::once(Stage::Stop).chain(editable::STAGES).chain([Stage::Notify]) {
+        let steps = next.recipe.steps(stage).iter().filter(|step| step.applies(next.mode));
+        lines.extend(steps.map(|step| format!("{}: {}", stage.name(), step.title())));
+    }
+    Ok(lines)
+}
+
 fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {
-    let limits = &site.node.config.limits;
-    let limits = TreeLimits { files: limits.files, bytes: limits.bytes, file_bytes: limits.file_bytes };
-    let listed = repo.list(&next.commit.id, &limits)?;
+    let listed = repo.list(&next.commit.id, &limits_of(site))?;
     let empty = Manifest::default();
     let before = live.map_or(&empty, |live| &live.manifest);
     let mut changed: Vec<String> = Vec::new();

@@ -56,16 +56,21 @@ pub struct Need {
 }
 
 impl Need {
-    fn plus(self, other: Self) -> Self {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
         Self { bytes: self.bytes.saturating_add(other.bytes), inodes: self.inodes.saturating_add(other.inodes) }
     }
 
     /// One file of this size.
-    fn file(size: u64) -> Self {
+    #[must_use]
+    pub fn file(size: u64) -> Self {
         Self { bytes: rounded(size), inodes: 1 }
     }
 
-    fn sum(all: impl Iterator<Item = Self>) -> Self {
+    /// All together.
+    #[must_use]
+    pub fn sum(all: impl Iterator<Item = Self>) -> Self {
         all.fold(Self::default(), Self::plus)
     }
 }
@@ -193,7 +198,22 @@ impl Draft<'_> {
             parts.push(Part { dir: self.site.place.state(), need, what: What::Deployment });
             refuse_beyond_cap(self.site, &parts)?;
         }
-        let find = || disks(self.site, &parts, kept.is_none());
+        self.find_room(&parts, kept.is_none())?;
+        if kept.is_none()
+            && let Err(error) = ballast::hold(self.site, held)
+        {
+            self.warn(format!("a rollback on a full disk may fail: {}", error.one_line()));
+        }
+        Ok(())
+    }
+
+    /// Refuses where a file system has no room for these parts; it is enlarged first where the node allows that. `reserved`:
+    /// whether the node's reserve must stay free.
+    ///
+    /// # Errors
+    /// The refusal, with the numbers of each such file system.
+    pub fn find_room(&mut self, parts: &[Part], reserved: bool) -> Step {
+        let find = || disks(self.site, parts, reserved);
         let mut all = find()?;
         let mut told = Vec::new();
         if let Some(enlarge) = &self.site.config.allow.enlarge
@@ -208,11 +228,6 @@ impl Draft<'_> {
         if short.is_empty() {
             for line in told {
                 self.note(line);
-            }
-            if kept.is_none()
-                && let Err(error) = ballast::hold(self.site, held)
-            {
-                self.warn(format!("a rollback on a full disk may fail: {}", error.one_line()));
             }
             return Ok(());
         }
@@ -299,7 +314,10 @@ fn existing(dir: &Path) -> &Path {
 
 /// Refuses what would take the project beyond the `disk` that the node gives it. What it takes is measured by a parallel
 /// walk, only where there is such a limit.
-fn refuse_beyond_cap(site: &Site, parts: &[Part]) -> Step {
+///
+/// # Errors
+/// The refusal, with the numbers.
+pub fn refuse_beyond_cap(site: &Site, parts: &[Part]) -> Step {
     let Some(cap) = site.config.disk else { return Ok(()) };
     let need = Need::sum(parts.iter().map(|part| part.need));
     let used = used(site)?;

@@ -499,7 +499,11 @@ fn with_shared(site: &Site, recipe: &Recipe, manifest: Manifest) -> Result<Manif
     manifest.with(put.into_values().collect(), &dropped)
 }
 
-fn make_shared(base: &Dir, own: Own, path: &TreePath, is_dir: bool) -> Result<()> {
+/// Makes what a shared path leads to, below `data/shared`.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_shared(base: &Dir, own: Own, path: &TreePath, is_dir: bool) -> Result<()> {
     let mut at = base.again()?;
     let names: Vec<_> = path.as_path().components().map(|name| name.as_os_str().to_os_string()).collect();
     let parents = if is_dir { names.len() } else { names.len() - 1 };

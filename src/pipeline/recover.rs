@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::site::Site;
 use super::worker::close;
+use super::{ballast, parking};
 use crate::project::ids::DeploymentId;
+use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::request::Options;
 use crate::report::event::{Begin, Event, Record};
@@ -46,6 +47,14 @@ pub enum Decision {
 /// # Errors
 /// If even the recovery is impossible; the project is left for the next try.
 pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
+    let mut left = None;
+    if let Some(last) = Last::read(&site.place)?.filter(|last| last.open) {
+        // Steps of the dead worker must not go on writing while we clean up.
+        let theirs = format!("{}.", last.id);
+        left = crate::sys::cgroup::remove_leftovers(&theirs).err();
+        crate::sys::process::kill_marked(&theirs)?;
+    }
+    parking::resume(site)?;
     let Some(last) = Last::read(&site.place)?.filter(|last| last.open) else { return Ok(None) };
     fault::point("recover.begin")?;
     ballast::throw_if_low(site)?;
@@ -58,12 +67,9 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     let journal = Journal::open(&site.place, &last.id)?;
     let mut telling = Reporter::new(&site.place, &last.id, Some(journal));
     telling.emit(Event::Warning { text: "the worker died; recovering".to_string() })?;
-    // Steps of the dead worker must not go on writing while we clean up.
-    let theirs = format!("{}.", last.id);
-    if let Err(error) = crate::sys::cgroup::remove_leftovers(&theirs) {
+    if let Some(error) = left {
         telling.emit(Event::Warning { text: error.one_line() })?;
     }
-    crate::sys::process::kill_marked(&theirs)?;
     let outcome = resolve(site, &mut telling, &begin, &records)?;
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome, &Options::default())?;
@@ -145,6 +151,9 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
         return Ok(super::deploy::deployed(serving));
     }
     let halt = Halt { stage: last_stage(records), ..Halt::failed("the worker died") };
+    if begin.mode == Mode::Editable {
+        return draft.resolve_editable(halt, records);
+    }
     if !is(|event| matches!(event, Event::Switching { .. })) {
         let outcome = if is(|event| matches!(event, Event::Stopping)) {
             draft.start_again(halt)

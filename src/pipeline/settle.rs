@@ -8,6 +8,7 @@ use super::ballast;
 use super::checkout::GitOrigin;
 use super::draft::{Live, Version};
 use super::halt::Halt;
+use super::parking;
 use super::site::Site;
 use super::steps::{run_one, steps_of};
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -68,6 +69,15 @@ type Part<'a> = fn(&mut Settling<'a>) -> Result<()>;
 impl<'a> Settling<'a> {
     /// Does all of it; a part that fails is a warning.
     pub fn settle(&mut self) {
+        if self.begin.mode == Mode::Editable {
+            // No second tree, no archive, no deliverable: nothing to look at and nothing to rotate.
+            let serves = self.outcome.serves.as_ref().map(|serving| &serving.id);
+            let settled = self.record_in_git().and_then(|()| parking::remove_editable_releases(self.site, serves));
+            if let Err(error) = settled {
+                self.warn(format!("not everything could be recorded: {}", error.one_line()));
+            }
+            return;
+        }
         let parts: [(&str, Part<'a>); 6] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),

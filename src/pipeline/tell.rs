@@ -63,8 +63,8 @@ fn receivers(site: &Site, entry: &Entry, recipe: &Recipe) -> Result<Vec<String>>
 /// A good one after one that did not deploy is a recovery.
 fn occasion(entry: &Entry, entries: &[Entry]) -> NotifyOn {
     let is_failure = |verdict| {
-        use Verdict::{Failed, Interrupted, NeedsPerson, Refused, RolledBack};
-        matches!(verdict, Refused | Failed | RolledBack | NeedsPerson | Interrupted)
+        use Verdict::{Failed, Interrupted, LeftAsItIs, NeedsPerson, Refused, RolledBack};
+        matches!(verdict, Refused | Failed | RolledBack | LeftAsItIs | NeedsPerson | Interrupted)
     };
     if is_failure(entry.verdict) {
         return NotifyOn::Failure;
@@ -139,7 +139,13 @@ pub fn kept(site: &Site, id: &DeploymentId) -> Vec<String> {
         ("data.failed", "data.failed", "the data that the failed version left"),
     ];
     let found = known.iter().filter(|(name, _, _)| fs::exists(&archive.join(name)));
-    found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect()
+    let mut kept: Vec<String> =
+        found.map(|(_, path, what)| format!("{what}: {}", archive.join(path).display())).collect();
+    let aside = super::clone::aside_dir(site, id);
+    if fs::exists(&aside) {
+        kept.push(format!("what stood in the clone and no commit knew: {}", aside.display()));
+    }
+    kept
 }
 
 fn last_tail(records: &[Record]) -> Vec<String> {

@@ -9,6 +9,7 @@ use super::activate::RestorePoint;
 use super::checkout::GitOrigin;
 use super::draft::RECIPE;
 use super::site::Site;
+use super::{binding, clone, parking};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::recipe::Recipe;
@@ -69,7 +70,11 @@ pub fn verify(site: &Site) -> Result<Verified> {
         },
         available: HashSet::new(),
     };
-    check.run()?;
+    if parking::read(site)?.is_some() {
+        check.clone()?;
+    } else if site.config.mode != Mode::Editable || fs::exists(&site.place.spare()) {
+        check.run()?;
+    }
     check.record(last.as_ref())?;
     check.contents()?;
     check.releases()?;
@@ -113,6 +118,29 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Editable mode: `run` is a repository at a commit, `project` shows it, and what is parked is still there.
+    fn clone(&mut self) -> Result<()> {
+        let place = self.site.place.clone();
+        match clone::drift(self.site) {
+            Ok(drift) => self.result.drift = drift,
+            Err(error) => self.problem("run", error.one_line()),
+        }
+        if !self.result.busy {
+            if let Some(problem) = binding::problem(self.site)? {
+                self.problem("run", format!("{problem}: mc_project recover {}", place.name()));
+            }
+            if parking::read(self.site)?.is_some_and(|record| record.moving.is_some()) {
+                self.problem("run", format!("a change of mode was interrupted: mc_project recover {}", place.name()));
+            }
+        }
+        for tree in [place.cooked(), place.spare()].into_iter().filter(|tree| fs::exists(tree)) {
+            let found = identify(&Dir::open_real(&tree)?, self.site.own, None, &|_| true)?;
+            self.result.checked += found.read;
+            self.available.extend(found.manifest.hashes());
+        }
+        Ok(())
+    }
+
     fn live_recipe(&self) -> Recipe {
         let read = || -> Result<Option<Recipe>> {
             let Some(serving) = &self.result.serves else { return Ok(None) };
@@ -148,6 +176,10 @@ impl Check<'_> {
 
     /// Every content of the store is what its name says and is needed.
     fn contents(&mut self) -> Result<()> {
+        if !fs::exists(&self.site.place.store()) {
+            // A project that never was in another mode than editable.
+            return Ok(());
+        }
         let store = Store::open(&self.site.place.store())?;
         let needed = Releases::new(&self.site.place).needed()?;
         for hash in store.list()? {
@@ -201,6 +233,9 @@ impl Check<'_> {
             self.result.checked += copy.read;
             have.extend(copy.manifest.hashes());
         }
+        if !fs::exists(&place.snapshot_store()) {
+            return Ok(());
+        }
         let store = Store::open(&place.snapshot_store())?;
         for hash in store.list()? {
             if let Some(mut file) = store.get(&hash)? {
@@ -253,14 +288,18 @@ impl Check<'_> {
         }
         let place = self.site.place.clone();
         let kept: HashSet<DeploymentId> = Releases::new(&place).ids()?.into_iter().collect();
-        let known_deploy = ["current", "spare", "store"];
+        let mut known_deploy = vec!["current", "spare", "store"];
+        if parking::read(self.site)?.is_some() {
+            known_deploy.extend(["cooked", "checkout"]);
+        }
         for name in fs::names(&place.deploy())? {
             if !known_deploy.contains(&name.as_str()) && !name.parse().is_ok_and(|id| kept.contains(&id)) {
                 self.problem("litter", format!("deploy/{name}"));
             }
         }
         for name in fs::names(&place.archives())? {
-            let known = name == "data" || name == "store";
+            let known =
+                name == "data" || name == "store" || name.starts_with("editable-") || name.starts_with("aside-");
             if !known
                 && !name.parse::<DeploymentId>().is_ok_and(|id| fs::exists(&place.archive(&id).join("before.json")))
             {
@@ -293,10 +332,7 @@ impl Check<'_> {
                 self.problem("litter", format!("state/waiting/{name}"));
             }
         }
-        if self.site.config.mode == Mode::Editable {
-            return Ok(());
-        }
-        let expected = crate::project::layout::layout(self.site.config.mode, place.name())?;
+        let expected = crate::project::layout::layout(parking::layout_mode(self.site)?, place.name())?;
         for change in crate::tree::layout::check(&place, &expected, self.site.owners().as_ref())? {
             self.problem("litter", format!("the layout needs repair: {change}"));
         }

@@ -10,7 +10,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{boxes, deploy, plan, tell};
+use super::{boxes, deploy, editable, parking, plan, tell};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -80,6 +80,10 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
     remove_temporary_files(site)?;
+    let resumed = parking::resume(site)?;
+    for text in &resumed {
+        let _ = telling.emit(Event::Note { text: text.clone() });
+    }
     let recovered = recover::finish_interrupted(site)?;
     if let Some(outcome) = &recovered {
         let _ = telling
@@ -93,7 +97,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
                 forward.map(|f| if f { Decision::Forward } else { Decision::Back { with_data: *with_data } });
             let outcome = match decision {
                 Some(decision) => recover::decide(site, decision)?,
-                None => recovered.unwrap_or(nothing_to_do(site)?),
+                None => recovered.unwrap_or(nothing_to_do(site, &resumed)?),
             };
             telling.emit(Event::End { outcome: outcome.clone() })?;
             Ok(outcome)
@@ -120,13 +124,13 @@ fn remove_temporary_files(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn nothing_to_do(site: &Site) -> Result<Outcome> {
+fn nothing_to_do(site: &Site, resumed: &[String]) -> Result<Outcome> {
     refuse_if_person_needed(site)?;
     let serves = site.serves()?;
     Ok(Outcome {
         verdict: Verdict::Unchanged,
         stage: None,
-        reason: Some("nothing was interrupted".into()),
+        reason: Some(if resumed.is_empty() { "nothing was interrupted".into() } else { resumed.join("; ") }),
         serves,
         hints: vec![],
         exit: None,
@@ -165,17 +169,18 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
         Some(mode) => mode,
         None => site.config.mode,
     };
-    if mode == Mode::Editable {
-        return Err(Halt::refused("editable mode comes with a later version")
-            .hint("init NAME --environment staging gives archives and rollback"));
-    }
     let pillar = pillar_head(site)?;
-    let live = site.serves()?.map(|serving| Live::load(site, &repo, &serving)).transpose()?;
-    let is_live = live.as_ref().is_some_and(|live| live.serving.commit == commit && live.provenance.pillar == pillar);
+    let left = leave_editable(site, request, (&repo, &commit, pillar.as_ref(), mode), telling)?;
+    let live = live_in(site, &repo, mode)?;
+    let is_live = live.as_ref().is_some_and(|live| live.serving.commit == commit && live.provenance.pillar == pillar)
+        && (mode != Mode::Editable || editable::is_at(site, &commit)?);
     if request.options.plan {
         let version = Version::load(site, &repo, &commit, pillar.as_ref(), mode)?;
         boxes::refuse_demands(site, &version.recipe)?;
         return plan::show(site, &repo, &version, live.as_ref(), telling);
+    }
+    if left || mode != site.config.mode {
+        parking::ensure_layout(site, mode)?;
     }
     if is_live && !request.options.deploy && !request.options.stage_only {
         return Ok(unchanged(&repo, request, &commit, live.as_ref(), telling)?);
@@ -188,6 +193,32 @@ fn begin_deploy(site: &Site, request: &Request, commit: &ObjectId, telling: &mut
     run(site, request, &begin, Goal::Commit, live, telling)
 }
 
+/// A push in another mode ends editable mode, unless it only looks or cannot be deployed at all. Tells whether it did.
+fn leave_editable(
+    site: &Site,
+    request: &Request,
+    (repo, commit, pillar, mode): (&Repo, &ObjectId, Option<&ObjectId>, Mode),
+    telling: &mut Reporter,
+) -> Result<bool, Halt> {
+    if mode == Mode::Editable || request.options.plan || parking::read(site)?.is_none() {
+        return Ok(false);
+    }
+    boxes::refuse_demands(site, &Version::load(site, repo, commit, pillar, mode)?.recipe)?;
+    if let Some(left) = parking::leave(site, telling)? {
+        telling.emit(Event::Warning { text: left.words() })?;
+    }
+    Ok(true)
+}
+
+/// What serves. For the plan of a push that would end editable mode: what would serve then.
+fn live_in(site: &Site, repo: &Repo, mode: Mode) -> Result<Option<Live>> {
+    let serving = match parking::read(site)? {
+        Some(record) if mode != Mode::Editable => record.cooked,
+        _ => site.serves()?,
+    };
+    serving.map(|serving| Live::load(site, repo, &serving)).transpose()
+}
+
 fn begin_rollback(
     site: &Site,
     request: &Request,
@@ -196,10 +227,11 @@ fn begin_rollback(
     telling: &mut Reporter,
 ) -> Result<Outcome, Halt> {
     refuse_if_person_needed(site)?;
+    parking::refuse_rollback(site)?;
     let repo = site.repo()?;
     let entries = history::read(&site.place, None)?;
     let serving = site.serves()?.ok_or_else(|| Halt::refused("nothing is deployed yet"))?;
-    let target = history::find(&entries, to.unwrap_or("-1"))?.id.clone();
+    let target = history::find_serving(&entries, Some(&serving), to.unwrap_or("-1"))?.id.clone();
     if target == serving.id {
         return Err(Halt::refused(format!("{target} is live already"))
             .hint("mc_project history NAME lists what can be rolled back to"));

@@ -22,6 +22,8 @@ pub enum Verdict {
     Failed,
     /// Failed after the switch; the old version was brought back.
     RolledBack,
+    /// Failed in editable mode, after the commit was checked out: `run` is left as it is.
+    LeftAsItIs,
     /// Neither version could be brought up by ourselves.
     NeedsPerson,
     /// The worker died; recovery brought the old version back.
@@ -37,7 +39,7 @@ impl Verdict {
             Self::Unchanged => "unchanged",
             Self::Prepared => "prepared",
             Self::Refused => "refused",
-            Self::Failed => "failed",
+            Self::Failed | Self::LeftAsItIs => "failed",
             Self::RolledBack => "rolled back",
             Self::NeedsPerson => "needs a person",
             Self::Interrupted => "interrupted",
@@ -49,15 +51,15 @@ impl Verdict {
     pub fn exit_code(self) -> ExitCode {
         match self {
             Self::Deployed | Self::Unchanged | Self::Prepared => ExitCode::Done,
-            Self::Refused | Self::Failed | Self::RolledBack | Self::Interrupted => ExitCode::Failed,
+            Self::Refused | Self::Failed | Self::RolledBack | Self::LeftAsItIs | Self::Interrupted => ExitCode::Failed,
             Self::NeedsPerson => ExitCode::NeedsPerson,
         }
     }
 
-    /// Whether the pushed ref moves.
+    /// Whether the pushed ref moves. In editable mode it does as soon as the commit is checked out.
     #[must_use]
     pub fn accepts_push(self) -> bool {
-        matches!(self, Self::Deployed | Self::Unchanged)
+        matches!(self, Self::Deployed | Self::Unchanged | Self::LeftAsItIs)
     }
 }
 
@@ -119,6 +121,10 @@ impl Outcome {
     #[must_use]
     pub fn serves_words(&self) -> String {
         match (&self.serves, self.verdict) {
+            (None, Verdict::LeftAsItIs) => "run is left as it is".to_string(),
+            (Some(s), Verdict::LeftAsItIs) => {
+                format!("run is left as it is; the last good one was {}", s.commit.short())
+            }
             (None, _) => "nothing is deployed yet".to_string(),
             (Some(s), Verdict::Deployed) => format!("run serves {}", s.commit.short()),
             (Some(s), Verdict::RolledBack | Verdict::Interrupted) => format!("run serves {} again", s.commit.short()),

@@ -172,6 +172,16 @@ impl Place {
         current => "deploy/current";
         /// The second physical tree.
         spare => "deploy/spare";
+        /// In editable mode, the tree that ran before, as it was left.
+        cooked => "deploy/cooked";
+        /// In editable mode, the checkout that stood at `project` before.
+        checkout => "deploy/checkout";
+        /// A clone in the making, which is about to become `run`.
+        new_clone => "build/clone";
+        /// New commits on their way into the clone.
+        bundle => "build/bundle";
+        /// In editable mode: since when, and what is parked.
+        editable => "state/editable.json";
         /// The pool of file contents.
         store => "deploy/store";
         /// Deliverables.

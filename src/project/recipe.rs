@@ -25,6 +25,7 @@ mod step;
 pub mod units;
 
 use keys::{StageKey, TaskKey};
+use patterns::Glob;
 pub use patterns::Patterns;
 use step::StepsFile;
 pub use step::{Command, Step};
@@ -392,20 +393,14 @@ impl<'de> Deserialize<'de> for PathText {
     }
 }
 
-struct Glob(String);
-
-impl<'de> Deserialize<'de> for Glob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "a glob", |text| patterns::check(text).map(|()| Self(text.to_string())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use super::{Attributes, BackupWhen, BuildAt, Command, Defaults, FILE, NotifyOn, Recipe, Shared, Step, TreePath};
+    use super::{
+        Attributes, BackupWhen, BuildAt, Command, Defaults, FILE, NotifyOn, Patterns, Recipe, Shared, Step, TreePath,
+    };
     use crate::project::limits::User;
     use crate::project::mode::Mode;
     use crate::project::stage::Stage;
@@ -426,6 +421,7 @@ mod tests {
             processes: None,
             network: Network::On,
             user: User::Project,
+            watch: Patterns::default(),
         }
     }
 

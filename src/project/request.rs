@@ -67,6 +67,8 @@ pub struct Options {
     pub no_deploy: bool,
     /// `deploy`: a pillar push also deploys; a live commit is deployed again.
     pub deploy: bool,
+    /// `keep-aside`: in editable mode, what was changed in the clone is kept aside instead of refusing the push.
+    pub keep_aside: bool,
 }
 
 /// One order for the worker.

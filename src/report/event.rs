@@ -172,6 +172,13 @@ pub enum Event {
         /// Milliseconds since boot.
         uptime_ms: u64,
     },
+    /// In editable mode: the clone is about to be moved.
+    CheckingOut {
+        /// Where it stood; `None`: there was no clone yet.
+        from: Option<ObjectId>,
+    },
+    /// In editable mode: the clone is at the commit, and the push is accepted.
+    CheckedOut,
     /// Committed: the deployment is final, from here on it is only finished.
     Commit {
         /// The release that is live from now on.
@@ -225,6 +232,8 @@ impl Event {
                 | Self::Switching { .. }
                 | Self::Switched { .. }
                 | Self::Touched
+                | Self::CheckingOut { .. }
+                | Self::CheckedOut
                 | Self::Commit { .. }
                 | Self::RollingBack { .. }
                 | Self::RestoringData { .. }

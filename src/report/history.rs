@@ -253,9 +253,22 @@ pub fn live(entries: &[Entry]) -> Option<&Entry> {
 /// # Errors
 /// Of kind [`crate::sys::error::Kind::Usage`], if none fits or several do: these are named.
 pub fn find<'e>(entries: &'e [Entry], spec: &str) -> Result<&'e Entry> {
+    find_from(entries, live(entries), spec)
+}
+
+/// As [`find`], where what serves is known from elsewhere: the end of editable mode is no deployment, and makes an older
+/// one live again.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_serving<'e>(entries: &'e [Entry], serves: Option<&Serving>, spec: &str) -> Result<&'e Entry> {
+    find_from(entries, serves.and_then(|serves| entries.iter().find(|entry| entry.id == serves.id)), spec)
+}
+
+fn find_from<'e>(entries: &'e [Entry], live: Option<&'e Entry>, spec: &str) -> Result<&'e Entry> {
     let spec = spec.trim();
     if let Some(steps) = spec.strip_prefix('-').and_then(|digits| digits.parse::<usize>().ok()).filter(|n| *n > 0) {
-        return before_live(entries, steps);
+        return before_live(entries, live, steps);
     }
     let seq = spec.strip_prefix('#').and_then(|digits| digits.parse::<u64>().ok());
     if let Some(found) = entries.iter().find(|entry| Some(entry.seq) == seq || entry.id.as_str() == spec) {
@@ -285,10 +298,12 @@ fn newest_of_each_commit<'e>(entries: &'e [Entry], prefix: &str) -> Vec<&'e Entr
     found
 }
 
-fn before_live(entries: &[Entry], steps: usize) -> Result<&Entry> {
-    let live = live(entries)
-        .ok_or_else(|| Error::usage(format!("nothing is live, so there is nothing before it (-{steps})")))?;
-    entries.iter().rev().filter(|e| e.was_live && e.seq < live.seq).nth(steps - 1).ok_or_else(|| {
+fn before_live<'e>(entries: &'e [Entry], live: Option<&'e Entry>, steps: usize) -> Result<&'e Entry> {
+    let live =
+        live.ok_or_else(|| Error::usage(format!("nothing is live, so there is nothing before it (-{steps})")))?;
+    // What was deployed in editable mode is nothing to go back to: its files were those of a clone.
+    let before = |e: &&Entry| e.was_live && e.seq < live.seq && e.mode != Mode::Editable;
+    entries.iter().rev().filter(before).nth(steps - 1).ok_or_else(|| {
         Error::usage(format!("there are fewer than {steps} good deployments before the live one, {}", live.label()))
             .hint("mc_project history NAME lists them")
     })

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::event::{Event, Record, Work};
 use super::history::{self, Entry};
 use super::terminal::{self, Style};
+use crate::project::ids::DeploymentId;
 use crate::project::outcome::Verdict;
 use crate::sys::escape;
 
@@ -16,10 +17,15 @@ const WHO: usize = 20;
 /// The table of these entries (newest last), newest first; the live one is marked with `*`.
 #[must_use]
 pub fn table(entries: &[Entry], style: &Style) -> String {
+    table_of(entries, history::live(entries).map(|entry| &entry.id), style)
+}
+
+/// As [`table`], where what is live is known from elsewhere.
+#[must_use]
+pub fn table_of(entries: &[Entry], serving: Option<&DeploymentId>, style: &Style) -> String {
     if entries.is_empty() {
         return "nothing was deployed yet\n".to_string();
     }
-    let serving = history::live(entries).map(|entry| &entry.id);
     let table: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_string))
         .chain(entries.iter().rev().map(|entry| row(entry, serving == Some(&entry.id))))
         .collect();
@@ -73,7 +79,7 @@ fn coloured(padded: &str, verdict: Option<Verdict>, style: &Style) -> String {
     let code = match verdict {
         Verdict::Deployed | Verdict::Unchanged | Verdict::Prepared => "32",
         Verdict::RolledBack | Verdict::Interrupted => "33",
-        Verdict::Refused | Verdict::Failed | Verdict::NeedsPerson => "1;31",
+        Verdict::Refused | Verdict::Failed | Verdict::LeftAsItIs | Verdict::NeedsPerson => "1;31",
     };
     format!("\u{1b}[{code}m{padded}\u{1b}[0m")
 }

@@ -91,6 +91,8 @@ impl Mask {
             | Event::Switching { .. }
             | Event::Switched { .. }
             | Event::Touched
+            | Event::CheckingOut { .. }
+            | Event::CheckedOut
             | Event::Heartbeat { .. }
             | Event::Commit { .. }
             | Event::RestoringData { .. }

@@ -45,7 +45,9 @@ pub fn refs(entry: &Entry) -> Vec<(&'static str, ObjectId)> {
         }
     }
     let failed = match entry.verdict {
-        Verdict::Failed | Verdict::RolledBack | Verdict::Interrupted | Verdict::NeedsPerson => true,
+        Verdict::Failed | Verdict::RolledBack | Verdict::LeftAsItIs | Verdict::Interrupted | Verdict::NeedsPerson => {
+            true
+        }
         Verdict::Deployed | Verdict::Unchanged | Verdict::Prepared | Verdict::Refused => false,
     };
     if failed {

@@ -109,7 +109,7 @@ fn end_lines(outcome: &Outcome, style: &Style) -> Vec<String> {
     let paint = match outcome.verdict {
         Verdict::Deployed | Verdict::Unchanged | Verdict::Prepared => Paint::Good,
         Verdict::RolledBack | Verdict::Interrupted => Paint::Warn,
-        Verdict::Refused | Verdict::Failed | Verdict::NeedsPerson => Paint::Bad,
+        Verdict::Refused | Verdict::Failed | Verdict::LeftAsItIs | Verdict::NeedsPerson => Paint::Bad,
     };
     let verdict = style.paint(paint, &shown(&outcome.line()));
     let mut lines = vec![format!("{} {verdict}", style.paint(Paint::Strong, "mc_project:"))];
@@ -131,6 +131,8 @@ fn verbose_lines(event: &Event, style: &Style) -> Vec<String> {
         Event::Switching { how: SwitchKind::InPlace, .. } => act("switching run file by file"),
         Event::Switched { .. } => act("run is the new version"),
         Event::Touched => act("steps of the new version run: data may change from here on"),
+        Event::CheckingOut { .. } => act("checking the commit out in the clone"),
+        Event::CheckedOut => act("run is at the new commit"),
         Event::Commit { serves } => act(&format!("committed: {} is live", serves.commit.short())),
         Event::RestoringData { from, .. } => act(&format!("data go back to before {from}")),
         Event::RolledBack => act("run is the old version again"),

@@ -23,6 +23,7 @@ mod program;
 mod refs;
 mod submodule;
 mod trust;
+mod work_tree;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -37,6 +38,7 @@ pub use program::program_version;
 pub use refs::RefChange;
 pub use submodule::{Submodule, fetch_submodule};
 pub use trust::{add_safe_directory, is_safe_directory, remove_safe_directory};
+pub use work_tree::{ChangeKind, Changed, Untracked, WorkTree};
 
 use super::dir::Dir;
 use super::error::{Context, Error, Result};

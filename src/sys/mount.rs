@@ -1,15 +1,20 @@
 //! Mounts: what is mounted where, and whether steps can be given a view of their own.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::dir::Dir;
 use super::error::{Context, Error, Result};
 use super::process::{self, StepStatus};
 use super::step_exec::{Bind, Processes, RunAs, StepOrder};
+
+pub mod persist;
 
 /// One line of a `mountinfo` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +148,65 @@ pub fn file_system_of(path: &Path) -> Result<(u64, PathBuf)> {
     Ok((own, top.to_path_buf()))
 }
 
+/// Shows one directory at the place of another, for everybody. Both are held open: neither name is followed again.
+///
+/// # Errors
+/// If the kernel refuses (we may not mount).
+pub fn bind(source: &Dir, at: &Dir) -> Result<()> {
+    let doing = || format!("cannot show {} at {}", source.path().display(), at.path().display());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let moved = rustix::mount::open_tree(source.as_fd(), "", flags).and_then(|tree| {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&tree, "", at.as_fd(), "", flags)
+    });
+    // Linux < 5.2, and some filters of system calls; the magic links name the very directories that we hold.
+    let magic = |dir: &Dir| format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+    moved.or_else(|_| rustix::mount::mount_bind(magic(source), magic(at))).context(doing)
+}
+
+/// Takes away what is mounted at a directory, everything if several lie on each other. Who still works in it keeps it, but
+/// nobody finds it any more.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn unbind(at: &Path) -> Result<bool> {
+    let mut was_mounted = false;
+    // A bound, not a count: nobody mounts so often by accident.
+    for _ in 0..64 {
+        if !super::fs::exists(at) || !is_mount_point(at)? {
+            break;
+        }
+        let doing = || format!("cannot unmount {}", at.display());
+        let flags = UnmountFlags::NOFOLLOW;
+        let busy = rustix::mount::unmount(at, flags);
+        busy.or_else(|_| rustix::mount::unmount(at, flags | UnmountFlags::DETACH)).context(doing)?;
+        was_mounted = true;
+    }
+    Ok(was_mounted)
+}
+
+/// Really tries whether we may mount a directory on another, and says why not. `scratch` is a directory of ours.
+///
+/// The environment variable `MC_NO_MOUNTS=1` makes the answer "no", for tests of what happens then.
+///
+/// # Errors
+/// If the test itself could not be made.
+pub fn probe_bind(scratch: &Path) -> Result<Result<(), String>> {
+    if std::env::var_os("MC_NO_MOUNTS").is_some_and(|value| value == "1") {
+        return Ok(Err("switched off by MC_NO_MOUNTS".into()));
+    }
+    let name = format!(".probe-{}", uuid::Uuid::now_v7().simple());
+    let dir = Dir::open(scratch)?;
+    let place = dir.ensure_dir(Path::new(&name), 0o700)?;
+    let (source, at) = (place.ensure_dir(Path::new("source"), 0o700)?, place.ensure_dir(Path::new("at"), 0o700)?);
+    let answer = bind(&source, &at).map_err(|error| error.one_line());
+    if answer.is_ok() {
+        unbind(at.path())?;
+    }
+    dir.remove_tree(Path::new(&name))?;
+    Ok(answer)
+}
+
 /// Really tries, in a child process, whether a step can see one directory at the place of another, and says why not.
 /// `scratch` is a directory of ours in which two directories are made for the test.
 ///
@@ -155,7 +219,7 @@ pub fn probe_namespace(scratch: &Path) -> Result<Result<(), String>> {
         return Ok(Err("switched off by MC_NO_NAMESPACES".into()));
     }
     let name = format!(".probe-{}", uuid::Uuid::now_v7().simple());
-    let (place, dir) = (scratch.join(&name), super::dir::Dir::open(scratch)?);
+    let (place, dir) = (scratch.join(&name), Dir::open(scratch)?);
     let answer = probe_in(&place);
     dir.remove_tree(Path::new(&name))?;
     answer

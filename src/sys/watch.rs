@@ -1,8 +1,9 @@
 //! Waiting until something changes in a directory: inotify through the crate `notify`, polling where that is impossible.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -57,10 +58,105 @@ impl std::fmt::Debug for Wake {
     }
 }
 
+/// How often those look who nobody wakes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Eyes on many directories: woken by inotify where it has watches left for all of them, else by the clock.
+pub struct Eyes {
+    woken: Receiver<()>,
+    watcher: Option<RecommendedWatcher>,
+    dirs: BTreeSet<PathBuf>,
+}
+
+impl Eyes {
+    /// Eyes that look at nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let (tell, woken) = sync_channel(1);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading a file is no news; an error is, for something may have been missed.
+            if event.map_or(true, |event| !event.kind.is_access()) {
+                let _ = tell.try_send(());
+            }
+        });
+        Self { woken, watcher: watcher.ok(), dirs: BTreeSet::new() }
+    }
+
+    /// The directories that it looks at.
+    #[must_use]
+    pub fn dirs(&self) -> &BTreeSet<PathBuf> {
+        &self.dirs
+    }
+
+    /// Looks at exactly these directories, not at what is below them. Returns why it only looks by the clock from now on,
+    /// when that begins.
+    pub fn look_at(&mut self, dirs: BTreeSet<PathBuf>) -> Option<String> {
+        let Some(watcher) = &mut self.watcher else {
+            self.dirs = dirs;
+            return None;
+        };
+        let mut reason = super::fault::point("watch.inotify").err().map(|error| error.one_line());
+        for gone in self.dirs.difference(&dirs) {
+            // Most often it is gone from the disk too, and its watch with it.
+            let _ = watcher.unwatch(gone);
+        }
+        for dir in dirs.difference(&self.dirs) {
+            match watcher.watch(dir, RecursiveMode::NonRecursive) {
+                Err(error) if is_gone(&error) => {}
+                Err(error) => reason = reason.or_else(|| Some(error.to_string())),
+                Ok(()) => {}
+            }
+        }
+        self.dirs = dirs;
+        if reason.is_some() {
+            self.watcher = None;
+        }
+        reason
+    }
+
+    /// Waits until something happens in a directory, or until it is time to look by the clock; for `longest` at most.
+    /// Tells whether there is a reason to look.
+    pub fn wait(&self, longest: Duration) -> bool {
+        if self.watcher.is_none() {
+            std::thread::sleep(longest.min(LOOK));
+            return true;
+        }
+        self.woken.recv_timeout(longest).is_ok()
+    }
+
+    /// Waits until nothing has happened for a while: whoever saves many files saves them at once.
+    pub fn wait_for_quiet(&self, quiet: Duration, longest: Duration) {
+        let end = Instant::now() + longest;
+        while self.watcher.is_some() && Instant::now() < end && self.woken.recv_timeout(quiet).is_ok() {}
+        if self.watcher.is_none() {
+            std::thread::sleep(quiet);
+        }
+    }
+}
+
+impl Default for Eyes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Eyes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Eyes").field("dirs", &self.dirs.len()).finish_non_exhaustive()
+    }
+}
+
+fn is_gone(error: &notify::Error) -> bool {
+    match &error.kind {
+        notify::ErrorKind::PathNotFound => true,
+        notify::ErrorKind::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     #[test]
     fn a_change_wakes_at_once() {
@@ -76,6 +172,26 @@ mod tests {
         wake.sleep(Duration::from_secs(10));
         assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn eyes_see_what_is_saved_in_a_directory_and_forget_those_that_are_gone() {
+        let temp = tempfile::tempdir().unwrap();
+        let (one, other) = (temp.path().join("one"), temp.path().join("other"));
+        std::fs::create_dir(&one).unwrap();
+        let mut eyes = Eyes::new();
+        assert_eq!(eyes.look_at([one.clone(), other.clone()].into()), None, "one that is gone is no reason to poll");
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            std::fs::write(one.join(".x"), "x").unwrap();
+            std::fs::rename(one.join(".x"), one.join("x")).unwrap();
+        });
+        assert!(eyes.wait(Duration::from_secs(20)));
+        eyes.wait_for_quiet(Duration::from_millis(100), Duration::from_secs(2));
+        writer.join().unwrap();
+        assert!(temp.path().join("one/x").exists());
+        std::fs::remove_dir_all(temp.path().join("one")).unwrap();
+        assert_eq!(eyes.look_at(BTreeSet::new()), None);
     }
 
     #[test]

@@ -12,4 +12,5 @@ pub mod snapshot;
 pub mod store;
 pub mod switch;
 pub mod sync;
+pub mod watched;
 pub mod witness;

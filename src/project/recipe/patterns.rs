@@ -5,6 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use serde::de::{Deserialize, Deserializer};
+
+use crate::project::yaml::scalar::from_text;
 use crate::project::yaml::with_hint;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
@@ -109,6 +112,15 @@ fn compile(body: &str) -> Result<globset::Glob, String> {
         let shown = visible_bounded(body.as_bytes(), 80);
         format!("`{shown}` is no glob: {}", visible_bounded(error.kind().to_string().as_bytes(), 120))
     })
+}
+
+/// One glob as it is written.
+pub struct Glob(pub String);
+
+impl<'de> Deserialize<'de> for Glob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer, "a glob", |text| check(text).map(|()| Self(text.to_string())))
+    }
 }
 
 #[cfg(test)]

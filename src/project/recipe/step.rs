@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::patterns::{Glob, Patterns};
 use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
 use crate::project::unit::{UnitAction, UnitName};
-use crate::project::yaml::scalar::{Number, Span, Variables, check_value};
+use crate::project::yaml::scalar::{Number, Span, Variables, check_value, message_of};
 use crate::project::yaml::with_hint;
 use crate::sys::escape::visible;
 use crate::sys::step_exec::Network;
@@ -53,6 +54,8 @@ pub struct Step {
     pub network: Network,
     /// Who it runs as.
     pub user: User,
+    /// The files whose saving runs it again, while `watch` looks after a project in editable mode.
+    pub watch: Patterns,
 }
 
 impl Step {
@@ -108,6 +111,7 @@ pub struct StepFile {
     env: BTreeMap<String, String>,
     network: Network,
     user: User,
+    watch: Patterns,
 }
 
 impl StepFile {
@@ -130,6 +134,7 @@ impl StepFile {
             processes: limits.processes,
             network: self.network,
             user: self.user,
+            watch: self.watch,
         }
     }
 
@@ -141,6 +146,7 @@ impl StepFile {
             env: BTreeMap::new(),
             network: Network::default(),
             user: User::default(),
+            watch: Patterns::default(),
         }
     }
 }
@@ -174,6 +180,8 @@ struct StepMap {
     processes: Option<Number<1, 1_000_000>>,
     network: Option<NetworkWord>,
     user: Option<User>,
+    #[serde(default)]
+    watch: Vec<Glob>,
 }
 
 /// Whether a step reaches the network: `on` or `off`. YAML 1.2 reads both as texts.
@@ -247,7 +255,9 @@ impl<'de> Visitor<'de> for StepVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<StepFile, A::Error> {
         let mut map = StepMap::deserialize(MapAccessDeserializer::new(entries))?;
+        let watch: Vec<String> = std::mem::take(&mut map.watch).into_iter().map(|glob| glob.0).collect();
         Ok(StepFile {
+            watch: Patterns::new(&watch).map_err(|error| A::Error::custom(message_of(&error)))?,
             command: map.command().map_err(A::Error::custom)?,
             limits: StepLimits {
                 memory: map.memory.map(|memory| memory.0),

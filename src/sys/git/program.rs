@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
+use crate::sys::fs::File;
 
 /// No call of git takes longer honestly; a fetch from a host that went silent would.
 const DEADLINE: Duration = Duration::from_mins(15);
@@ -26,6 +27,8 @@ pub struct Git<'a> {
     input: &'a [u8],
     system_config: bool,
     identity: Option<(u32, u32)>,
+    into: Option<File>,
+    limit: usize,
 }
 
 /// How a call ended.
@@ -48,6 +51,8 @@ impl<'a> Git<'a> {
             input: &[],
             system_config: false,
             identity: None,
+            into: None,
+            limit: usize::MAX,
         }
     }
 
@@ -101,6 +106,18 @@ impl<'a> Git<'a> {
         self
     }
 
+    /// Lets the call write its output into an open file.
+    pub fn into_file(mut self, file: File) -> Self {
+        self.into = Some(file);
+        self
+    }
+
+    /// Keeps at most so many bytes of the output; more of it is an error.
+    pub fn limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+
     /// Lets the machine's git configuration count: proxies for a fetch, filter programs for a checkout.
     pub fn with_system_config(mut self) -> Self {
         self.system_config = true;
@@ -120,12 +137,15 @@ impl<'a> Git<'a> {
     ///
     /// # Errors
     /// If git cannot be started or passes the deadline.
-    pub fn output(self) -> Result<Output> {
-        let input = self.input;
+    pub fn output(mut self) -> Result<Output> {
+        let (input, limit, into) = (self.input, self.limit, self.into.take());
         let mut command = self.command();
         command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
         let mut child = spawn(&mut command)?;
-        let stdout = drain(child.stdout.take(), usize::MAX);
+        let stdout = match into {
+            Some(file) => pour(child.stdout.take(), file),
+            None => drain(child.stdout.take(), limit),
+        };
         let stderr = drain(child.stderr.take(), STDERR_LIMIT);
         if let Some(mut stdin) = child.stdin.take() {
             // A broken pipe means that git gave up: its exit code and its words say why.
@@ -136,6 +156,9 @@ impl<'a> Git<'a> {
             return Err(Error::failed(format!("git did not end within {} minutes", DEADLINE.as_secs() / 60)));
         };
         let status = child.wait().map_err(|cause| Error::failed("cannot wait for git").because(cause))?;
+        if stdout.len() == limit {
+            return Err(Error::failed(format!("git said more than {limit} bytes")));
+        }
         // A helper that outlives git (a shared ssh connection) may keep this pipe open: nobody waits for it.
         let stderr = stderr.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
         Ok(Output { code: status.code(), stdout, stderr })
@@ -269,6 +292,16 @@ fn drain(pipe: Option<impl Read + Send + 'static>, limit: usize) -> mpsc::Receiv
         }
         // Nobody waits any more after the deadline.
         let _ = sender.send(kept);
+    });
+    receiver
+}
+
+/// Copies a pipe into a file in its own thread. Where the file cannot take it the pipe is closed, and git tells of that.
+fn pour(pipe: Option<impl Read + Send + 'static>, mut file: File) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = pipe.map(|mut pipe| std::io::copy(&mut pipe, &mut file));
+        let _ = sender.send(Vec::new());
     });
     receiver
 }

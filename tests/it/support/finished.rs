@@ -36,6 +36,16 @@ impl Running {
         Self::start_reading(command)
     }
 
+    /// Starts `command` with the standard input and output that the caller set.
+    #[track_caller]
+    pub fn start_with_output(mut command: Command) -> Self {
+        let what = format!("{command:?}");
+        let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        command.stderr(stderr.try_clone().unwrap());
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        Self { what, child, started: Instant::now(), stdout, stderr }
+    }
+
     /// Starts `command` with the standard input that the caller set.
     #[track_caller]
     pub fn start_reading(mut command: Command) -> Self {

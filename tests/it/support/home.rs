@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
@@ -15,6 +16,7 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 pub struct Home {
     dir: TempDir,
     commits: AtomicU32,
+    extra: Mutex<Vec<(String, String)>>,
 }
 
 impl Home {
@@ -24,7 +26,7 @@ impl Home {
         let dir = tempfile::Builder::new().prefix("mc-it-").tempdir_in("/var/tmp").unwrap();
         std::fs::create_dir(dir.path().join("home")).unwrap();
         std::fs::create_dir(dir.path().join("tmp")).unwrap();
-        Self { dir, commits: AtomicU32::new(0) }
+        Self { dir, commits: AtomicU32::new(0), extra: Mutex::new(Vec::new()) }
     }
 
     /// The private directory, everything of this test is in it.
@@ -35,6 +37,11 @@ impl Home {
     /// A path in it.
     pub fn path(&self, rel: &str) -> PathBuf {
         self.dir.path().join(rel)
+    }
+
+    /// Adds a variable to the environment of every command from now on.
+    pub fn set(&self, name: &str, value: &str) {
+        self.extra.lock().unwrap().push((name.to_string(), value.to_string()));
     }
 
     /// A command with the isolated environment.
@@ -61,6 +68,7 @@ impl Home {
             .env("GIT_COMMITTER_NAME", "Alice Ånström")
             .env("GIT_COMMITTER_EMAIL", "alice@example.org")
             .env("GIT_COMMITTER_DATE", &date)
+            .envs(self.extra.lock().unwrap().iter().map(|(name, value)| (name.clone(), value.clone())))
             .current_dir(self.dir());
         command
     }
@@ -83,6 +91,16 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         end_processes_below(self.dir.path());
+        unmount_below(self.dir.path());
+    }
+}
+
+/// Takes away what a test has mounted below `dir`, so that it can be removed.
+fn unmount_below(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(dir));
+    for at in points.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").args(["--lazy", at]).status();
     }
 }
 
