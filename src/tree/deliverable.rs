@@ -122,7 +122,7 @@ impl Deliverable {
         supply: &Supply<'_>,
         packing: &Packing<'_>,
     ) -> Result<Statement> {
-        let mut manifest = tree.clone();
+        let mut manifest = tree.without_privileges();
         manifest.set_times(commit.1.saturating_mul(1_000_000_000));
         let text = manifest.to_text();
         let archive = self.file("tar.zst.new");
@@ -181,6 +181,13 @@ impl Deliverable {
         let manifest = Manifest::from_text(&String::from_utf8_lossy(&text))?;
         if manifest.tree_digest().hex() != statement.tree {
             return Err(Error::refused(format!("the tree digest of {} is not the one that was signed", self.base)));
+        }
+        if let Some(entry) = manifest.entries().iter().find(|entry| entry.has_privileges()) {
+            return Err(Error::refused(format!(
+                "`{}` in {} has an owner, setuid, setgid or an attribute that is a privilege",
+                entry.path, self.base
+            ))
+            .hint("deliverables carry none of these: mc_project release pack NAME"));
         }
         Ok((statement, manifest))
     }
@@ -319,7 +326,7 @@ fn append(
 ) -> Result<()> {
     let doing = || format!("cannot pack {}", entry.path);
     let mut header = tar::Header::new_ustar();
-    // Privileges do not travel: no setuid, setgid or sticky bit.
+    // Privileges do not travel: no setuid, setgid or sticky bit (see `Manifest::without_privileges`).
     header.set_mode(entry.mode & 0o777);
     header.set_mtime(u64::try_from(entry.mtime.div_euclid(1_000_000_000)).unwrap_or(0));
     header.set_uid(0);
