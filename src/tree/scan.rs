@@ -86,8 +86,7 @@ struct Shared<T> {
 /// If a directory cannot be read.
 pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Vec<Found>> {
     let shared = Shared { stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
-    let here = root.stat_self()?;
-    let device = (here.dev, here.mount);
+    let device = root.stat_self()?.dev;
     let results: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
         workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a scanning thread died")))).collect()
@@ -102,7 +101,7 @@ pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Ve
 
 fn scan_worker(
     root: &Dir,
-    device: (u64, u64),
+    device: u64,
     shared: &Shared<Option<TreePath>>,
     wants: &(dyn Fn(&TreePath) -> bool + Sync),
 ) -> Result<Vec<Found>> {
@@ -147,7 +146,7 @@ impl<T> Shared<T> {
 
 fn scan_directory(
     root: &Dir,
-    device: (u64, u64),
+    device: u64,
     directory: Option<&TreePath>,
     wants: &(dyn Fn(&TreePath) -> bool + Sync),
     found: &mut Vec<Found>,
@@ -173,7 +172,7 @@ fn scan_directory(
         // Gone meanwhile: somebody else's work in a living tree; what matters is what stands there in the end.
         let Some(meta) = opened.stat(Path::new(&name))? else { continue };
         if meta.kind == FileKind::Dir {
-            if (meta.dev, meta.mount) != device {
+            if meta.dev != device {
                 let path = root.path().join(path.as_path());
                 return Err(Error::refused(format!("{} is a mount point inside of a tree", path.display()))
                     .hint(format!("umount {}", path.display())));

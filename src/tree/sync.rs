@@ -156,7 +156,8 @@ impl Plan {
         let mut directories: BTreeSet<TreePath> = changed.filter_map(TreePath::parent).collect();
         directories.extend(self.make.iter().map(|entry| entry.path.clone()));
         directories.extend(self.settle.iter().map(|entry| entry.path.clone()));
-        self.settle = directories.iter().filter_map(|path| wanted.get(path)).cloned().collect();
+        let wanted = directories.iter().filter_map(|path| wanted.get(path));
+        self.settle = wanted.filter(|entry| entry.is_dir()).cloned().collect();
     }
 }
 
