@@ -3,6 +3,7 @@
 //! Trees are written by us, from the store, with modes exactly 0644 and 0755; nobody else's checkout touches them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -419,7 +420,8 @@ fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store
     for entry in told.manifest.entries() {
         let mut entry = Entry { mtime: now, hard_link: None, xattrs: Vec::new(), ..entry.clone() };
         if entry.hash().is_some() {
-            let (found, _) = store.add(&mut tree.open_file(entry.path.as_path())?)?;
+            let (found, _) =
+                store.add(&mut tree.open_file(entry.path.as_path())?.take(entry.size().saturating_add(1)))?;
             if Some(found) != entry.hash() {
                 return Err(Error::failed(format!("`{}` changed after its checkout", entry.path)));
             }

@@ -133,14 +133,14 @@ impl Dir {
         let (parent, name) = self.resolve(rel)?;
         rfs::mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o700))
             .map_err(|e| fail("make directory", &self.path.join(rel), e))?;
-        let made = self.hold(rel)?;
+        let held = self.hold(rel)?;
         let us = rustix::process::geteuid();
-        if made.meta().kind != FileKind::Dir || us.is_root() && made.meta().uid != us.as_raw() {
+        if held.meta().kind != FileKind::Dir || us.is_root() && held.meta().uid != us.as_raw() {
             let path = self.path.join(rel);
             return Err(Error::failed(format!("{} was replaced while it was made", path.display()))
                 .hint("find out who writes there: fuser -v"));
         }
-        if made.meta().mode == mode & 0o7777 { Ok(()) } else { made.set_mode(mode) }
+        if held.meta().mode == mode & 0o7777 { Ok(()) } else { held.set_mode(mode) }
     }
 
     /// Makes a directory unless it exists, and opens it.

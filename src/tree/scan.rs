@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::hash::Hash;
@@ -74,8 +75,12 @@ impl Identified {
     }
 }
 
+/// More entries are refused: somebody may make them faster than they are looked at.
+const MOST_ENTRIES: usize = 10_000_000;
+
 /// Work that threads take from each other: a stack and the number of those who may still add to it.
 struct Shared<T> {
+    seen: AtomicUsize,
     stack: Mutex<(Vec<T>, usize)>,
     changed: Condvar,
 }
@@ -85,7 +90,7 @@ struct Shared<T> {
 /// # Errors
 /// If a directory cannot be read.
 pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Vec<Found>> {
-    let shared = Shared { stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
+    let shared = Shared { seen: AtomicUsize::new(0), stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
     let device = root.stat_self()?.dev;
     let results: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
@@ -110,9 +115,16 @@ fn scan_worker(
     while let Some(directory) = shared.next() {
         let mut inner = Vec::new();
         if failure.is_none() {
+            let before = found.len();
             match scan_directory(root, device, directory.as_ref(), wants, &mut found) {
                 Ok(directories) => inner = directories,
                 Err(error) => failure = Some(error),
+            }
+            let more = found.len() - before;
+            if shared.seen.fetch_add(more, Ordering::Relaxed) + more > MOST_ENTRIES {
+                let error = format!("{} has more than {MOST_ENTRIES} entries", root.path().display());
+                failure = Some(Error::refused(error).hint("find out who makes them: fuser -v"));
+                inner.clear();
             }
         }
         shared.done(inner);

@@ -396,13 +396,16 @@ pub fn wants(scope: &Scope) -> impl Fn(&TreePath) -> bool + Sync {
     move |path| scope.as_ref().is_none_or(|paths| paths.iter().any(|p| path.is_within(p) || p.is_within(path)))
 }
 
+/// Makes the directories that lead to a path; new ones belong to `own`.
 fn ensure_parents(base: &Dir, rel: &Path, own: Own) -> Result<()> {
     let Some(parent) = rel.parent() else { return Ok(()) };
     let mut at = base.again()?;
     for name in parent.components() {
-        let is_new = at.stat(Path::new(name.as_os_str()))?.is_none();
-        at = at.ensure_dir(Path::new(name.as_os_str()), 0o750)?;
-        if is_new {
+        let name = Path::new(name.as_os_str());
+        let is_new = at.stat(name)?.is_none();
+        at = at.ensure_dir(name, 0o750)?;
+        // Ours, and not one that somebody put there meanwhile.
+        if is_new && at.stat_self()?.uid == Own::current().uid {
             at.give_to(own.uid, own.gid)?;
         }
     }

@@ -512,8 +512,8 @@ pub fn prove(tree: &Dir, own: Own, wanted: &Manifest, witness: Option<&Witness>)
     let told = identify(tree, own, witness, &|_| true)?;
     let is_same = |old: &Entry, new: &Entry| old.same_content(new) && old.same_metadata(new);
     let pairs = pairs(told.manifest.entries(), wanted.entries());
-    let differing = pairs.filter(|(old, new)| !old.zip(*new).is_some_and(|(old, new)| is_same(old, new)));
-    let first = differing.filter_map(|(old, new)| old.or(new)).next().map(|entry| &entry.path);
+    let mut differing = pairs.filter(|(old, new)| !old.zip(*new).is_some_and(|(old, new)| is_same(old, new)));
+    let first = differing.find_map(|(old, new)| old.or(new)).map(|entry| &entry.path);
     if let Some(path) = first.or(told.specials.first()) {
         return Err(Error::failed(format!("{} was changed by somebody else: {path}", tree.path().display()))
             .hint("find out who writes there (fuser -v), then deploy again"));

@@ -5,7 +5,7 @@ use std::io::{Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mc_project::sys::dir::Dir;
 use mc_project::tree::hash::Hash;
@@ -230,7 +230,7 @@ fn files_that_consist_of_holes_are_refused_before_they_are_read() {
     let begin = Instant::now();
     let error = Snapshots::new(&arena.place, arena.own).take(&None, false).unwrap_err();
     assert!(error.one_line().contains("holes"), "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < crate::support::PATIENCE, "{:?}", begin.elapsed());
 }
 
 /// Ten thousand directories in each other, made by descriptors: no path is that long.
@@ -249,21 +249,18 @@ fn depth_bomb(top: &Path) {
 fn a_depth_bomb_is_refused_by_name_and_can_be_removed() {
     let Some(arena) = Arena::new() else { return };
     depth_bomb(&arena.place.data().join("bomb"));
-    depth_bomb(&arena.place.run().join("bomb"));
     let begin = Instant::now();
     let error = Snapshots::new(&arena.place, arena.own).take(&None, false).unwrap_err();
     assert!(error.one_line().contains("levels deep"), "{error}");
-    for tree in [arena.place.data(), arena.place.run()] {
-        Dir::open_real(&tree).unwrap().remove_tree(Path::new("bomb")).unwrap();
-        assert!(!tree.join("bomb").exists());
-    }
-    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    Dir::open_real(&arena.place.data()).unwrap().remove_tree(Path::new("bomb")).unwrap();
+    assert!(!arena.place.data().join("bomb").exists());
+    assert!(begin.elapsed() < crate::support::PATIENCE, "{:?}", begin.elapsed());
 }
 
 #[test]
 fn very_many_files_are_kept_restored_and_removed() {
     let Some(arena) = Arena::new() else { return };
-    let count = if std::env::var_os("MC_TEST_FULL").is_some() { 100_000 } else { 5_000 };
+    let count = if std::env::var_os("MC_TEST_FULL").is_some() { 100_000 } else { 3_000 };
     let data = arena.place.data();
     for n in 0..count {
         let directory = data.join(format!("{}", n / 1000));

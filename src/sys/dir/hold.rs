@@ -14,6 +14,9 @@ use super::metadata::{is_carried, mtime_only};
 use super::{Dir, FileKind, Meta, fail, open_beneath, stat_fd};
 use crate::sys::error::{Error, Result};
 
+/// The most bytes of attributes that an entry may have: all of them are kept in memory and in manifests.
+const MOST_ATTRIBUTES: usize = 64 * 1024;
+
 /// An entry of a tree, held by a descriptor that neither reads nor blocks.
 #[derive(Debug)]
 pub struct Hold {
@@ -124,7 +127,7 @@ impl Hold {
                 Err(e) => return Err(failed(e)),
             }
         };
-        let mut found = Vec::new();
+        let (mut found, mut room) = (Vec::new(), MOST_ATTRIBUTES);
         for attribute in list[..size].split(|b| *b == 0).filter(|a| is_carried(a)) {
             let Ok(attribute) = std::str::from_utf8(attribute) else { continue };
             let mut value = vec![0_u8; 64 * 1024];
@@ -134,6 +137,10 @@ impl Hold {
                 Err(Errno::NODATA) => continue,
                 Err(e) => return Err(failed(e)),
             }
+            room = room.checked_sub(value.len() + attribute.len()).ok_or_else(|| {
+                let path = crate::sys::escape::visible(&self.path.display().to_string());
+                Error::refused(format!("the attributes of {path} have more than {MOST_ATTRIBUTES} bytes"))
+            })?;
             found.push((attribute.to_string(), value));
         }
         found.sort();
