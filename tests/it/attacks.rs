@@ -157,7 +157,7 @@ impl Arena {
         let before = self.outside();
         let racer = Racer::start(self, trees);
         let full = std::env::var_os("MC_TEST_FULL").is_some();
-        let (least, time) = if full { (5_000, Duration::from_mins(3)) } else { (40, Duration::from_secs(5)) };
+        let (least, time) = if full { (5_000, Duration::from_mins(1)) } else { (40, Duration::from_secs(5)) };
         let (sender, receiver) = channel();
         let counts = std::thread::scope(|scope| {
             scope.spawn(|| {
