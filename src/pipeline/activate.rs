@@ -31,7 +31,7 @@ use crate::tree::scan::identify;
 use crate::tree::snapshot::{Snapshots, Unit};
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::switch::{self, Inodes};
-use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, seal};
+use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, prove, seal};
 use crate::tree::witness::Witness;
 
 /// What a restore point says about itself (`archives/<id>/before.json`).
@@ -158,6 +158,7 @@ impl Draft<'_> {
             let tolerant = draft.next.recipe.backup_when == BackupWhen::Running;
             let snapshots = Snapshots::new(&site.place, site.own);
             let manifest = snapshots.take(&scope, tolerant)?;
+            draft.warn_of_left_out(&snapshots.left_out());
             fault::point("backup.done")?;
             snapshots.record(&point.id, &manifest)?;
             let mut note = format!("{}, {} bytes of data", files_words(manifest.files()), manifest.bytes());
@@ -168,6 +169,12 @@ impl Draft<'_> {
             Dir::open(&site.place.archives())?.sync_file_system()?;
             Ok(((), Some(note)))
         })
+    }
+
+    fn warn_of_left_out(&mut self, left_out: &[TreePath]) {
+        let Some(first) = left_out.first() else { return };
+        let more = if left_out.len() > 1 { format!(" and {} more", left_out.len() - 1) } else { String::new() };
+        self.warn(format!("a device, fifo or socket is not in the data snapshot: data/{first}{more}"));
     }
 
     /// The version whose `backup` steps are run: the one whose data it is, else the new one's.
@@ -235,7 +242,9 @@ impl Draft<'_> {
         if self.spare_in_use {
             // Somebody could still write there: the proof is repeated now, after the old services stopped.
             let spare = Dir::open_real(&place.spare())?;
-            seal(&spare, self.site.own, &self.candidate()?.manifest.clone())?;
+            let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
+            let witness = Witness::read(&witness_path);
+            prove(&spare, self.site.own, &self.candidate()?.manifest, witness.as_ref())?.write(&witness_path)?;
         }
         let before = switch::inodes(place)?;
         let Inodes { run, spare } = before;

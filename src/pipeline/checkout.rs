@@ -3,6 +3,7 @@
 //! Trees are written by us, from the store, with modes exactly 0644 and 0755; nobody else's checkout touches them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -407,13 +408,23 @@ fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store
     }
     repo.checkout_with_git(commit, &path)?;
     let tree = Dir::open_real(&path)?;
-    let told = identify(&tree, Own::current(), None, &|_| true)?;
+    let top = tree.stat_self()?;
+    let told = identify(&tree, Own { uid: top.uid, gid: top.gid }, None, &|_| true)?;
+    // git made none of these: they would bring another's content into the project.
+    let foreign = told.of_another(Own { uid: top.uid, gid: top.gid }).map(|entry| &entry.path);
+    if let Some(path) = foreign.or(told.linked_elsewhere.first()).or(told.specials.first()) {
+        return Err(Error::refused(format!("git's checkout holds a file that git did not make: `{path}`")));
+    }
     let now = now_ns();
     let mut entries = Vec::new();
     for entry in told.manifest.entries() {
         let mut entry = Entry { mtime: now, hard_link: None, xattrs: Vec::new(), ..entry.clone() };
         if entry.hash().is_some() {
-            store.add(&mut tree.open_file(entry.path.as_path())?)?;
+            let (found, _) =
+                store.add(&mut tree.open_file(entry.path.as_path())?.take(entry.size().saturating_add(1)))?;
+            if Some(found) != entry.hash() {
+                return Err(Error::failed(format!("`{}` changed after its checkout", entry.path)));
+            }
         }
         if !matches!(entry.content, Content::Symlink(_)) {
             entry.mode = if entry.is_dir() || entry.mode & 0o100 != 0 { 0o755 } else { 0o644 };

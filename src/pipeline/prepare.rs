@@ -1,6 +1,7 @@
 //! Prepare: everything that happens while the old version serves. Whatever fails here has changed nothing that runs.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::path::Path;
 
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
@@ -23,7 +24,7 @@ use crate::tree::manifest::{Content, Entry, Manifest};
 use crate::tree::release::{Provenance, Releases};
 use crate::tree::scan::{Identified, Own, identify};
 use crate::tree::store::{Held, Store, Supply};
-use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
+use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, prove, seal};
 use crate::tree::witness::Witness;
 
 /// Stages that build.
@@ -116,7 +117,7 @@ impl Draft<'_> {
             return Ok((without_excluded(&next.recipe, &self.with_live_cache(next, source)?)?, false));
         }
         let origin = GitOrigin::new(self.site, &[source])?;
-        let project = Dir::open(&self.site.place.project())?;
+        let project = Dir::open_real(&self.site.place.project())?;
         let mut supply = Supply::new(store, vec![Held::new(&project, source)]).with_origin(&origin);
         let wanted = self.with_cache(next, source)?;
         sync_tree(self.site, &tree, &wanted, &mut supply, "build.tree-ready")?;
@@ -154,7 +155,7 @@ impl Draft<'_> {
 
     /// The commit's tree with what stands at the recipe's cache paths in `build/tree`.
     fn with_cache(&self, next: &Version, source: &Manifest) -> Result<Manifest> {
-        let tree = Dir::open(&self.site.place.build_tree())?;
+        let tree = Dir::open_real(&self.site.place.build_tree())?;
         let witness = Witness::read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
         let present = identify(&tree, self.site.own, witness.as_ref(), &|_| true)?.manifest;
         let cache = &next.recipe.cache;
@@ -217,7 +218,7 @@ impl Draft<'_> {
 
     /// Takes what the build made into the store and returns the tree at the end of `post_build`.
     fn take_build_in(&mut self, next: &Version, source: &Manifest, tree: &Path, store: &Store) -> Step<Manifest> {
-        let dir = Dir::open(tree)?;
+        let dir = Dir::open_real(tree)?;
         let witness_path = self.site.place.witness(&dir.stat_self()?.ino.to_string());
         let witness = Witness::read(&witness_path);
         let taken = now_ns();
@@ -227,11 +228,24 @@ impl Draft<'_> {
             return Err(Halt::failed(format!("the build made a device, fifo or socket: `{path}`"))
                 .hint("remove it in post_build, or name it under sync: {exclude: […]}"));
         }
+        self.refuse_anothers(&told, "the build", tree)?;
         let built = without_excluded(&next.recipe, &told.manifest)?;
         let built = with_blobs(built, source)?;
         self.take_contents_in(&dir, &built, store)?;
         Witness::new(told, taken, dir.stat_self()?.dev).write(&witness_path)?;
         Ok(built)
+    }
+
+    /// On a whole-machine node a step of the project's account cannot make a file of another user: such a file is a second name
+    /// of one that the account may not even read, and it must not come back as a file of the project.
+    fn refuse_anothers(&self, told: &Identified, who: &str, tree: &Path) -> Step {
+        let own = self.site.own;
+        let found = self.site.owners().and_then(|_| told.of_another(own));
+        let Some((entry, (uid, _))) = found.and_then(|entry| Some((entry, entry.owner?))) else { return Ok(()) };
+        let path = tree.join(entry.path.as_path());
+        let path = crate::sys::escape::visible_bounded(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()), 4096);
+        Err(Halt::failed(format!("{who} left a file of user {uid}, not of the project: `{}`", entry.path))
+            .hint(format!("look what it is: ls -l {path}; then remove it")))
     }
 
     /// Copies every content of `manifest` that neither the store nor the spare has from `dir` into the store.
@@ -242,7 +256,9 @@ impl Draft<'_> {
             if live.contains(&hash) || store.contains(&hash)? {
                 continue;
             }
-            let (found, _) = store.add(&mut dir.open_file(entry.path.as_path())?)?;
+            // No further than it was, although somebody may have put something without an end there.
+            let (found, _) =
+                store.add(&mut dir.open_file(entry.path.as_path())?.take(entry.size().saturating_add(1)))?;
             if found != hash {
                 return Err(Halt::failed(format!("`{}` changed after its build", entry.path))
                     .hint("a step left a process behind that still writes"));
@@ -336,7 +352,7 @@ impl Draft<'_> {
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
-        let build = Dir::open(&place.build_tree())?;
+        let build = Dir::open_real(&place.build_tree())?;
         if self.goal == Goal::Commit && self.builds(&self.next) {
             held.push(Held::new(&build, &manifest));
         }
@@ -347,7 +363,11 @@ impl Draft<'_> {
         fault::point("candidate.dirty")?;
         let target = Target { tree: &spare, own: self.site.own, point: "candidate.applying" };
         apply(&target, &plan, &mut supply, &Keeping { store: Some(store), aside: None })?;
-        let witness = seal(&spare, self.site.own, &manifest)?;
+        let mut witness = seal(&spare, self.site.own, &manifest)?;
+        if self.spare_in_use {
+            // Somebody has the tree open and may have written to a new file before it was sealed.
+            witness = prove(&spare, self.site.own, &manifest, None)?;
+        }
         witness.write(&place.witness(&spare.stat_self()?.ino.to_string()))?;
         fault::point("candidate.done")?;
         let changed = self.changed_files(&manifest);
@@ -386,13 +406,14 @@ impl Draft<'_> {
         for stage in stages {
             self.step_stage(next, stage, &place)?;
         }
-        let spare = Dir::open(&path)?;
+        let spare = Dir::open_real(&path)?;
         let witness_path = self.site.place.witness(&spare.stat_self()?.ino.to_string());
         let witness = Witness::read(&witness_path);
         let told = identify(&spare, self.site.own, witness.as_ref(), &|_| true)?;
         if let Some(path) = told.specials.first() {
             return Err(Halt::failed(format!("configure made a device, fifo or socket: `{path}`")));
         }
+        self.refuse_anothers(&told, "configure", &path)?;
         let configured = with_blobs(told.manifest, &manifest)?;
         self.take_contents_in(&spare, &configured, store)?;
         seal(&spare, self.site.own, &configured)?.write(&witness_path)?;
@@ -510,7 +531,8 @@ pub fn make_shared(base: &Dir, own: Own, path: &TreePath, is_dir: bool) -> Resul
     for name in &names[..parents] {
         let is_new = at.stat(Path::new(name))?.is_none();
         at = at.ensure_dir(Path::new(name), 0o755).context(|| format!("cannot make data/shared/{path}"))?;
-        if is_new {
+        // Ours, and not one that the project's account put there meanwhile.
+        if is_new && at.stat_self()?.uid == Own::current().uid {
             at.give_to(own.uid, own.gid)?;
         }
     }

@@ -137,14 +137,15 @@ pub fn give_below(top: &Dir, to: (u32, u32), spare: &dyn Fn(&Path) -> bool) -> R
 }
 
 fn give(dir: &Dir, name: &Path, to: (u32, u32)) -> Result<usize> {
-    match dir.stat(name)? {
-        // A file with a second name may be anybody's.
-        Some(meta) if meta.uid == 0 && (meta.kind == FileKind::Dir || meta.nlink == 1) => {
-            dir.set_owner(name, to.0, to.1)?;
-            Ok(1)
-        }
-        _ => Ok(0),
+    let held = match dir.hold(name) {
+        Err(error) if error.is_not_found() => return Ok(0),
+        other => other?,
+    };
+    // A file with a second name may be anybody's.
+    if held.meta().uid != 0 || !held.is_single() {
+        return Ok(0);
     }
+    held.set_owner(to.0, to.1).map(|()| 1)
 }
 
 /// Gives the directory of a restore point's dumps to the project: its steps write and read there.

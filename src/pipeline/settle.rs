@@ -337,7 +337,7 @@ pub fn with_contents<T>(
     let store = Store::open(&place.store())?;
     let mut trees = Vec::new();
     for path in [place.spare(), place.run(), place.build_tree()] {
-        let dir = Dir::open(&path)?;
+        let dir = Dir::open_real(&path)?;
         let witness = Witness::read(&witness_path(site, &dir)?);
         trees.push((dir, witness));
     }
@@ -457,7 +457,7 @@ fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids:
         place.data(),
         place.snapshot(),
     ] {
-        if let Ok(dir) = Dir::open(&path) {
+        if let Ok(dir) = Dir::open_real(&path) {
             inodes.insert(dir.stat_self()?.ino.to_string());
         }
     }

@@ -229,7 +229,7 @@ impl Check<'_> {
         let snapshots = Snapshots::new(place, self.site.own);
         let mut have: HashSet<Hash> = HashSet::new();
         if fs::exists(&place.snapshot()) {
-            let copy = identify(&Dir::open(&place.snapshot())?, self.site.own, None, &|_| true)?;
+            let copy = identify(&Dir::open_real(&place.snapshot())?, self.site.own, None, &|_| true)?;
             self.result.checked += copy.read;
             have.extend(copy.manifest.hashes());
         }

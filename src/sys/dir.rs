@@ -15,9 +15,12 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 
+mod hold;
 mod metadata;
+mod remove;
 
-pub use metadata::set_file_mtime;
+pub use hold::{Hold, has_no_writer};
+pub use metadata::{is_carried, set_file_mtime};
 
 /// What a directory entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +56,8 @@ pub struct Meta {
     pub ino: u64,
     /// Device number.
     pub dev: u64,
+    /// Number of the mount, 0 where the kernel does not tell (Linux < 5.8).
+    pub mount: u64,
     /// Number of hard links.
     pub nlink: u32,
     /// Disk space in bytes.
@@ -126,9 +131,16 @@ impl Dir {
     /// If it exists already or cannot be made.
     pub fn make_dir(&self, rel: &Path, mode: u32) -> Result<()> {
         let (parent, name) = self.resolve(rel)?;
-        rfs::mkdirat(parent.as_fd(), name, Mode::from_raw_mode(mode & 0o7777))
+        rfs::mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o700))
             .map_err(|e| fail("make directory", &self.path.join(rel), e))?;
-        self.set_mode(rel, mode)
+        let held = self.hold(rel)?;
+        let us = rustix::process::geteuid();
+        if held.meta().kind != FileKind::Dir || us.is_root() && held.meta().uid != us.as_raw() {
+            let path = self.path.join(rel);
+            return Err(Error::failed(format!("{} was replaced while it was made", path.display()))
+                .hint("find out who writes there: fuser -v"));
+        }
+        if held.meta().mode == mode & 0o7777 { Ok(()) } else { held.set_mode(mode) }
     }
 
     /// Makes a directory unless it exists, and opens it.
@@ -165,7 +177,7 @@ impl Dir {
     /// # Errors
     /// If statx(2) fails.
     pub fn stat_self(&self) -> Result<Meta> {
-        statx(self.fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH).map_err(|e| fail("examine", &self.path, e))
+        stat_fd(self.fd.as_fd(), &self.path)
     }
 
     /// The names in this directory, unsorted, without `.` and `..`.
@@ -214,15 +226,23 @@ impl Dir {
     /// # Errors
     /// If it does not exist or is no regular file.
     pub fn open_file(&self, rel: &Path) -> Result<File> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty())
-            .map_err(|e| fail("open", &self.path.join(rel), e))?;
-        let meta = statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
-            .map_err(|e| fail("examine", &self.path.join(rel), e))?;
+        self.open_examined(rel).map(|(file, _)| file)
+    }
+
+    /// Opens a regular file as [`Dir::open_file`], with what the very file that was opened is: whoever reads a content must
+    /// not take the owner, the mode or the inode from what stood at the name before or after.
+    ///
+    /// # Errors
+    /// If it does not exist or is no regular file.
+    pub fn open_examined(&self, rel: &Path) -> Result<(File, Meta)> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let path = || self.path.join(rel);
+        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty()).map_err(|e| fail("open", &path(), e))?;
+        let meta = statx(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH).map_err(|e| fail("examine", &path(), e))?;
         if meta.kind != FileKind::File {
-            return Err(Error::failed(format!("{} is no regular file", self.path.join(rel).display())));
+            return Err(Error::failed(format!("{} is no regular file", path().display())));
         }
-        Ok(File::from(fd))
+        Ok((File::from(fd), meta))
     }
 
     /// Creates a file that must not exist yet, with exactly this mode.
@@ -307,29 +327,6 @@ impl Dir {
             .map_err(|e| fail("remove directory", &self.path.join(rel), e))
     }
 
-    /// Removes an entry and everything below it; fine if it does not exist. Never leaves this directory or its file system.
-    ///
-    /// # Errors
-    /// If something cannot be removed.
-    pub fn remove_tree(&self, rel: &Path) -> Result<()> {
-        let Some(meta) = self.stat(rel)? else { return Ok(()) };
-        if meta.kind != FileKind::Dir {
-            return self.unlink(rel);
-        }
-        if meta.mode & 0o700 != 0o700 {
-            self.set_mode(rel, meta.mode | 0o700)?;
-        }
-        let inner = self.dir(rel)?;
-        if inner.stat_self()?.dev != self.stat_self()?.dev {
-            return Err(Error::refused(format!("{} is a mount point", inner.path.display()))
-                .hint(format!("umount {}", inner.path.display())));
-        }
-        for name in inner.names()? {
-            inner.remove_tree(Path::new(&name))?;
-        }
-        self.remove_dir(rel)
-    }
-
     /// Makes the names in this directory durable (fsync(2) of the directory).
     ///
     /// # Errors
@@ -411,7 +408,7 @@ impl AsFd for Parent<'_> {
 }
 
 fn open_beneath(dir: BorrowedFd<'_>, rel: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-    if rel.components().count() == 1 && !flags.contains(OFlags::CREATE) {
+    if is_plain_name(rel) && !flags.contains(OFlags::CREATE) {
         return rfs::openat(dir, rel, flags | OFlags::NOFOLLOW, mode);
     }
     // EAGAIN: somebody renamed a component meanwhile (openat2(2)); the answer is to ask again.
@@ -424,14 +421,25 @@ fn open_beneath(dir: BorrowedFd<'_>, rel: &Path, flags: OFlags, mode: Mode) -> r
     Err(Errno::AGAIN)
 }
 
+/// Whether this is one name and nothing that leads elsewhere: no `..`, and no slash, behind which a link is followed.
+fn is_plain_name(rel: &Path) -> bool {
+    let bytes = rel.as_os_str().as_bytes();
+    !bytes.is_empty() && bytes != b".." && !bytes.contains(&b'/')
+}
+
+fn stat_fd(fd: BorrowedFd<'_>, path: &Path) -> Result<Meta> {
+    statx(fd, OsStr::new(""), AtFlags::EMPTY_PATH).map_err(|e| fail("examine", path, e))
+}
+
 fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result<Meta> {
-    let stat = rfs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?;
+    let stat = rfs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
     let kind = match rfs::FileType::from_raw_mode(stat.stx_mode.into()) {
         rfs::FileType::RegularFile => FileKind::File,
         rfs::FileType::Directory => FileKind::Dir,
         rfs::FileType::Symlink => FileKind::Symlink,
         _ => FileKind::Special,
     };
+    let has_mount = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
     Ok(Meta {
         kind,
         mode: u32::from(stat.stx_mode) & 0o7777,
@@ -442,6 +450,7 @@ fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Resul
         ctime: nanoseconds(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
         ino: stat.stx_ino,
         dev: rfs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        mount: if has_mount { stat.stx_mnt_id } else { 0 },
         nlink: stat.stx_nlink,
         disk: stat.stx_blocks * 512,
     })

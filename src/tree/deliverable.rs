@@ -122,7 +122,7 @@ impl Deliverable {
         supply: &Supply<'_>,
         packing: &Packing<'_>,
     ) -> Result<Statement> {
-        let mut manifest = tree.clone();
+        let mut manifest = tree.without_privileges();
         manifest.set_times(commit.1.saturating_mul(1_000_000_000));
         let text = manifest.to_text();
         let archive = self.file("tar.zst.new");
@@ -182,6 +182,13 @@ impl Deliverable {
         if manifest.tree_digest().hex() != statement.tree {
             return Err(Error::refused(format!("the tree digest of {} is not the one that was signed", self.base)));
         }
+        if let Some(entry) = manifest.entries().iter().find(|entry| entry.has_privileges()) {
+            return Err(Error::refused(format!(
+                "`{}` in {} has an owner, setuid, setgid or an attribute that is a privilege",
+                entry.path, self.base
+            ))
+            .hint("deliverables carry none of these: mc_project release pack NAME"));
+        }
         Ok((statement, manifest))
     }
 
@@ -208,8 +215,7 @@ impl Deliverable {
                 limits.bytes
             )));
         }
-        let file = fs::open_read(&self.file("tar.zst"))?;
-        let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
+        let mut hashing = self.open_archive(statement)?;
         let mut taken = 0;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (Some(hash), size) = (entry.hash(), entry.size()) else { return Ok(()) };
@@ -238,8 +244,7 @@ impl Deliverable {
     /// # Errors
     /// As [`Deliverable::unpack`].
     pub fn check_archive(&self, statement: &Statement, manifest: &Manifest) -> Result<()> {
-        let file = fs::open_read(&self.file("tar.zst"))?;
-        let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new(), count: 0 };
+        let mut hashing = self.open_archive(statement)?;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (found, count) = Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?;
             if (Some(found), count) == (entry.hash(), entry.size()) {
@@ -251,7 +256,14 @@ impl Deliverable {
         read.map_err(|e| self.refused("archive", &e))
     }
 
-    fn finish_reading(&self, mut hashing: Hashing<File>, statement: &Statement) -> Result<()> {
+    /// Opens the archive, once: what is read of it is what is hashed. Nothing is read beyond the signed size, although
+    /// somebody may write to it.
+    fn open_archive(&self, statement: &Statement) -> Result<Archive> {
+        let inner = fs::open_read(&self.file("tar.zst"))?.take(statement.size.saturating_add(1));
+        Ok(Hashing { inner, hasher: blake3::Hasher::new(), count: 0 })
+    }
+
+    fn finish_reading(&self, mut hashing: Archive, statement: &Statement) -> Result<()> {
         std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {}", self.base))?;
         let digest = hashing.hasher.finalize().to_hex();
         if digest.as_str() != statement.archive || hashing.count != statement.size {
@@ -319,7 +331,7 @@ fn append(
 ) -> Result<()> {
     let doing = || format!("cannot pack {}", entry.path);
     let mut header = tar::Header::new_ustar();
-    // Privileges do not travel: no setuid, setgid or sticky bit.
+    // Privileges do not travel: no setuid, setgid or sticky bit (see `Manifest::without_privileges`).
     header.set_mode(entry.mode & 0o777);
     header.set_mtime(u64::try_from(entry.mtime.div_euclid(1_000_000_000)).unwrap_or(0));
     header.set_uid(0);
@@ -384,7 +396,7 @@ fn refuse_secrets(content: &mut File, size: u64, entry: &Entry, secrets: &[(Stri
 type OnContent<'a> = dyn FnMut(&Entry, &mut dyn Read) -> Result<()> + 'a;
 
 /// Reads all members; each must be listed, once, as what it is.
-fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &mut OnContent<'_>) -> Result<()> {
+fn read_members(archive: &mut Archive, manifest: &Manifest, on_content: &mut OnContent<'_>) -> Result<()> {
     let decoder = zstd::Decoder::new(archive).context(|| "cannot decompress".to_string())?;
     let mut tar = tar::Archive::new(Tail { inner: decoder, zeros: 0, ended: false, garbage: false });
     let mut seen: HashSet<TreePath> = HashSet::new();
@@ -411,8 +423,9 @@ fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &m
     }
     let mut tail = tar.into_inner();
     tail.ended = true;
-    std::io::copy(&mut tail, &mut std::io::sink()).context(|| "cannot read".to_string())?;
-    if tail.garbage || tail.zeros < END_OF_TAR {
+    let rest = std::io::copy(&mut (&mut tail).take(LONGEST_END), &mut std::io::sink());
+    let rest = rest.context(|| "cannot read".to_string())?;
+    if rest == LONGEST_END || tail.garbage || tail.zeros < END_OF_TAR {
         return Err(Error::refused("it does not end as an archive ends"));
     }
     Ok(())
@@ -420,6 +433,8 @@ fn read_members(archive: &mut Hashing<File>, manifest: &Manifest, on_content: &m
 
 /// Two blocks of zeros end an archive.
 const END_OF_TAR: u64 = 1024;
+/// More zeros than any program writes behind them: a bomb.
+const LONGEST_END: u64 = 1024 * 1024;
 
 /// Watches how a stream ends.
 struct Tail<R> {
@@ -455,6 +470,9 @@ fn is_as_listed<R: Read>(member: &tar::Entry<'_, R>, entry: &Entry) -> bool {
         }
     }
 }
+
+/// An archive that is being read.
+type Archive = Hashing<std::io::Take<File>>;
 
 /// Counts and hashes what passes through.
 struct Hashing<T> {

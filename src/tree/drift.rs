@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::manifest::{Content, Entry, Manifest, pairs};
 use super::scan::Identified;
 use super::store::Supply;
+use super::sync::keep_copy;
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Context, Result};
 use crate::sys::path::TreePath;
@@ -88,7 +89,7 @@ impl Drift {
     /// `changes.patch`. `supply` has the contents that the release says.
     ///
     /// # Errors
-    /// If something cannot be written.
+    /// If something cannot be written, or a file is too large to be kept.
     pub fn keep(&self, kept: &Dir, tree: &Dir, release: &Manifest, supply: &Supply<'_>) -> Result<()> {
         let files = kept.ensure_dir(Path::new("files"), 0o700)?;
         let mut patch = String::new();
@@ -145,9 +146,11 @@ fn keep_file(files: &Dir, tree: &Dir, path: &TreePath) -> Result<()> {
     match tree.stat(path.as_path())?.map(|meta| meta.kind) {
         Some(FileKind::Symlink) => place.symlink(&tree.read_link(path.as_path())?, name),
         Some(FileKind::File) => {
-            let (mut from, mut to) = (tree.open_file(path.as_path())?, place.create_file(name, 0o600)?);
-            std::io::copy(&mut from, &mut to).context(|| format!("cannot keep {path}"))?;
-            Ok(())
+            match keep_copy(tree, path.as_path(), &place, path) {
+                // Gone since it was seen: somebody still works there.
+                Err(error) if error.is_not_found() => Ok(()),
+                other => other,
+            }
         }
         _ => Ok(()),
     }
@@ -160,11 +163,9 @@ fn patch_of(tree: &Dir, old: Option<&Entry>, path: &TreePath, supply: &Supply<'_
     if meta.kind != FileKind::File || meta.size > PATCH_LIMIT {
         return Ok(None);
     }
+    let Ok(file) = tree.open_file(path.as_path()) else { return Ok(None) };
     let mut new = Vec::new();
-    tree.open_file(path.as_path())?
-        .take(PATCH_LIMIT)
-        .read_to_end(&mut new)
-        .context(|| format!("cannot read {path}"))?;
+    file.take(PATCH_LIMIT).read_to_end(&mut new).context(|| format!("cannot read {path}"))?;
     let Ok(old) = supply.bytes(&hash) else { return Ok(None) };
     Ok(crate::sys::git::text_patch(path, &old, &new))
 }

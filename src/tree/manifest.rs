@@ -96,6 +96,15 @@ impl Entry {
         self.mode == other.mode && self.owner == other.owner && self.mtime == other.mtime && self.xattrs == other.xattrs
     }
 
+    /// Whether it would give a file rights that only the node it stands on can give: an owner, setuid, setgid, or an
+    /// attribute that the kernel itself obeys.
+    #[must_use]
+    pub fn has_privileges(&self) -> bool {
+        self.mode & 0o6000 != 0
+            || self.owner.is_some()
+            || self.xattrs.iter().any(|(name, _)| !crate::sys::dir::is_carried(name.as_bytes()))
+    }
+
     fn line(&self) -> String {
         let mut line = String::with_capacity(120);
         let letter = match self.content {
@@ -281,6 +290,17 @@ impl Manifest {
         for entry in &mut self.entries {
             entry.mtime = mtime;
         }
+    }
+
+    /// The tree as another node may have it: no owners, no setuid, setgid or sticky bits, no attributes but `user.*` and ACLs.
+    #[must_use]
+    pub fn without_privileges(&self) -> Self {
+        let bare = |entry: &Entry| {
+            let mut entry = Entry { owner: None, mode: entry.mode & 0o777, ..entry.clone() };
+            entry.xattrs.retain(|(name, _)| crate::sys::dir::is_carried(name.as_bytes()));
+            entry
+        };
+        Self { entries: self.entries.iter().map(bare).collect() }
     }
 
     /// Gives every directory this mode.

@@ -2,9 +2,15 @@
 //!
 //! [`scan`] only looks (one statx(2) per entry); [`identify`] also knows the content of every file. It trusts the
 //! [`Witness`] for files whose inode, status-change time, size and modification time are as they were, and reads the others.
+//!
+//! Somebody may change the tree meanwhile, on purpose too. What is told about a file that was read (owner, mode, inode, and
+//! whether it has other names) comes from the very descriptor that its content was read from: no content is ever told
+//! under another's owner.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::hash::Hash;
@@ -60,8 +66,21 @@ pub struct Identified {
     pub read: usize,
 }
 
+impl Identified {
+    /// The first entry that belongs to another user than `own`. What a program of that user made cannot be such a file:
+    /// it is a second name of somebody else's.
+    #[must_use]
+    pub fn of_another(&self, own: Own) -> Option<&Entry> {
+        self.manifest.entries().iter().find(|entry| entry.owner.is_some_and(|(uid, _)| uid != own.uid))
+    }
+}
+
+/// More entries are refused: somebody may make them faster than they are looked at.
+const MOST_ENTRIES: usize = 10_000_000;
+
 /// Work that threads take from each other: a stack and the number of those who may still add to it.
 struct Shared<T> {
+    seen: AtomicUsize,
     stack: Mutex<(Vec<T>, usize)>,
     changed: Condvar,
 }
@@ -71,7 +90,7 @@ struct Shared<T> {
 /// # Errors
 /// If a directory cannot be read.
 pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Vec<Found>> {
-    let shared = Shared { stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
+    let shared = Shared { seen: AtomicUsize::new(0), stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
     let device = root.stat_self()?.dev;
     let results: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
@@ -96,9 +115,16 @@ fn scan_worker(
     while let Some(directory) = shared.next() {
         let mut inner = Vec::new();
         if failure.is_none() {
+            let before = found.len();
             match scan_directory(root, device, directory.as_ref(), wants, &mut found) {
                 Ok(directories) => inner = directories,
                 Err(error) => failure = Some(error),
+            }
+            let more = found.len() - before;
+            if shared.seen.fetch_add(more, Ordering::Relaxed) + more > MOST_ENTRIES {
+                let error = format!("{} has more than {MOST_ENTRIES} entries", root.path().display());
+                failure = Some(Error::refused(error).hint("find out who makes them: fuser -v"));
+                inner.clear();
             }
         }
         shared.done(inner);
@@ -139,7 +165,11 @@ fn scan_directory(
 ) -> Result<Vec<Option<TreePath>>> {
     let opened = match directory {
         None => root.again()?,
-        Some(path) => root.dir(path.as_path())?,
+        Some(path) => match root.dir(path.as_path()) {
+            // Gone meanwhile, as below.
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            other => other?,
+        },
     };
     let mut inner = Vec::new();
     for name in opened.names()? {
@@ -155,10 +185,9 @@ fn scan_directory(
         let Some(meta) = opened.stat(Path::new(&name))? else { continue };
         if meta.kind == FileKind::Dir {
             if meta.dev != device {
-                return Err(Error::refused(format!(
-                    "{} is a mount point inside of a tree",
-                    root.path().join(path.as_path()).display()
-                )));
+                let path = root.path().join(path.as_path());
+                return Err(Error::refused(format!("{} is a mount point inside of a tree", path.display()))
+                    .hint(format!("umount {}", path.display())));
             }
             inner.push(Some(path.clone()));
         }
@@ -189,8 +218,9 @@ pub fn identify(
 /// # Errors
 /// If something cannot be read.
 pub fn identify_found(root: &Dir, own: Own, witness: Option<&Witness>, found: &[Found]) -> Result<Identified> {
+    refuse_holes(root, found)?;
     let chunk = found.len().div_ceil(THREADS).max(1);
-    let results: Vec<Result<Vec<Told>>> = std::thread::scope(|scope| {
+    let results: Vec<Result<Vec<Option<Told>>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = found
             .chunks(chunk)
             .map(|part| scope.spawn(move || part.iter().map(|one| entry_of(root, own, witness, one)).collect()))
@@ -202,22 +232,22 @@ pub fn identify_found(root: &Dir, own: Own, witness: Option<&Witness>, found: &[
     let mut leaders: HashMap<u64, (TreePath, u32, u32)> = HashMap::new();
     let mut index = 0;
     for result in results {
-        for (entry, was_read) in result? {
-            let one = &found[index];
+        for one in result? {
+            let (path, was_special) = (&found[index].path, found[index].meta.kind == FileKind::Special);
             index += 1;
-            told.read += usize::from(was_read);
-            let Some(mut entry) = entry else {
-                if one.meta.kind == FileKind::Special {
-                    told.specials.push(one.path.clone());
+            let Some(Told { mut entry, meta, was_read }) = one else {
+                if was_special {
+                    told.specials.push(path.clone());
                 }
                 continue;
             };
-            if one.meta.kind == FileKind::File && one.meta.nlink > 1 {
-                let leader = leaders.entry(one.meta.ino).or_insert((one.path.clone(), one.meta.nlink, 0));
+            told.read += usize::from(was_read);
+            if meta.kind == FileKind::File && meta.nlink > 1 {
+                let leader = leaders.entry(meta.ino).or_insert((path.clone(), meta.nlink, 0));
                 leader.2 += 1;
-                entry.hard_link = (leader.0 != one.path).then(|| leader.0.clone());
+                entry.hard_link = (leader.0 != *path).then(|| leader.0.clone());
             }
-            told.inodes.push((one.meta.ino, one.meta.ctime));
+            told.inodes.push((meta.ino, meta.ctime));
             entries.push(entry);
         }
     }
@@ -227,54 +257,106 @@ pub fn identify_found(root: &Dir, own: Own, witness: Option<&Witness>, found: &[
     Ok(told)
 }
 
-/// An entry, and whether its content had to be read.
-type Told = (Option<Entry>, bool);
+/// One entry that was identified.
+struct Told {
+    entry: Entry,
+    /// What it was when its content was known.
+    meta: Meta,
+    was_read: bool,
+}
 
-/// The entry of what was found, and whether its content had to be read; `None` for specials and for what is gone.
-fn entry_of(root: &Dir, own: Own, witness: Option<&Witness>, found: &Found) -> Result<Told> {
+/// Larger files than the file system holds consist of holes: reading them would take for ever, copying them fill the disk.
+fn refuse_holes(root: &Dir, found: &[Found]) -> Result<()> {
+    let total = root.free_space()?.total;
+    let mut sum = 0_u64;
+    for one in found.iter().filter(|one| one.meta.kind == FileKind::File) {
+        sum = sum.saturating_add(one.meta.size);
+        // Compression and shared blocks let a tree hold more than its file system does, but not so much more.
+        if total > 0 && (one.meta.size > total || sum / 16 > total) {
+            let (path, size) = (root.path().join(one.path.as_path()), crate::sys::size::words(one.meta.size));
+            return Err(Error::refused(format!(
+                "{} says that it has {size}, which its file system does not hold: it consists of holes",
+                crate::sys::escape::visible_bounded(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()), 1024)
+            ))
+            .hint("remove it; of data/, `data: {snapshot: […]}` in mc_project.yaml names what is kept"));
+        }
+    }
+    Ok(())
+}
+
+/// The entry of what was found; `None` for specials and for what is gone.
+fn entry_of(root: &Dir, own: Own, witness: Option<&Witness>, found: &Found) -> Result<Option<Told>> {
     let meta = &found.meta;
-    let owner = (meta.uid != own.uid || meta.gid != own.gid).then_some((meta.uid, meta.gid));
-    let mut entry = Entry {
-        path: found.path.clone(),
-        mode: meta.mode,
-        owner,
+    if meta.kind == FileKind::Special {
+        return Ok(None);
+    }
+    let told = |meta: &Meta, content, was_read| {
+        let entry = bare_entry(&found.path, meta, own, content);
+        Told { entry, meta: *meta, was_read }
+    };
+    if let Some(target) = &found.target {
+        return Ok(Some(told(meta, Content::Symlink(target.clone()), false)));
+    }
+    if let Some(known) = witness.and_then(|w| w.vouch(&found.path, meta)) {
+        let mut told = told(meta, known.content.clone(), false);
+        told.entry.xattrs.clone_from(&known.xattrs);
+        told.entry.blob.clone_from(&known.blob);
+        return Ok(Some(told));
+    }
+    if meta.kind == FileKind::Dir {
+        let hold = match root.hold(found.path.as_path()) {
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => other?,
+        };
+        if hold.meta().kind != FileKind::Dir {
+            return Err(changing(root, &found.path));
+        }
+        let mut told = told(hold.meta(), Content::Dir, false);
+        told.entry.xattrs = hold.xattrs()?;
+        return Ok(Some(told));
+    }
+    let (mut file, meta) = match root.open_examined(found.path.as_path()) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        other => other?,
+    };
+    // No further than the size that was examined, although somebody may write faster than we read.
+    let (hash, size) = Hash::reading(&mut (&mut file).take(meta.size.saturating_add(1)))
+        .context(|| format!("cannot read {}", root.path().join(found.path.as_path()).display()))?;
+    let mut told = told(&meta, Content::File { size, hash }, true);
+    told.entry.xattrs = root.hold_open(found.path.as_path(), file)?.xattrs()?;
+    Ok(Some(told))
+}
+
+impl Own {
+    /// The owner as it is recorded: none if it is this user.
+    #[must_use]
+    pub fn recorded(self, meta: &Meta) -> Option<(u32, u32)> {
+        (meta.uid != self.uid || meta.gid != self.gid).then_some((meta.uid, meta.gid))
+    }
+
+    /// The permission bits as they are recorded. The copy of another's program must not become one that runs with the
+    /// other's rights, so that a file of somebody else is recorded without setuid and setgid.
+    #[must_use]
+    pub fn recorded_mode(self, meta: &Meta) -> u32 {
+        let is_anothers = meta.kind == FileKind::File && self.recorded(meta).is_some();
+        if is_anothers { meta.mode & !0o6000 } else { meta.mode }
+    }
+}
+
+fn bare_entry(path: &TreePath, meta: &Meta, own: Own, content: Content) -> Entry {
+    Entry {
+        path: path.clone(),
+        mode: if matches!(content, Content::Symlink(_)) { 0o777 } else { own.recorded_mode(meta) },
+        owner: own.recorded(meta),
         mtime: meta.mtime,
-        content: Content::Dir,
+        content,
         hard_link: None,
         xattrs: Vec::new(),
         blob: None,
-    };
-    if meta.kind == FileKind::Special {
-        return Ok((None, false));
     }
-    if let Some(target) = &found.target {
-        entry.content = Content::Symlink(target.clone());
-        entry.mode = 0o777;
-        return Ok((Some(entry), false));
-    }
-    if let Some(known) = witness.and_then(|w| w.vouch(&found.path, meta)) {
-        entry.content = known.content.clone();
-        entry.xattrs.clone_from(&known.xattrs);
-        entry.blob.clone_from(&known.blob);
-        return Ok((Some(entry), false));
-    }
-    let parent = match found.path.parent() {
-        None => root.again()?,
-        Some(parent) => root.dir(parent.as_path())?,
-    };
-    entry.xattrs = match parent.xattrs(found.path.name()) {
-        Err(error) if error.is_not_found() => return Ok((None, false)),
-        other => other?,
-    };
-    if meta.kind == FileKind::Dir {
-        return Ok((Some(entry), false));
-    }
-    let mut file = match parent.open_file(Path::new(found.path.name())) {
-        Err(error) if error.is_not_found() => return Ok((None, false)),
-        other => other?,
-    };
-    let (hash, size) = Hash::reading(&mut file)
-        .context(|| format!("cannot read {}", root.path().join(found.path.as_path()).display()))?;
-    entry.content = Content::File { size, hash };
-    Ok((Some(entry), true))
+}
+
+fn changing(root: &Dir, path: &TreePath) -> Error {
+    Error::failed(format!("{} changes all the time", root.path().join(path.as_path()).display()))
+        .hint("find out who writes there: fuser -v")
 }

@@ -3,6 +3,7 @@
 //! Taking a snapshot copies what differs; what that displaces moves into the store by renaming. Restoring is an exchange
 //! of the live paths with the copy and needs no space, except where `data` is a mount point: there files are copied.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use super::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
 use super::witness::Witness;
 use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
-use crate::sys::dir::{Dir, FileKind};
+use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::{Error, Result};
 use crate::sys::fs;
 use crate::sys::mount;
@@ -50,6 +51,7 @@ pub struct Unit {
 pub struct Snapshots<'a> {
     place: &'a Place,
     own: Own,
+    left_out: RefCell<Vec<TreePath>>,
 }
 
 const MANIFEST: &str = "data.manifest";
@@ -58,7 +60,7 @@ impl<'a> Snapshots<'a> {
     /// The snapshots of this project.
     #[must_use]
     pub fn new(place: &'a Place, own: Own) -> Self {
-        Self { place, own }
+        Self { place, own, left_out: RefCell::default() }
     }
 
     /// Estimates by size and time, without reading, what a snapshot would copy.
@@ -97,6 +99,13 @@ impl<'a> Snapshots<'a> {
             }
         }
         Err(Error::bug("a loop without end ended"))
+    }
+
+    /// The devices, fifos and sockets that the snapshot just taken left out: they have no content, and the program that made
+    /// one makes it again.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<TreePath> {
+        self.left_out.borrow().clone()
     }
 
     /// Records the snapshot that was just taken as the one of the restore point `id`.
@@ -189,20 +198,18 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     /// If it cannot be examined.
     pub fn must_copy(&self, scope: &Scope) -> Result<bool> {
-        let device = Dir::open(&self.place.archives())?.stat_self()?.dev;
-        let apart = |path: &Path| -> Result<bool> {
-            Ok(mount::is_mount_point(path)? || Dir::open(path)?.stat_self()?.dev != device)
-        };
-        if apart(&self.place.data())? {
+        let archives = Dir::open_real(&self.place.archives())?.stat_self()?;
+        let data = Dir::open_real(&self.place.data())?;
+        let here = data.stat_self()?;
+        if here.dev != archives.dev || mount::is_mount_point(&self.place.data())? {
             return Ok(true);
         }
-        let data = Dir::open_real(&self.place.data())?;
         for path in scope.iter().flatten() {
             // A path of the scope, and what leads to it, as far as it is there.
             let mut at = Some(path.clone());
             while let Some(path) = at {
-                let is_dir = data.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::Dir);
-                if is_dir && apart(&self.place.data().join(path.as_path()))? {
+                let apart = |meta: Meta| meta.kind == FileKind::Dir && (meta.dev, meta.mount) != (here.dev, here.mount);
+                if data.stat(path.as_path())?.is_some_and(apart) {
                     return Ok(true);
                 }
                 at = path.parent();
@@ -344,6 +351,7 @@ impl<'a> Snapshots<'a> {
         let live_witness = Witness::read(&live_witness_path);
         let taken = now_ns();
         let source = identify(&live, self.own, live_witness.as_ref(), &wants(scope))?;
+        self.left_out.replace(source.specials.clone());
         let wanted = source.manifest.clone();
         let actual = self.present()?;
         let plan = Plan::new(&actual, &wanted);
@@ -365,7 +373,7 @@ impl<'a> Snapshots<'a> {
     }
 
     fn copy_if_there(&self) -> Result<Option<Dir>> {
-        match Dir::open(&self.place.snapshot()) {
+        match Dir::open_real(&self.place.snapshot()) {
             Ok(dir) => Ok(Some(dir)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -388,13 +396,16 @@ pub fn wants(scope: &Scope) -> impl Fn(&TreePath) -> bool + Sync {
     move |path| scope.as_ref().is_none_or(|paths| paths.iter().any(|p| path.is_within(p) || p.is_within(path)))
 }
 
+/// Makes the directories that lead to a path; new ones belong to `own`.
 fn ensure_parents(base: &Dir, rel: &Path, own: Own) -> Result<()> {
     let Some(parent) = rel.parent() else { return Ok(()) };
     let mut at = base.again()?;
     for name in parent.components() {
-        let is_new = at.stat(Path::new(name.as_os_str()))?.is_none();
-        at = at.ensure_dir(Path::new(name.as_os_str()), 0o750)?;
-        if is_new {
+        let name = Path::new(name.as_os_str());
+        let is_new = at.stat(name)?.is_none();
+        at = at.ensure_dir(name, 0o750)?;
+        // Ours, and not one that somebody put there meanwhile.
+        if is_new && at.stat_self()?.uid == Own::current().uid {
             at.give_to(own.uid, own.gid)?;
         }
     }

@@ -3,6 +3,10 @@
 //! A content comes in by copying (while a new version is prepared) or by *renaming* the file that leaves a tree, which
 //! costs nothing. It goes out by copying, or by renaming it into a tree when nobody else needs it here. No file of the
 //! store is ever reachable from a tree at the same time.
+//!
+//! A file that leaves a tree may be held open by a process of the tree's owner. It is renamed in only if it certainly is
+//! what was identified and nobody has it open for writing; it is ours alone from then on. Otherwise its content is copied.
+//! Every content is verified when it is used.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -12,10 +16,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hash::Hash;
 use super::manifest::{Entry, Manifest};
-use crate::sys::dir::{Dir, FileKind};
+use super::scan::Own;
+use crate::sys::dir::{Dir, FileKind, Hold, Meta, has_no_writer};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs::{File, share_contents};
 use crate::sys::path::TreePath;
+
+/// Inode and status-change time of a file.
+pub type Stamp = (u64, i64);
 
 /// A pool of contents.
 #[derive(Debug)]
@@ -32,7 +40,7 @@ impl Store {
     /// # Errors
     /// If the directory does not exist.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { dir: Dir::open(path)?, next: AtomicU64::new(0) })
+        Ok(Self { dir: Dir::open_real(path)?, next: AtomicU64::new(0) })
     }
 
     /// The directory of the pool.
@@ -54,8 +62,12 @@ impl Store {
     /// # Errors
     /// If it exists and cannot be opened.
     pub fn get(&self, hash: &Hash) -> Result<Option<File>> {
-        match self.dir.open_file(Path::new(&hash.hex())) {
-            Ok(file) => Ok(Some(file)),
+        Ok(self.get_examined(hash)?.map(|(file, _)| file))
+    }
+
+    fn get_examined(&self, hash: &Hash) -> Result<Option<(File, Meta)>> {
+        match self.dir.open_examined(&hex_path(hash)) {
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
@@ -87,33 +99,75 @@ impl Store {
         })
     }
 
-    /// Moves a file of a tree into the pool, where it costs no new space. `hash` is its content, as just identified.
+    /// Moves a file of a tree into the pool, where it costs no new space. `hash` is its content, and `stamp` its inode and
+    /// status-change time when that was identified, where they are known.
     ///
     /// # Errors
-    /// If it can neither be renamed nor copied.
-    pub fn take_in(&self, tree: &Dir, name: &OsStr, hash: &Hash) -> Result<()> {
-        let (name, hex) = (Path::new(name), hash.hex());
+    /// If it can neither be renamed nor copied, or has another content by now: then it is left where it stands.
+    pub fn take_in(&self, tree: &Dir, name: &OsStr, hash: &Hash, stamp: Option<Stamp>) -> Result<()> {
+        let name = Path::new(name);
         if self.contains(hash)? {
             return tree.unlink(name);
         }
-        let meta =
-            tree.stat(name)?.ok_or_else(|| Error::failed(format!("{} is gone", tree.path().join(name).display())))?;
+        let meta = tree.stat(name)?.ok_or_else(|| gone(tree, name))?;
         // With other names left, a rename would leave an inode in a tree and in the store at once.
-        if meta.nlink == 1 {
-            tree.set_mode(name, 0o600)?;
-            match tree.rename(name, &self.dir, Path::new(&hex)) {
+        let is_same = stamp.map_or(meta.uid == Own::current().uid, |stamp| stamp == (meta.ino, meta.ctime));
+        if is_same && meta.kind == FileKind::File && meta.nlink == 1 {
+            let temp = self.temp_name();
+            match tree.rename(name, &self.dir, &temp) {
+                Ok(()) if self.make_ours(&temp, &meta)? => return self.dir.rename(&temp, &self.dir, &hex_path(hash)),
+                Ok(()) => {
+                    let copied = self.copy_in(&self.dir, &temp, hash);
+                    if copied.is_err() {
+                        // Somebody else's work: it goes back to where it was found.
+                        let _ = self.dir.rename_new(&temp, tree, name);
+                    }
+                    let removed = self.dir.remove_tree(&temp);
+                    return copied.and(removed);
+                }
                 Err(error) if error.errno() == Some(nix::libc::EXDEV) => {}
-                other => return other,
+                Err(error) => return Err(error),
             }
         }
-        let (copied, _) = self.add(&mut tree.open_file(name)?)?;
-        if copied != *hash {
-            return Err(Error::failed(format!(
-                "{} changed while it was moved to the store",
-                tree.path().join(name).display()
-            )));
-        }
+        self.copy_in(tree, name, hash)?;
         tree.unlink(name)
+    }
+
+    /// Makes a file that was renamed into the pool ours alone; `false` if it is another one than `expected`, or somebody
+    /// may write to it.
+    fn make_ours(&self, temp: &Path, expected: &Meta) -> Result<bool> {
+        let hold = self.dir.hold(temp)?;
+        let (meta, us) = (*hold.meta(), Own::current());
+        if meta.kind != FileKind::File || meta.ino != expected.ino || meta.nlink != 1 {
+            return Ok(false);
+        }
+        if meta.uid == us.uid {
+            return hold.set_mode(0o600).map(|()| true);
+        }
+        // First the rights, so that nobody can open it for writing any more; then the question whether somebody has.
+        hold.set_owner(us.uid, us.gid)?;
+        hold.set_mode(0o600)?;
+        let (file, now) = self.dir.open_examined(temp)?;
+        let is_untouched = (now.ino, now.size, now.mtime) == (expected.ino, expected.size, expected.mtime);
+        Ok(is_untouched && now.nlink == 1 && has_no_writer(&file))
+    }
+
+    fn copy_in(&self, from: &Dir, name: &Path, hash: &Hash) -> Result<()> {
+        let (mut file, meta) = from.open_examined(name)?;
+        let temp = self.temp_name();
+        let mut out = self.dir.create_file(&temp, 0o600)?;
+        let mut copy = || -> Result<()> {
+            let (copied, _) = Hash::copying(&mut (&mut file).take(meta.size.saturating_add(1)), &mut out)
+                .context(|| format!("cannot copy content {hash}"))?;
+            if copied != *hash {
+                let path = from.path().join(name);
+                return Err(Error::failed(format!("{} changed while it was moved to the store", path.display())));
+            }
+            self.dir.rename(&temp, &self.dir, &hex_path(hash))
+        };
+        copy().inspect_err(|_| {
+            let _ = self.dir.unlink(&temp);
+        })
     }
 
     /// All contents of the pool, sorted.
@@ -154,14 +208,15 @@ impl Store {
 #[derive(Debug, Clone)]
 pub struct Held<'a> {
     dir: &'a Dir,
-    paths: HashMap<Hash, TreePath>,
+    paths: HashMap<Hash, (TreePath, u64)>,
 }
 
 impl<'a> Held<'a> {
     /// The contents that `manifest` says are in `dir`.
     #[must_use]
     pub fn new(dir: &'a Dir, manifest: &Manifest) -> Self {
-        let paths = manifest.entries().iter().filter_map(|e| Some((e.hash()?, e.path.clone()))).collect();
+        let paths = manifest.entries().iter().filter_map(|e| Some((e.hash()?, (e.path.clone(), e.size()))));
+        let paths = paths.collect();
         Self { dir, paths }
     }
 }
@@ -231,7 +286,7 @@ impl<'a> Supply<'a> {
             return Ok(true);
         }
         for held in &self.held {
-            if let Some(path) = held.paths.get(hash)
+            if let Some((path, _)) = held.paths.get(hash)
                 && held.dir.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::File)
             {
                 return Ok(true);
@@ -241,22 +296,24 @@ impl<'a> Supply<'a> {
     }
 
     /// Puts the content of `entry` into `parent` under the free name `temp`: renamed from the store where allowed, else
-    /// copied and verified.
+    /// copied and verified. What was put is ours, of mode 0600, and held: whatever stands at `temp` later.
     ///
     /// # Errors
     /// If no source has the content undamaged, or writing fails.
-    pub fn put(&self, entry: &Entry, parent: &Dir, temp: &Path) -> Result<()> {
+    pub fn put(&self, entry: &Entry, parent: &Dir, temp: &Path) -> Result<Hold> {
         let hash = entry.hash().ok_or_else(|| Error::bug("only files have contents"))?;
         if self.takeable.contains(&hash)
-            && let Some(mut file) = self.store.get(&hash)?
+            && let Some((mut file, meta)) = self.store.get_examined(&hash)?
+            // With another owner or a second name, others could write to what is about to be verified.
+            && meta.uid == Own::current().uid && meta.nlink == 1
         {
             let (found, _) = Hash::reading(&mut file).context(|| format!("cannot read content {hash}"))?;
             if found != hash {
                 return Err(damaged(&hash));
             }
-            match self.store.dir.rename(Path::new(&hash.hex()), parent, temp) {
+            match self.store.dir.rename(&hex_path(&hash), parent, temp) {
                 Err(error) if error.errno() == Some(nix::libc::EXDEV) => {}
-                other => return other,
+                other => return other.and_then(|()| parent.hold_open(temp, file)),
             }
         }
         let mut out = parent.create_file(temp, 0o600)?;
@@ -264,7 +321,8 @@ impl<'a> Supply<'a> {
         if copied.is_err() {
             let _ = parent.unlink(temp);
         }
-        copied.map_err(|error| error.hint(format!("it was needed for {}", entry.path)))
+        copied.map_err(|error| error.hint(format!("it was needed for {}", entry.path)))?;
+        parent.hold_open(temp, out)
     }
 
     /// A small content as bytes, verified.
@@ -287,16 +345,21 @@ impl<'a> Supply<'a> {
     /// # Errors
     /// If no source has it undamaged, or writing fails.
     pub fn copy(&self, hash: &Hash, out: &mut File) -> Result<()> {
-        if let Some(mut file) = self.store.get(hash)? {
-            if copy_verified(&mut file, out, hash)? {
+        let mut is_damaged = false;
+        if let Some((mut file, meta)) = self.store.get_examined(hash)? {
+            if copy_verified(&mut file, meta.size, out, hash)? {
                 return Ok(());
             }
-            return Err(damaged(hash));
+            is_damaged = true;
+            rewind(out)?;
         }
         for held in &self.held {
-            let Some(path) = held.paths.get(hash) else { continue };
-            let Ok(mut file) = held.dir.open_file(path.as_path()) else { continue };
-            if copy_verified(&mut file, out, hash)? {
+            let Some((path, size)) = held.paths.get(hash) else { continue };
+            let Ok((mut file, meta)) = held.dir.open_examined(path.as_path()) else { continue };
+            if meta.size != *size {
+                continue;
+            }
+            if copy_verified(&mut file, *size, out, hash)? {
                 return Ok(());
             }
             rewind(out)?;
@@ -310,20 +373,33 @@ impl<'a> Supply<'a> {
                 return Ok(());
             }
         }
+        if is_damaged {
+            return Err(damaged(hash));
+        }
         Err(Error::failed(format!("content {hash} is in no tree and not in the store"))
             .hint("mc_project verify NAME tells which releases are complete"))
     }
 }
 
-/// Copies and compares the digest; reflinks large files where the file system can.
-fn copy_verified(from: &mut File, to: &mut File, hash: &Hash) -> Result<bool> {
+/// Copies at most `size` bytes and compares the digest; reflinks large files where the file system can.
+fn copy_verified(from: &mut File, size: u64, to: &mut File, hash: &Hash) -> Result<bool> {
     let doing = || format!("cannot copy content {hash}");
-    if from.metadata().context(doing)?.len() >= 1024 * 1024 && share_contents(from, to) {
-        let (found, _) = Hash::reading(from).context(doing)?;
+    if size >= 1024 * 1024 && share_contents(from, to) {
+        // The copy is what counts: the original may be written to meanwhile.
+        rewind_to_read(to)?;
+        let (found, _) = Hash::reading(to).context(doing)?;
         return Ok(found == *hash);
     }
-    let (found, _) = Hash::copying(from, to).context(doing)?;
+    let (found, _) = Hash::copying(&mut from.take(size.saturating_add(1)), to).context(doing)?;
     Ok(found == *hash)
+}
+
+fn hex_path(hash: &Hash) -> PathBuf {
+    PathBuf::from(hash.hex())
+}
+
+fn gone(tree: &Dir, name: &Path) -> Error {
+    Error::failed(format!("{} is gone", tree.path().join(name).display()))
 }
 
 fn rewind(file: &mut File) -> Result<()> {

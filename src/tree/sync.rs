@@ -3,19 +3,27 @@
 //! First a [`Plan`] is made from what stands in the tree and what shall stand there; [`apply`] then carries it out through
 //! directory descriptors. A file is replaced by renaming a complete new one over it, so that a reader of the tree sees
 //! the old content or the new one. Metadata of directories come last, deepest first.
+//!
+//! The owner of the tree may change it at the same time. Metadata are set through a descriptor of the entry, never by its
+//! name, and only where the entry is new from our hand or belongs to that owner and stays so; anything else is replaced by
+//! a copy: it may be a second name of somebody else's file.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::hash::Hash;
 use super::manifest::{Content, Entry, Manifest, pairs};
-use super::scan::{Found, Identified, Own, THREADS, scan};
-use super::store::{Store, Supply};
+use super::scan::{Found, Identified, Own, THREADS, identify, scan};
+use super::store::{Stamp, Store, Supply};
 use super::witness::Witness;
-use crate::sys::dir::{Dir, FileKind};
+use crate::sys::dir::{Dir, FileKind, Hold, Meta};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fault;
 use crate::sys::path::TreePath;
+
+/// The name under which what is made for one place stands until it is complete; files have a number too.
+const TEMP_LINK: &str = ".mc_project.new-link";
 
 /// What must be done to a tree.
 #[derive(Debug, Default)]
@@ -34,6 +42,8 @@ pub struct Plan {
     pub adjust: Vec<Entry>,
     /// Directories whose metadata must be set, because they differ or something in them changes.
     pub settle: Vec<Entry>,
+    /// Inode and status-change time of every file that leaves or is replaced.
+    stamps: HashMap<TreePath, Stamp>,
 }
 
 /// Something that leaves the tree.
@@ -54,6 +64,7 @@ impl Plan {
         for (old, new) in pairs(actual.manifest.entries(), wanted.entries()) {
             plan.add(old, new, &foreign);
         }
+        plan.take_stamps(actual);
         for path in &actual.specials {
             plan.remove.push(Gone { path: path.clone(), entry: None });
         }
@@ -85,6 +96,16 @@ impl Plan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.put.iter().map(Entry::size).sum()
+    }
+
+    fn take_stamps(&mut self, actual: &Identified) {
+        let files = self.remove.iter().filter_map(|gone| gone.entry.as_ref()).chain(self.replaced.values());
+        let entries = actual.manifest.entries();
+        let stamp = |entry: &Entry| {
+            let index = entries.binary_search_by(|other| other.path.cmp(&entry.path)).ok()?;
+            Some((entry.path.clone(), *actual.inodes.get(index)?))
+        };
+        self.stamps = files.filter(|entry| entry.hash().is_some()).filter_map(stamp).collect();
     }
 
     fn add(&mut self, old: Option<&Entry>, new: Option<&Entry>, foreign: &HashSet<&TreePath>) {
@@ -135,7 +156,8 @@ impl Plan {
         let mut directories: BTreeSet<TreePath> = changed.filter_map(TreePath::parent).collect();
         directories.extend(self.make.iter().map(|entry| entry.path.clone()));
         directories.extend(self.settle.iter().map(|entry| entry.path.clone()));
-        self.settle = directories.iter().filter_map(|path| wanted.get(path)).cloned().collect();
+        let wanted = directories.iter().filter_map(|path| wanted.get(path));
+        self.settle = wanted.filter(|entry| entry.is_dir()).cloned().collect();
     }
 }
 
@@ -158,7 +180,7 @@ pub struct Aside<'a> {
 }
 
 impl Keeping<'_> {
-    fn displace(&self, parent: &Dir, old: &Entry) -> Result<()> {
+    fn displace(&self, parent: &Dir, old: &Entry, plan: &Plan) -> Result<()> {
         let name = old.path.name();
         if let Some(aside) = &self.aside
             && aside.only.is_none_or(|paths| paths.contains(&old.path))
@@ -166,7 +188,7 @@ impl Keeping<'_> {
             return move_aside(parent, old, aside.dir);
         }
         match (self.store, old.hash()) {
-            (Some(store), Some(hash)) => store.take_in(parent, name, &hash),
+            (Some(store), Some(hash)) => store.take_in(parent, name, &hash, plan.stamps.get(&old.path).copied()),
             _ => parent.unlink(Path::new(name)),
         }
     }
@@ -193,10 +215,26 @@ fn move_aside(parent: &Dir, old: &Entry, aside: &Dir) -> Result<()> {
     if let Content::Symlink(target) = &old.content {
         place.symlink(target, name)?;
     } else {
-        let (mut from, mut to) = (parent.open_file(name)?, place.create_file(name, 0o600)?);
-        std::io::copy(&mut from, &mut to).context(|| format!("cannot keep {}", old.path))?;
+        keep_copy(parent, name, &place, &old.path)?;
     }
     parent.unlink(name)
+}
+
+/// Copies a file that somebody may still write to into a directory of ours, as far as its size was when it was opened, and
+/// not at all where it would take more than half of the space that is left.
+///
+/// # Errors
+/// If it cannot be read or written, or is too large.
+pub fn keep_copy(from: &Dir, name: &Path, into: &Dir, shown: &TreePath) -> Result<()> {
+    let (file, meta) = from.open_examined(name)?;
+    let free = into.free_space()?.bytes;
+    if meta.size > free / 2 {
+        let (size, free) = (crate::sys::size::words(meta.size), crate::sys::size::words(free));
+        return Err(Error::refused(format!("{shown} is too large to be kept: it has {size}, and {free} are free"))
+            .hint("move it away, or remove it"));
+    }
+    let mut to = into.create_file(Path::new(shown.name()), 0o600)?;
+    std::io::copy(&mut file.take(meta.size), &mut to).context(|| format!("cannot keep {shown}")).map(|_| ())
 }
 
 /// A tree that is being changed.
@@ -241,12 +279,10 @@ pub fn apply(target: &Target<'_>, plan: &Plan, supply: &mut Supply<'_>, keeping:
         target.link(entry, plan, keeping)?;
     }
     for entry in &plan.adjust {
-        let (parent, name) = target.parent(&entry.path)?;
-        target.set_metadata(&parent, &name, entry)?;
+        target.adjust(entry, plan, keeping)?;
     }
     for entry in plan.settle.iter().rev() {
-        let (parent, name) = target.parent(&entry.path)?;
-        target.set_metadata(&parent, &name, entry)?;
+        target.settle(entry)?;
     }
     Ok(())
 }
@@ -260,16 +296,18 @@ impl Target<'_> {
         Ok((parent, PathBuf::from(path.name())))
     }
 
-    /// Directories that we must change but may not write to get the bits for it; the settling sets the right mode.
+    /// Directories of ours that we must change but may not write to get the bits for it; the settling sets the right mode.
     fn unlock_directories(&self, plan: &Plan) -> Result<()> {
+        let us = Own::current().uid;
         let removed_dirs = plan.remove.iter().filter(|gone| gone.entry.as_ref().is_some_and(Entry::is_dir));
         let paths = plan.settle.iter().map(|entry| &entry.path).chain(removed_dirs.map(|gone| &gone.path));
         for path in paths {
-            if let Some(meta) = self.tree.stat(path.as_path())?
-                && meta.kind == FileKind::Dir
-                && meta.mode & 0o700 != 0o700
-            {
-                self.tree.set_mode(path.as_path(), meta.mode | 0o700)?;
+            let is_locked = |meta: &Meta| meta.kind == FileKind::Dir && meta.mode & 0o700 != 0o700 && meta.uid == us;
+            if self.tree.stat(path.as_path())?.is_some_and(|meta| is_locked(&meta)) {
+                let hold = self.tree.hold(path.as_path())?;
+                if is_locked(hold.meta()) {
+                    hold.set_mode(hold.meta().mode | 0o700)?;
+                }
             }
         }
         Ok(())
@@ -280,7 +318,7 @@ impl Target<'_> {
             fault::point(self.point)?;
             match &gone.entry {
                 Some(entry) if entry.is_dir() => self.tree.remove_dir(entry.path.as_path())?,
-                Some(entry) => keeping.displace(&self.parent(&entry.path)?.0, entry)?,
+                Some(entry) => keeping.displace(&self.parent(&entry.path)?.0, entry, plan)?,
                 None => self.tree.unlink(gone.path.as_path())?,
             }
         }
@@ -304,13 +342,13 @@ impl Target<'_> {
                 open = Some((directory, self.parent(&entry.path)?.0));
             }
             let Some((_, parent)) = &open else { continue };
-            parent.unlink(&temp)?;
-            supply.put(entry, parent, &temp)?;
-            self.set_metadata(parent, &temp, entry)?;
+            parent.remove_tree(&temp)?;
+            let made = supply.put(entry, parent, &temp)?;
+            self.set_metadata(&made, entry)?;
             if let Some(old) = plan.replaced.get(&entry.path)
                 && !keeping.is_plain()
             {
-                keeping.displace(parent, old)?;
+                keeping.displace(parent, old, plan)?;
             }
             parent.rename(&temp, parent, Path::new(entry.path.name()))?;
         }
@@ -320,37 +358,104 @@ impl Target<'_> {
     fn link(&self, entry: &Entry, plan: &Plan, keeping: &Keeping<'_>) -> Result<()> {
         fault::point(self.point)?;
         let (parent, name) = self.parent(&entry.path)?;
-        let temp = Path::new(".mc_project.new-link");
-        parent.unlink(temp)?;
+        let temp = Path::new(TEMP_LINK);
+        parent.remove_tree(temp)?;
         if let Some(leader) = &entry.hard_link {
             self.tree.link(leader.as_path(), &parent, temp)?;
         } else if let Content::Symlink(target) = &entry.content {
-            parent.symlink(target, temp)?;
-            self.set_metadata(&parent, temp, entry)?;
+            self.make_symlink(&parent, temp, target, entry)?;
         }
         if let Some(old) = plan.replaced.get(&entry.path)
             && !keeping.is_plain()
         {
-            keeping.displace(&parent, old)?;
+            keeping.displace(&parent, old, plan)?;
         }
         parent.rename(temp, &parent, &name)?;
         // rename(2) of two names of one file does nothing and leaves both.
         parent.unlink(temp)
     }
 
-    fn set_metadata(&self, parent: &Dir, name: &Path, entry: &Entry) -> Result<()> {
+    fn make_symlink(&self, parent: &Dir, temp: &Path, target: &[u8], entry: &Entry) -> Result<()> {
+        parent.symlink(target, temp)?;
+        let made = parent.hold(temp)?;
+        if made.meta().kind != FileKind::Symlink || !made.is_single() {
+            return Err(self.changed(entry));
+        }
+        self.set_metadata(&made, entry)
+    }
+
+    /// Sets the metadata of a file or link whose content is as wanted.
+    fn adjust(&self, entry: &Entry, plan: &Plan, keeping: &Keeping<'_>) -> Result<()> {
+        let (parent, name) = self.parent(&entry.path)?;
+        let held = parent.hold(&name)?;
+        let (uid, _) = entry.owner.unwrap_or((self.own.uid, self.own.gid));
         let is_link = matches!(entry.content, Content::Symlink(_));
+        if (held.meta().kind == FileKind::Symlink) != is_link {
+            return Err(self.changed(entry));
+        }
+        // The owner of the tree could set all this too, wherever else the file has a name.
+        if held.meta().uid == self.own.uid && uid == self.own.uid {
+            return self.set_metadata(&held, entry);
+        }
+        if is_link || entry.hard_link.is_some() {
+            return self.link(entry, plan, keeping);
+        }
+        let temp = Path::new(TEMP_LINK);
+        parent.remove_tree(temp)?;
+        let mut copy = parent.create_file(temp, 0o600)?;
+        let mut old = parent.open_file(&name)?.take(entry.size().saturating_add(1));
+        let (found, _) = Hash::copying(&mut old, &mut copy).context(|| format!("cannot copy {}", entry.path))?;
+        if Some(found) != entry.hash() {
+            parent.unlink(temp)?;
+            return Err(self.changed(entry));
+        }
+        self.set_metadata(&parent.hold_open(temp, copy)?, entry)?;
+        parent.rename(temp, &parent, &name)
+    }
+
+    /// Sets the metadata of a directory. One that is somebody else's gives what is in it to a new one.
+    fn settle(&self, entry: &Entry) -> Result<()> {
+        let (uid, _) = entry.owner.unwrap_or((self.own.uid, self.own.gid));
+        let held = self.tree.hold(entry.path.as_path())?;
+        if held.meta().kind != FileKind::Dir {
+            return Err(self.changed(entry));
+        }
+        if [uid, self.own.uid, Own::current().uid].contains(&held.meta().uid) {
+            return self.set_metadata(&held, entry);
+        }
+        let (parent, name) = self.parent(&entry.path)?;
+        let temp = Path::new(".mc_project.new-directory");
+        parent.remove_tree(temp)?;
+        parent.make_dir(temp, 0o700)?;
+        let (old, new) = (parent.dir(&name)?, parent.dir(temp)?);
+        for inner in old.names()? {
+            old.rename_new(Path::new(&inner), &new, Path::new(&inner))?;
+        }
+        parent.exchange(temp, &parent, &name)?;
+        parent.remove_dir(temp)?;
+        let made = parent.hold(&name)?;
+        if made.meta().ino != new.stat_self()?.ino {
+            return Err(self.changed(entry));
+        }
+        self.set_metadata(&made, entry)
+    }
+
+    fn changed(&self, entry: &Entry) -> Error {
+        Error::failed(format!("{} was changed by somebody else: {}", self.tree.path().display(), entry.path))
+            .hint("find out who writes there (fuser -v), then deploy again")
+    }
+
+    /// Sets the metadata of what is held. The owner comes first, for which the kernel takes setuid and setgid away: at no
+    /// instant does a program of one user run with the rights of another.
+    fn set_metadata(&self, held: &Hold, entry: &Entry) -> Result<()> {
         let (uid, gid) = entry.owner.unwrap_or((self.own.uid, self.own.gid));
-        let present = parent.stat(name)?.ok_or_else(|| Error::failed(format!("{} is gone", entry.path)))?;
-        if (present.uid, present.gid) != (uid, gid) {
-            parent.set_owner(name, uid, gid)?;
-        }
-        if !is_link {
+        held.set_owner(uid, gid)?;
+        if held.meta().kind != FileKind::Symlink {
             // Attributes before the mode: an access control list changes the group bits.
-            parent.set_xattrs(name.as_os_str(), &entry.xattrs)?;
-            parent.set_mode(name, entry.mode)?;
+            held.set_xattrs(&entry.xattrs)?;
+            held.set_mode(entry.mode)?;
         }
-        parent.set_mtime(name, entry.mtime)
+        held.set_mtime(entry.mtime)
     }
 }
 
@@ -389,10 +494,31 @@ fn fits(found: &Found, entry: &Entry, own: Own) -> bool {
     let (meta, owner) = (&found.meta, entry.owner.unwrap_or((own.uid, own.gid)));
     let same_kind = match &entry.content {
         Content::Dir => meta.kind == FileKind::Dir && meta.mode == entry.mode,
-        Content::File { size, .. } => meta.kind == FileKind::File && meta.mode == entry.mode && meta.size == *size,
+        Content::File { size, .. } => {
+            meta.kind == FileKind::File && own.recorded_mode(meta) == entry.mode && meta.size == *size
+        }
         Content::Symlink(target) => found.target.as_ref() == Some(target),
     };
     same_kind && (meta.uid, meta.gid) == owner && meta.mtime == entry.mtime
+}
+
+/// Proves that a tree is what a manifest says, by content: every file that the witness does not vouch for is read. For a tree
+/// that somebody may have written to since it was sealed.
+///
+/// # Errors
+/// If the tree cannot be read, or differs.
+pub fn prove(tree: &Dir, own: Own, wanted: &Manifest, witness: Option<&Witness>) -> Result<Witness> {
+    let taken = now_ns();
+    let told = identify(tree, own, witness, &|_| true)?;
+    let is_same = |old: &Entry, new: &Entry| old.same_content(new) && old.same_metadata(new);
+    let pairs = pairs(told.manifest.entries(), wanted.entries());
+    let mut differing = pairs.filter(|(old, new)| !old.zip(*new).is_some_and(|(old, new)| is_same(old, new)));
+    let first = differing.find_map(|(old, new)| old.or(new)).map(|entry| &entry.path);
+    if let Some(path) = first.or(told.specials.first()) {
+        return Err(Error::failed(format!("{} was changed by somebody else: {path}", tree.path().display()))
+            .hint("find out who writes there (fuser -v), then deploy again"));
+    }
+    Ok(Witness::new(Identified { manifest: wanted.clone(), ..told }, taken, tree.stat_self()?.dev))
 }
 
 /// The wall time in nanoseconds since the epoch.

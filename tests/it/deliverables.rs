@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use mc_project::project::ids::{ObjectId, ProjectName};
 use mc_project::sys::keys::{ReleaseKey, TrustedKeys};
-use mc_project::tree::deliverable::{Deliverable, Limits, Statement};
-use mc_project::tree::manifest::Manifest;
-use mc_project::tree::store::Store;
+use mc_project::sys::path::TreePath;
+use mc_project::tree::deliverable::{Deliverable, Limits, Packing, Statement};
+use mc_project::tree::hash::Hash;
+use mc_project::tree::manifest::{Content, Entry, Manifest};
+use mc_project::tree::store::{Store, Supply};
 
 use crate::support::{Finished, WorkTree, World, digest};
 
@@ -145,6 +147,7 @@ fn hostile_archives(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("a cut", members[..members.len() / 2].to_vec()),
         ("garbage behind the end", [good, b"garbage"].concat()),
         ("a second archive behind the end", [good, good].concat()),
+        ("zeros without an end", [good, &vec![0; 2 << 20]].concat()),
         ("nothing", Vec::new()),
         ("no archive", b"hello".repeat(300)),
     ]
@@ -255,5 +258,162 @@ fn two_nodes_cook_the_same_bytes() {
             std::fs::read(world.project("shop").join(format!("releases/shop-{commit}.{ending}"))).unwrap()
         };
         assert!(read(&one) == read(&two), "{ending} differs");
+    }
+}
+
+/// A deliverable of large files that do not compress, with the keys that trust it.
+fn large_deliverable(dir: &Path) -> (Deliverable, TrustedKeys) {
+    let key = ReleaseKey::load_or_make(&dir.join("key")).unwrap();
+    let pool = dir.join("pool");
+    std::fs::create_dir(&pool).unwrap();
+    let store = Store::open(&pool).unwrap();
+    let mut noise = blake3::Hasher::new().finalize_xof();
+    let entries = (0..4).map(|n| {
+        let mut bytes = vec![0; 2 << 20];
+        noise.fill(&mut bytes);
+        let (hash, size) = store.add(&mut bytes.as_slice()).unwrap();
+        Entry {
+            path: TreePath::new(format!("f{n}").as_bytes()).unwrap(),
+            mode: 0o4644,
+            owner: Some((0, 0)),
+            mtime: 0,
+            content: Content::File { size, hash },
+            hard_link: None,
+            xattrs: Vec::new(),
+            blob: None,
+        }
+    });
+    let manifest = Manifest::new(entries.collect()).unwrap();
+    let commit: ObjectId = "c".repeat(40).parse().unwrap();
+    let project: ProjectName = "shop".parse().unwrap();
+    let found = Deliverable::new(dir, &project, &commit);
+    let supply = Supply::new(&store, Vec::new());
+    found.pack(&project, (&commit, 0), &manifest, &supply, &Packing { key: &key, secrets: &[] }).unwrap();
+    (found, TrustedKeys::new(vec![key.public()]))
+}
+
+#[test]
+fn an_archive_that_changes_while_it_is_read_is_refused_and_one_that_is_replaced_is_read_to_its_end() {
+    let temp = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (found, keys) = large_deliverable(temp.path());
+    let (statement, manifest) = found.verify(&keys).unwrap();
+    assert!(manifest.entries().iter().all(|entry| !entry.has_privileges()), "no privilege is packed");
+    let into = temp.path().join("into");
+    std::fs::create_dir(&into).unwrap();
+    let store = Store::open(&into).unwrap();
+    let archive = found.file("tar.zst");
+    let good = std::fs::read(&archive).unwrap();
+    // Replaced by another file under the same name: what was opened is what counts.
+    let replaced = std::cell::Cell::new(false);
+    let wants = |_: &Hash| {
+        if !replaced.replace(true) {
+            std::fs::write(temp.path().join("other"), "other").unwrap();
+            std::fs::rename(temp.path().join("other"), &archive).unwrap();
+        }
+        Ok(true)
+    };
+    assert_eq!(found.unpack(&statement, &manifest, &store, Limits::default(), &wants).unwrap(), 4);
+    // In the middle, at the end, and behind it.
+    for path in [good.len() / 2, good.len() - 3, good.len()] {
+        let into = temp.path().join(format!("into-{path}"));
+        std::fs::create_dir(&into).unwrap();
+        let store = Store::open(&into).unwrap();
+        std::fs::write(&archive, &good).unwrap();
+        let changed = std::cell::Cell::new(false);
+        let wants = |_: &Hash| {
+            if !changed.replace(true) {
+                let file = std::fs::OpenOptions::new().write(true).open(&archive).unwrap();
+                std::os::unix::fs::FileExt::write_all_at(&file, b"evil", path as u64).unwrap();
+            }
+            Ok(true)
+        };
+        let result = found.unpack(&statement, &manifest, &store, Limits::default(), &wants);
+        assert!(changed.get() && result.is_err(), "changed at {path}");
+        for hash in store.list().unwrap() {
+            let bytes = std::fs::read(into.join(hash.hex())).unwrap();
+            assert_eq!(Hash::of(&bytes), hash, "the store holds nothing under a wrong name");
+        }
+    }
+}
+
+#[test]
+fn a_statement_or_a_signature_that_names_something_else_is_refused() {
+    let hostile = Hostile::new();
+    let (name, commit): (ProjectName, ObjectId) = ("shop".parse().unwrap(), hostile.commit.parse().unwrap());
+    let keys = TrustedKeys::new(vec![hostile.key.public()]);
+    let found = Deliverable::new(&hostile.sources, &name, &commit);
+    let json = String::from_utf8(hostile.good[2].1.clone()).unwrap();
+    let other = "d".repeat(40);
+    for (from, to) in [
+        ("\"shop\"", "\"../shop\""),
+        ("\"shop\"", "\"/etc\""),
+        ("\"shop\"", "\"shop2\""),
+        (hostile.commit.as_str(), "../../etc/passwd"),
+        (hostile.commit.as_str(), other.as_str()),
+        ("\"format\": 1", "\"format\": 2"),
+    ] {
+        assert!(json.contains(from), "{from}");
+        hostile.put_good();
+        let json = json.replace(from, to);
+        std::fs::write(hostile.file("json"), &json).unwrap();
+        std::fs::write(hostile.file("sig"), hostile.key.sign(json.as_bytes())).unwrap();
+        assert!(found.verify(&keys).is_err(), "{to}");
+    }
+    let good = String::from_utf8(hostile.good[3].1.clone()).unwrap();
+    for sig in
+        ["", "-", "../shop.sig", &format!("{good}  ../x"), &format!("- {good}"), &good[1..], &format!("{good}00")]
+    {
+        hostile.put_good();
+        std::fs::write(hostile.file("sig"), sig).unwrap();
+        assert!(found.verify(&keys).is_err(), "{sig}");
+    }
+    // A directory of deliverables may hold names that are none.
+    for odd in ["shop-..json", "shop-.json", "shop-../x.json", "-rf.json", "shop-zz.json"] {
+        let _ = std::fs::write(hostile.sources.join(odd.replace('/', "%2f")), "{}");
+    }
+    hostile.put_good();
+    assert_eq!(Deliverable::list(&hostile.sources, &name).unwrap(), [found]);
+}
+
+#[test]
+fn a_bomb_of_depth_is_refused_at_once_and_so_is_every_privilege() {
+    let hostile = Hostile::new();
+    let (name, commit): (ProjectName, ObjectId) = ("shop".parse().unwrap(), hostile.commit.parse().unwrap());
+    let keys = TrustedKeys::new(vec![hostile.key.public()]);
+    let found = Deliverable::new(&hostile.sources, &name, &commit);
+    let store_dir = hostile.production.home().path("store");
+    std::fs::create_dir(&store_dir).unwrap();
+    let store = Store::open(&store_dir).unwrap();
+    let begin = std::time::Instant::now();
+    for deep in [vec!["d"; 65].join("/"), vec!["d"; 1900].join("/"), vec!["d"; 100_000].join("/")] {
+        let long = member("././@LongLink", b'L', "", format!("{deep}\0").as_bytes(), deep.len() as u64 + 1);
+        let tar = [long, member("d", b'0', "", b"x", 1), hostile.tar()].concat();
+        hostile.put_signed(&zstd::encode_all(tar.as_slice(), 3).unwrap(), &hostile.good[1].1);
+        let (statement, manifest) = found.verify(&keys).unwrap();
+        let error = found.unpack(&statement, &manifest, &store, Limits::default(), &|_| Ok(true)).unwrap_err();
+        assert!(error.one_line().contains("limit is"), "{error}");
+        assert!(error.one_line().len() < 1000, "{error}");
+    }
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(store.list().unwrap().is_empty());
+
+    let text = String::from_utf8(hostile.good[1].1.clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let body = format!("{}\n", lines[..lines.len() - 1].join("\n"));
+    for (from, to) in [
+        ("f 0644 - ", "f 4644 - "),
+        ("f 0644 - ", "f 2644 - "),
+        ("d 0755 - ", "d 2755 - "),
+        ("f 0644 - ", "f 0644 0:0 "),
+        (" d git=", " d x:security.capability=%01 git="),
+        (" d git=", " d x:trusted.overlay.opaque=y git="),
+    ] {
+        assert!(body.contains(from), "{from} in\n{body}");
+        let body = body.replacen(from, to, 1);
+        let sum = blake3::hash(body.as_bytes()).to_hex();
+        let manifest = format!("{body}end {} {sum}\n", body.lines().count() - 1);
+        hostile.put_signed(&hostile.good[0].1, manifest.as_bytes());
+        let error = found.verify(&keys).unwrap_err();
+        assert!(error.one_line().contains("privilege"), "{to}: {error}");
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 mod access;
+mod attacks;
 mod bad_pushes;
 mod boxes;
 mod concurrent;
@@ -18,6 +19,7 @@ mod examples;
 mod features;
 mod final_mode;
 mod harness;
+mod hostile_trees;
 mod imports;
 mod in_place;
 mod machine;

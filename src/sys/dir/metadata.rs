@@ -2,38 +2,29 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{self as rfs, AtFlags, Mode, OFlags, Timespec, Timestamps};
-use rustix::io::Errno;
+use rustix::fs::{self as rfs, Mode, Timespec, Timestamps};
 
-use super::{Dir, fail, open_beneath};
-use crate::sys::error::Result;
+use super::hold::Hold;
+use super::{Dir, fail};
+use crate::sys::error::{Error, Result};
 
 impl Dir {
-    /// Sets the permission bits of a file or directory; a link is left alone.
+    /// Sets the permission bits of a directory, or of a file that has no other name; a link is left alone.
     ///
     /// # Errors
-    /// As chmod(2).
+    /// As chmod(2), and if the file has other names: it may be anybody's.
     pub fn set_mode(&self, rel: &Path, mode: u32) -> Result<()> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let shown = self.path.join(rel);
-        let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty()).map_err(|e| fail("open", &shown, e))?;
-        // fchmod(2) refuses O_PATH descriptors; the magic link names the very inode we hold.
-        let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        rfs::chmod(magic.as_str(), Mode::from_raw_mode(mode & 0o7777)).map_err(|e| fail("set the mode of", &shown, e))
+        self.hold_single(rel)?.set_mode(mode)
     }
 
-    /// Sets owner and group of an entry, links not followed.
+    /// Sets owner and group of a directory, or of a file or link that has no other name; links are not followed.
     ///
     /// # Errors
-    /// As chownat(2); only root may give files away.
+    /// As chownat(2), and if the file has other names; only root may give files away.
     pub fn set_owner(&self, rel: &Path, uid: u32, gid: u32) -> Result<()> {
-        let (parent, name) = self.resolve(rel)?;
-        let (uid, gid) = (rfs::Uid::from_raw(uid), rfs::Gid::from_raw(gid));
-        rfs::chownat(parent.as_fd(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| fail("set the owner of", &self.path.join(rel), e))
+        self.hold_single(rel)?.set_owner(uid, gid)
     }
 
     /// Sets the permission bits of this directory itself.
@@ -57,69 +48,43 @@ impl Dir {
             .map_err(|e| fail("set the owner of", &self.path, e))
     }
 
-    /// Sets the modification time, in nanoseconds since the epoch, links not followed. The access time is left alone.
+    /// Sets the modification time of a directory, or of a file or link that has no other name, in nanoseconds since the
+    /// epoch; links are not followed. The access time is left alone.
     ///
     /// # Errors
-    /// As utimensat(2).
+    /// As utimensat(2), and if the file has other names.
     pub fn set_mtime(&self, rel: &Path, mtime: i64) -> Result<()> {
-        let (parent, name) = self.resolve(rel)?;
-        let times = mtime_only(mtime);
-        rfs::utimensat(parent.as_fd(), name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| fail("set the time of", &self.path.join(rel), e))
+        self.hold_single(rel)?.set_mtime(mtime)
     }
 
-    /// The extended attributes that belong to a tree: `user.*` and POSIX ACLs, sorted by name.
-    /// Capabilities and labels of the `security` class are privileges and are never carried.
+    /// The carried extended attributes of an entry, as [`Hold::xattrs`].
     ///
     /// # Errors
     /// If the attributes cannot be read.
     pub fn xattrs(&self, name: &OsStr) -> Result<Vec<(String, Vec<u8>)>> {
-        let path = self.magic(name);
-        let mut list = vec![0_u8; 1024];
-        let size = loop {
-            match rfs::llistxattr(path.as_path(), list.as_mut_slice()) {
-                Ok(size) => break size,
-                Err(Errno::RANGE) => list.resize(list.len() * 8, 0),
-                Err(Errno::NOTSUP) => return Ok(Vec::new()),
-                Err(e) => return Err(fail("read the attributes of", &self.path.join(name), e)),
-            }
-        };
-        let mut found = Vec::new();
-        for attribute in list[..size].split(|b| *b == 0).filter(|a| is_carried(a)) {
-            let Ok(attribute) = std::str::from_utf8(attribute) else { continue };
-            let mut value = vec![0_u8; 64 * 1024];
-            let size = rfs::lgetxattr(path.as_path(), attribute, value.as_mut_slice())
-                .map_err(|e| fail("read the attributes of", &self.path.join(name), e))?;
-            value.truncate(size);
-            found.push((attribute.to_string(), value));
-        }
-        found.sort();
-        Ok(found)
+        self.hold(Path::new(name))?.xattrs()
     }
 
-    /// Makes the carried extended attributes of an entry exactly `wanted`.
+    /// Makes the carried extended attributes of an entry that has no other name exactly `wanted`, as [`Hold::set_xattrs`].
     ///
     /// # Errors
-    /// If the file system takes no attributes but some are wanted.
+    /// If the file system takes no attributes but some are wanted, and if the file has other names.
     pub fn set_xattrs(&self, name: &OsStr, wanted: &[(String, Vec<u8>)]) -> Result<()> {
-        let path = self.magic(name);
-        let present = self.xattrs(name)?;
-        for (attribute, _) in present.iter().filter(|(n, _)| !wanted.iter().any(|(w, _)| w == n)) {
-            rfs::lremovexattr(path.as_path(), attribute.as_str())
-                .map_err(|e| fail("remove an attribute of", &self.path.join(name), e))?;
-        }
-        for (attribute, value) in wanted.iter().filter(|pair| !present.contains(pair)) {
-            rfs::lsetxattr(path.as_path(), attribute.as_str(), value, rfs::XattrFlags::empty())
-                .map_err(|e| fail("set an attribute of", &self.path.join(name), e))?;
-        }
-        Ok(())
+        self.hold_single(Path::new(name))?.set_xattrs(wanted)
     }
 
-    /// A path that names the entry `name` of exactly this directory, for calls that know no descriptors.
-    fn magic(&self, name: &OsStr) -> PathBuf {
-        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
-        path.push(name);
-        path
+    /// Takes hold of an entry that may be changed: with a second name it could be a file from anywhere.
+    fn hold_single(&self, rel: &Path) -> Result<Hold> {
+        let hold = self.hold(rel)?;
+        if hold.is_single() {
+            return Ok(hold);
+        }
+        let path = crate::sys::escape::visible_bounded(
+            std::os::unix::ffi::OsStrExt::as_bytes(self.path.join(rel).as_os_str()),
+            4096,
+        );
+        Err(Error::refused(format!("{path} has other names, or is a device, fifo or socket: it is left alone"))
+            .hint(format!("look who made it: ls -l {path}")))
     }
 }
 
@@ -131,7 +96,8 @@ pub fn set_file_mtime(file: &File, mtime: i64) -> Result<()> {
     rfs::futimens(file, &mtime_only(mtime)).map_err(|e| fail("set the time of", Path::new("a new file"), e))
 }
 
-fn mtime_only(mtime: i64) -> Timestamps {
+/// The times for a call that sets the modification time alone.
+pub(super) fn mtime_only(mtime: i64) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT },
         last_modification: Timespec {
@@ -141,6 +107,8 @@ fn mtime_only(mtime: i64) -> Timestamps {
     }
 }
 
-fn is_carried(attribute: &[u8]) -> bool {
+/// Whether an attribute belongs to a tree: `user.*` and POSIX ACLs. Capabilities and labels are privileges.
+#[must_use]
+pub fn is_carried(attribute: &[u8]) -> bool {
     attribute.starts_with(b"user.") || attribute.starts_with(b"system.posix_acl_")
 }
