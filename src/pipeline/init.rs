@@ -13,7 +13,7 @@ use crate::project::system::System;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
-use crate::sys::{fs, mount, process};
+use crate::sys::{fs, mount};
 use crate::tree::layout::{self as trees, Act, Change, Owners};
 
 /// What `init` made or found.
@@ -130,16 +130,16 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
             changes.push(format!("{}: {key} = {value}", path.display()));
         }
     }
-    changes.extend(hooks(path)?);
+    changes.extend(hooks(&site.node, path)?);
     Ok(changes)
 }
 
 /// Links the binary under the hooks' names; a foreign hook is kept beside as `<name>.local`, which ours runs too.
-fn hooks(repository: &Path) -> Result<Vec<String>> {
-    let mut changes = Vec::new();
+fn hooks(node: &Node, repository: &Path) -> Result<Vec<String>> {
+    let (mut changes, program) = (Vec::new(), node.program()?);
     let dir = repository.join("hooks");
     fs::ensure_dir(&dir, 0o755)?;
-    let binary = &fs::canonical(process::self_exe())?;
+    let binary = &program;
     for name in HOOKS {
         let path = dir.join(name);
         if fs::link_target(&path).as_ref() == Some(binary) {
@@ -170,7 +170,7 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
-    let layout = layout(site.config.mode, site.place.name())?;
+    let (layout, program) = (layout(site.config.mode, site.place.name())?, site.node.program()?);
     let mut repairs: Vec<String> =
         trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
     for repository in [site.place.git_project(), site.place.git_pillar()] {
@@ -178,6 +178,15 @@ pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
         for name in HOOKS {
             let path = repository.join("hooks").join(name);
             match fs::link_target(&path) {
+                // Of several copies of the program only the installed one can be run by the receiver.
+                Some(target) if site.owners().is_some() && target != program => {
+                    repairs.push(format!(
+                        "{}: leads to {}, not to {}",
+                        path.display(),
+                        target.display(),
+                        program.display()
+                    ));
+                }
                 Some(target) if fs::exists(&target) => {}
                 Some(target) => repairs.push(format!("{}: its program {} is gone", path.display(), target.display())),
                 None => repairs.push(format!("{}: missing", path.display())),
