@@ -106,6 +106,9 @@ fn known_to_hooks(repository: &Path, identity: &Identity) -> Result<Option<Strin
 fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<String>> {
     let mut changes = Vec::new();
     let is_new = !fs::exists(&path.join("HEAD"));
+    if !is_new {
+        changes.extend(rights::keep_common(site, path, true)?);
+    }
     // As we are, also where the objects are the receiver's: only the configuration is read and written here.
     let repo = if is_new { Repo::init_bare(path, format)? } else { Repo::open(path)? };
     if is_new {
@@ -114,7 +117,9 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
     }
     let has_proc_receive = program_version()? >= (2, 29);
     let deploys_before_answer = has_proc_receive && site.config.answer == Answer::Push;
-    let settings: [(&str, &str); 7] = [
+    let settings: [(&str, &str); 8] = [
+        // A bare repository has none anyway, but git counts one with a `commondir` among the others.
+        ("core.logAllRefUpdates", "false"),
         ("receive.advertisePushOptions", "true"),
         ("receive.fsckObjects", "true"),
         // A mode such as 104755 would make a setuid file; git itself lets it pass.
