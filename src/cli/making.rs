@@ -6,6 +6,7 @@ use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, NameArgs, With};
 use crate::pipeline::init::{self as making, needed_repairs};
 use crate::pipeline::recover::finish_interrupted;
+use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Rights, Site};
 use crate::pipeline::verify::verify;
 use crate::project::mode::Mode;
@@ -58,7 +59,7 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
         screen::line(format!("  code:          {}@{}:{}", receiver.name, host_name(), args.name));
         screen::line(format!("  configuration: {}@{}:{}/pillar", receiver.name, host_name(), args.name));
         if is_new {
-            screen::line("next, let somebody push to it (their public ssh key on standard input):");
+            screen::line("next, let somebody push to it (alice.pub is the file with their public ssh key):");
             screen::line(format!("  mc_project keys add alice --project {} --key alice.pub", args.name));
             screen::line("and in their repository:");
             screen::line(format!("  git remote add node {}@{}:{}", receiver.name, host_name(), args.name));
@@ -175,6 +176,7 @@ pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
         hint: None,
     });
     findings.push(namespace_finding(&node)?);
+    findings.extend(setup_findings(&node)?);
     for name in node.projects()? {
         findings.extend(project_findings(&Site::open(&node, &name)?)?);
     }
@@ -189,6 +191,20 @@ pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
         }
     }
     Ok(if findings.iter().all(|finding| finding.good) { 0 } else { ExitCode::Failed as u8 })
+}
+
+/// What `setup` would do again: units that were switched off, accounts and directories that others changed.
+fn setup_findings(node: &Node) -> Result<Vec<Finding>> {
+    let Some(system) = &node.system else { return Ok(Vec::new()) };
+    let (root, environment) = (node.place.root().to_path_buf(), node.config.environment);
+    let plan = setup::plan(&Wish { root, receiver: system.receiver.clone(), environment })?;
+    let missing = plan.changes.iter().map(|change| Finding {
+        about: "machine".into(),
+        good: false,
+        text: format!("not as setup leaves it; it would {change}"),
+        hint: Some("mc_project setup".into()),
+    });
+    Ok(missing.collect())
 }
 
 fn git_finding() -> Finding {
