@@ -574,12 +574,17 @@ fn hook_entry(hook: HookName) -> u8 {
     let render = |record: &Record| terminal::lines(record, &style);
     let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let io = HookIo { input: &mut input, output: &mut output, tell: &mut tell, render: &render, pace: Pace::default() };
+    // What root pushed is the receiver's before the deployment writes its record beside it, and what git does afterwards
+    // (refs that are only stored) too. During pre-receive the objects are in quarantine still.
+    let give_back = || {
+        if hook != HookName::PreReceive
+            && let Err(error) = desk.give_back()
+        {
+            tracing::warn!("{}", error.one_line());
+        }
+    };
+    give_back();
     let code = run_hook(&call, desk.as_ref(), io);
-    // After pre-receive the objects are in quarantine still.
-    if hook != HookName::PreReceive
-        && let Err(error) = desk.give_back()
-    {
-        tracing::warn!("{}", error.one_line());
-    }
+    give_back();
     code as u8
 }

@@ -94,7 +94,7 @@ fn machine_findings(node: &Node) -> Result<Vec<Finding>> {
         findings.push(Finding {
             about: about.clone(),
             good: false,
-            text: format!("setup would {change}"),
+            text: format!("not as setup leaves it; it would {change}"),
             hint: Some("mc_project setup".into()),
         });
     }

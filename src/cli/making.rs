@@ -59,7 +59,7 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
         screen::line(format!("  code:          {}@{}:{}", receiver.name, host_name(), args.name));
         screen::line(format!("  configuration: {}@{}:{}/pillar", receiver.name, host_name(), args.name));
         if is_new {
-            screen::line("next, let somebody push to it (their public ssh key on standard input):");
+            screen::line("next, let somebody push to it (alice.pub is the file with their public ssh key):");
             screen::line(format!("  mc_project keys add alice --project {} --key alice.pub", args.name));
             screen::line("and in their repository:");
             screen::line(format!("  git remote add node {}@{}:{}", receiver.name, host_name(), args.name));

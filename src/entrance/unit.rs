@@ -72,7 +72,7 @@ pub fn start(site: &Site, request: &Request, work: &str, env: &BTreeMap<String, 
     fs::ensure_dir(&site.place.requests(), 0o700)?;
     fs::write_durable(&order, &text, 0o600)?;
     let name = name(&request.project, &request.id);
-    let binary = binary(site)?;
+    let binary = site.node.program()?;
     let args = arguments(&name, request, &binary, &order, (work, env));
     let ended = systemd("systemd-run", &args)?;
     if ended.status != StepStatus::Ok {
@@ -112,12 +112,6 @@ fn arguments(
     args.push(binary.as_os_str().to_os_string());
     args.extend(["--root", "/", work].iter().map(OsString::from));
     args
-}
-
-/// The program that units run: the installed one, else this one.
-fn binary(site: &Site) -> Result<PathBuf> {
-    let installed = site.place.node().binary();
-    if fs::is_executable(&installed) { Ok(installed) } else { fs::canonical(process::self_exe()) }
 }
 
 fn systemd(program: &str, args: &[OsString]) -> Result<Captured> {

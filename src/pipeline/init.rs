@@ -18,7 +18,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
 use crate::sys::lock::Lock;
-use crate::sys::{fs, mount, process};
+use crate::sys::{fs, mount};
 use crate::tree::layout::{self as trees, Act, Change, Owners};
 
 /// What `init` made or found.
@@ -136,6 +136,9 @@ fn known_to_hooks(repository: &Path, identity: &Identity) -> Result<Option<Strin
 fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<String>> {
     let mut changes = Vec::new();
     let is_new = !fs::exists(&path.join("HEAD"));
+    if !is_new {
+        changes.extend(rights::keep_common(site, path, true)?);
+    }
     // As we are, also where the objects are the receiver's: only the configuration is read and written here.
     let repo = if is_new { Repo::init_bare(path, format)? } else { Repo::open(path)? };
     if is_new {
@@ -144,7 +147,9 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
     }
     let has_proc_receive = program_version()? >= (2, 29);
     let deploys_before_answer = has_proc_receive && site.config.answer == Answer::Push;
-    let settings: [(&str, &str); 7] = [
+    let settings: [(&str, &str); 8] = [
+        // A bare repository has none anyway, but git counts one with a `commondir` among the others.
+        ("core.logAllRefUpdates", "false"),
         ("receive.advertisePushOptions", "true"),
         ("receive.fsckObjects", "true"),
         // A mode such as 104755 would make a setuid file; git itself lets it pass.
@@ -160,16 +165,16 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
             changes.push(format!("{}: {key} = {value}", path.display()));
         }
     }
-    changes.extend(hooks(path)?);
+    changes.extend(hooks(&site.node, path)?);
     Ok(changes)
 }
 
 /// Links the binary under the hooks' names; a foreign hook is kept beside as `<name>.local`, which ours runs too.
-fn hooks(repository: &Path) -> Result<Vec<String>> {
-    let mut changes = Vec::new();
+fn hooks(node: &Node, repository: &Path) -> Result<Vec<String>> {
+    let (mut changes, program) = (Vec::new(), node.program()?);
     let dir = repository.join("hooks");
     fs::ensure_dir(&dir, 0o755)?;
-    let binary = &fs::canonical(process::self_exe())?;
+    let binary = &program;
     for name in HOOKS {
         let path = dir.join(name);
         if fs::link_target(&path).as_ref() == Some(binary) {
@@ -200,7 +205,7 @@ fn hooks(repository: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
-    let layout = layout(parking::layout_mode(site)?, site.place.name())?;
+    let (layout, program) = (layout(parking::layout_mode(site)?, site.place.name())?, site.node.program()?);
     let mut repairs: Vec<String> =
         trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
     if parking::read(site)?.is_some() {
@@ -211,6 +216,15 @@ pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
         for name in HOOKS {
             let path = repository.join("hooks").join(name);
             match fs::link_target(&path) {
+                // Of several copies of the program only the installed one can be run by the receiver.
+                Some(target) if site.owners().is_some() && target != program => {
+                    repairs.push(format!(
+                        "{}: leads to {}, not to {}",
+                        path.display(),
+                        target.display(),
+                        program.display()
+                    ));
+                }
                 Some(target) if fs::exists(&target) => {}
                 Some(target) => repairs.push(format!("{}: its program {} is gone", path.display(), target.display())),
                 None => repairs.push(format!("{}: missing", path.display())),

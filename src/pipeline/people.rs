@@ -13,8 +13,8 @@ use crate::project::access::{self, Access, Forced};
 use crate::sys::accounts::Account;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Kind, Result};
+use crate::sys::fs;
 use crate::sys::lock::Lock;
-use crate::sys::{fs, process};
 
 /// How long a change waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -95,7 +95,7 @@ impl<'a> People<'a> {
         let before = access.clone();
         let done = change(&mut access)?;
         access.set_projects_dir(&self.node.config.projects_dir);
-        let binary = fs::canonical(process::self_exe())?;
+        let binary = self.node.program()?;
         let lines = access.lines(&Forced { binary: &binary, root: &fs::canonical(place.root())? })?;
         let authorized = self.authorized_keys()?;
         let text = access::with_block(&authorized, &lines)?;

@@ -2,7 +2,8 @@
 //!
 //! A repository is root's; the receiver may write objects and refs and nothing else. The bits that make this so: the
 //! repository, `objects/` and `refs/` are root's with the sticky bit, so that the receiver can add to them but neither
-//! rename nor replace what is root's (`config`, `HEAD`, `hooks/`, `info/`, `objects/info/` where alternates stand).
+//! rename nor replace what is root's (`config`, `HEAD`, `hooks/`, `info/`, `objects/info/` where alternates stand, and
+//! `commondir`, which would lead git elsewhere for all of them).
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,16 @@ use crate::project::system::System;
 use crate::sys::accounts::Account;
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
-use crate::sys::git;
+use crate::sys::{fs, git};
 
 /// Group-writable for the receiver, with files of root's that stay root's; new directories get the receiver's group.
 const SHARED: u32 = 0o3775;
 /// What is in a repository and root's alone, with its mode.
 const ROOTS: [(&str, u32); 5] =
     [("config", 0o644), ("HEAD", 0o644), ("hooks", 0o755), ("info", 0o755), ("objects/info", 0o755)];
+/// The file by which a repository says that its configuration, hooks and objects are elsewhere, and what ours says: here.
+/// The receiver could write one if root had none, and root's own git would run hooks of the receiver's.
+const COMMON: (&str, &str) = ("commondir", ".\n");
 /// What the receiver writes into.
 const RECEIVERS: [&str; 5] = ["objects/pack", "refs/heads", "refs/tags", "refs/notes", "refs/deploys"];
 
@@ -50,7 +54,7 @@ pub fn ensure_account(node: &Node, name: &ProjectName, user: Option<&str>) -> Re
 pub fn repository(site: &Site, path: &Path, repair: bool) -> Result<Vec<String>> {
     let Rights::Separate { receiver, .. } = &site.rights else { return Ok(Vec::new()) };
     let dir = Dir::open_real(path)?;
-    let mut changes = Vec::new();
+    let mut changes: Vec<String> = keep_common(site, path, repair)?.into_iter().collect();
     let mut fix = |name: &str, owner: (u32, u32), mode: u32| -> Result<()> {
         let rel = Path::new(name);
         let mut meta = if name == "." { Some(dir.stat_self()?) } else { dir.stat(rel)? };
@@ -89,6 +93,35 @@ pub fn repository(site: &Site, path: &Path, repair: bool) -> Result<Vec<String>>
         changes.extend(give_back(site, path)?);
     }
     Ok(changes)
+}
+
+/// Makes sure that a repository's configuration and hooks are its own, whatever the receiver wrote there before; to be
+/// done before anything reads it. Tells what was changed, or would be.
+///
+/// # Errors
+/// If something is in the way.
+pub fn keep_common(site: &Site, path: &Path, repair: bool) -> Result<Option<String>> {
+    let (name, text) = COMMON;
+    let file = path.join(name);
+    if site.rights == Rights::OneUser {
+        return Ok(None);
+    }
+    let change = match Dir::open_real(path)?.stat(Path::new(name))? {
+        None => format!("{}: written", file.display()),
+        Some(meta) if meta.kind == FileKind::Dir => {
+            return Err(Error::refused(format!("{} is in the way: it is a directory", file.display()))
+                .hint("look who put it there; then remove it"));
+        }
+        Some(meta) if (meta.kind, meta.uid, meta.mode) != (FileKind::File, 0, 0o644) => {
+            format!("{}: put there by user {}; replaced", file.display(), meta.uid)
+        }
+        Some(_) if fs::read_bounded(&file, 1024)?.is_some_and(|bytes| bytes == text.as_bytes()) => return Ok(None),
+        Some(_) => format!("{}: led git elsewhere; replaced", file.display()),
+    };
+    if repair {
+        fs::write_durable(&file, text.as_bytes(), 0o644)?;
+    }
+    Ok(Some(change))
 }
 
 /// Gives to the receiver what root wrote into `objects/` and `refs/`: a push as root leaves files that the next push of

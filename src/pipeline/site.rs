@@ -16,6 +16,7 @@ use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
 use crate::sys::git::Repo;
 use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKeys};
+use crate::sys::process;
 use crate::sys::step_exec::RunAs;
 use crate::tree::layout::Owners;
 use crate::tree::scan::Own;
@@ -66,6 +67,19 @@ impl Node {
         };
         let place = place.with_projects_dir(&config.projects_dir);
         Ok(Self { place, config, system })
+    }
+
+    /// The program that hooks, keys and units name: on a whole-machine node the installed one, which every account may
+    /// run, wherever the copy stands that is running now.
+    ///
+    /// # Errors
+    /// If the running program is gone.
+    pub fn program(&self) -> Result<PathBuf> {
+        let installed = self.place.binary();
+        if self.system.is_some() && fs::is_executable(&installed) {
+            return Ok(installed);
+        }
+        fs::canonical(process::self_exe())
     }
 
     /// The names of all projects of this node, sorted.

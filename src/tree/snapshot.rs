@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::hash::Hash;
-use super::manifest::Manifest;
+use super::manifest::{Entry, Manifest};
 use super::scan::{Identified, Own, identify, scan};
 use super::store::{Held, Store, Supply};
 use super::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
@@ -271,7 +271,7 @@ impl<'a> Snapshots<'a> {
     }
 
     /// After a restore by exchange the copy holds the failed data: makes it a copy of the live data again and moves the
-    /// files in which they differ below `aside` (`data.failed`).
+    /// files in which they differ below `aside` (`data.failed`), but for those that a restore point needs.
     ///
     /// # Errors
     /// If there is no space; the failed data then stay where they are.
@@ -313,6 +313,15 @@ impl<'a> Snapshots<'a> {
     }
 
     fn needed_beside_the_copy(&self) -> Result<HashSet<Hash>> {
+        let mut needed = self.needed()?;
+        for hash in self.present()?.manifest.hashes() {
+            needed.remove(&hash);
+        }
+        Ok(needed)
+    }
+
+    /// The contents of every restore point.
+    fn needed(&self) -> Result<HashSet<Hash>> {
         let mut needed: HashSet<Hash> = HashSet::new();
         for name in fs::names(&self.place.archives())? {
             if let Ok(id) = name.parse()
@@ -320,9 +329,6 @@ impl<'a> Snapshots<'a> {
             {
                 needed.extend(manifest.hashes());
             }
-        }
-        for hash in self.present()?.manifest.hashes() {
-            needed.remove(&hash);
         }
         Ok(needed)
     }
@@ -357,10 +363,20 @@ impl<'a> Snapshots<'a> {
         let plan = Plan::new(&actual, &wanted);
         let mut supply = Supply::new(&store, vec![Held::new(&live, &wanted)]);
         let target = Target { tree: &copy, own: self.own, point: "backup.copied" };
-        let keeping = match keep {
-            Keep::Store => Keeping { store: Some(&store), aside: None },
-            Keep::Aside(dir) => Keeping { store: None, aside: Some(Aside { dir, only: None }) },
+        // What leaves the copy may be all that a restore point has of a file: this goes into the store in any case.
+        let only: HashSet<TreePath> = match keep {
+            Keep::Store => HashSet::new(),
+            Keep::Aside(_) => {
+                let needed = self.needed()?;
+                let free = |entry: &&Entry| entry.hash().is_none_or(|hash| !needed.contains(&hash));
+                actual.manifest.entries().iter().filter(free).map(|entry| entry.path.clone()).collect()
+            }
         };
+        let aside = match keep {
+            Keep::Store => None,
+            Keep::Aside(dir) => Some(Aside { dir, only: Some(&only) }),
+        };
+        let keeping = Keeping { store: Some(&store), aside };
         apply(&target, &plan, &mut supply, &keeping)?;
         seal(&copy, self.own, &wanted)?.write(&self.witness_of(&copy)?)?;
         Witness::new(source, taken, live.stat_self()?.dev).write(&live_witness_path)?;

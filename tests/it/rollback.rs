@@ -108,6 +108,19 @@ fn services_that_were_stopped_run_again_after_a_failure() {
 }
 
 #[test]
+fn what_the_old_version_writes_again_after_a_rollback_is_still_in_the_restore_point() {
+    // The failed version leaves `log` alone; the old one, started again, does not: only the restore point has it then.
+    let recipe = "stages: {start: ['date +%N >> $MC_DATA/log'], upgrade: ['test ! -e broken']}\n";
+    let failing = recipe.replace("date +%N >> $MC_DATA/log", "true");
+    let (world, _) = World::serving(&[("mc_project.yaml", recipe)]);
+    let work = world.checkout_of("shop");
+    work.commit("broken", &[("broken", "x"), ("mc_project.yaml", &failing)]);
+    work.push(&["main"]).code(1);
+    world.settle("shop");
+    world.mc(&["verify", "shop"]).ok();
+}
+
+#[test]
 fn dumps_are_made_before_the_switch_and_restored_on_the_way_back() {
     // The "database" lives where no snapshot reaches it: only dump and restore can bring it back.
     let world = World::with_shop();
