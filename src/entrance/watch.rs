@@ -160,10 +160,8 @@ impl<'a> Watching<'a> {
         self.saved.extend(fresh.iter().filter(|path| !self.written.contains(*path)).cloned());
         let mut changed = fresh;
         changed.extend(again);
-        if changed.iter().any(|path| path.as_bytes() == RECIPE.as_bytes()) {
-            if self.read_recipe() {
-                self.tell_what_is_watched();
-            }
+        if changed.iter().any(|path| path.as_bytes() == RECIPE.as_bytes()) && self.read_recipe() {
+            self.tell_what_is_watched();
         }
         if self.concerned(&changed).is_none() {
             return Ok(Round::Again(BTreeSet::new()));

@@ -25,6 +25,7 @@ use crate::report::event::{Event, Record};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
 use crate::sys::git::{GitEntry, ObjectFormat, Untracked};
+use crate::sys::path::TreePath;
 use crate::sys::{fault, mount};
 use crate::tree::manifest::Manifest;
 use crate::tree::release::{Provenance, Releases};
@@ -82,7 +83,7 @@ impl Draft<'_> {
             };
             let ours = Some(&record.holds.commit);
             let standing = Standing::of(draft.site, &draft.repo, &draft.begin.commit, ours, &listing)
-                .map_err(|error| unreadable(draft.site, error))?;
+                .map_err(|error| unreadable(draft.site, &error))?;
             if !standing.is_clean() && !draft.options.keep_aside {
                 return Err(refusal(draft.site, &draft.begin.commit, &standing));
             }
@@ -280,7 +281,7 @@ impl Draft<'_> {
                 }
                 None => {}
             }
-            let mut above: Vec<_> = std::iter::successors(shared.path.parent(), |path| path.parent()).collect();
+            let mut above: Vec<_> = std::iter::successors(shared.path.parent(), TreePath::parent).collect();
             above.reverse();
             for dir in above {
                 if run.stat(dir.as_path())?.is_none() {
@@ -424,7 +425,7 @@ fn refuse_mounted_run(site: &Site) -> Step {
         .hint("unmount it, or use another mode: mc_project init NAME --environment staging"))
 }
 
-fn unreadable(site: &Site, error: Error) -> Halt {
+fn unreadable(site: &Site, error: &Error) -> Halt {
     Halt::refused(format!("the clone in {} cannot be examined: {}", site.place.run().display(), error.one_line())).hint(
         format!("to keep it as it is and begin anew: mc_project init {} --environment staging", site.place.name()),
     )

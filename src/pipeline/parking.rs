@@ -232,17 +232,13 @@ fn serve(site: &Site, serving: Option<&Serving>) -> Result<()> {
     }
     let repo = site.repo()?;
     let current = CURRENT.parse()?;
-    match serving {
-        Some(serving) => {
-            repo.set_ref(&current, &serving.commit, "mc_project: editable mode ends")?;
-            fs::replace_symlink(&site.place.current(), Path::new(serving.id.as_str()))
-        }
-        None => {
-            repo.delete_ref(&current)?;
-            fs::remove_file(&site.place.current())?;
-            fs::sync_dir(&site.place.deploy())
-        }
+    if let Some(serving) = serving {
+        repo.set_ref(&current, &serving.commit, "mc_project: editable mode ends")?;
+        return fs::replace_symlink(&site.place.current(), Path::new(serving.id.as_str()));
     }
+    repo.delete_ref(&current)?;
+    fs::remove_file(&site.place.current())?;
+    fs::sync_dir(&site.place.deploy())
 }
 
 /// Removes the records of editable deployments but this one: there are no files behind them.

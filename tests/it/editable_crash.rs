@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -137,7 +138,7 @@ impl Stage {
         let mut command = self.command(None);
         command.env("MC_FAIL_TRACE", &trace);
         let ended = Running::start_reading(command).wait();
-        let expected = if self.scenario == Scenario::Failing { 1 } else { 0 };
+        let expected = i32::from(self.scenario == Scenario::Failing);
         assert_eq!(ended.exit_code(), Some(expected), "{ended}");
         let text = std::fs::read_to_string(trace).unwrap();
         self.points = text.lines().map(str::to_string).collect();
@@ -174,7 +175,6 @@ impl Stage {
         if is_clone {
             let (shown, real) =
                 (std::fs::metadata(project.join("project")).unwrap(), std::fs::metadata(run(&self.world)).unwrap());
-            use std::os::unix::fs::MetadataExt;
             assert_eq!((shown.dev(), shown.ino()), (real.dev(), real.ino()), "{what}: project");
         }
         for litter in ["build/clone", "build/bundle"] {

@@ -310,16 +310,15 @@ mod tests {
     fn every_form_of_status_is_read() {
         let said = b" M a\0?? new dir/x\0A  b\0D  c\0 D d\0UU e\0?? emb/\0AM f\0";
         let kinds: Vec<_> = parse_status(said).into_iter().map(|c| (c.path.to_string(), c.kind)).collect();
-        use ChangeKind::{Added, Changed, Removed, Untracked};
         let expected = [
-            ("a", Changed),
-            ("new dir/x", Untracked),
-            ("b", Added),
-            ("c", Removed),
-            ("d", Removed),
-            ("e", Changed),
-            ("emb", Untracked),
-            ("f", Added),
+            ("a", ChangeKind::Changed),
+            ("new dir/x", ChangeKind::Untracked),
+            ("b", ChangeKind::Added),
+            ("c", ChangeKind::Removed),
+            ("d", ChangeKind::Removed),
+            ("e", ChangeKind::Changed),
+            ("emb", ChangeKind::Untracked),
+            ("f", ChangeKind::Added),
         ];
         assert_eq!(kinds, expected.map(|(path, kind)| (path.to_string(), kind)));
     }
