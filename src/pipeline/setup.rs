@@ -270,7 +270,7 @@ fn plan_directory(path: &Path, mode: u32, plan: &mut Plan) -> Result<()> {
 fn plan_files(place: &NodePlace, wish: &Wish, plan: &mut Plan) -> Result<()> {
     let config = place.config();
     if fs::examine(&config)?.is_none() {
-        let text = STARTER.replace("@environment@", wish.environment.name());
+        let text = starter(wish.environment);
         plan.changes.push(Change::File { path: config, text, mode: 0o600, is_new: true });
     }
     let path = place.system();
@@ -380,10 +380,25 @@ fn done(program: &str, args: &[OsString]) -> Result<()> {
     Err(Error::failed(format!("{program} failed ({}): {}", ended.status.words(), ended.last_words())))
 }
 
+/// The first `node.yaml` of this machine.
+fn starter(environment: Environment) -> String {
+    let memory = three_quarters_of_memory().map(|mib| format!("memory: {mib}MiB, ")).unwrap_or_default();
+    STARTER.replace("@environment@", environment.name()).replace("@memory@", &memory)
+}
+
+/// In MiB, of what the kernel says the machine has (proc_meminfo(5)).
+fn three_quarters_of_memory() -> Option<u64> {
+    let text = fs::read_text(Path::new("/proc/meminfo")).ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = total.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib / 1024 / 4 * 3).filter(|mib| *mib > 0)
+}
+
 /// The first `node.yaml`: what can be said there, said in comments.
 const STARTER: &str = "\
 # This node, for mc_project. Everything here is optional; `mc_project doctor` tells what it means.
 environment: @environment@        # staging, test, qa, preprod build here; prod deploys what was built elsewhere
+steps: {@memory@processes: 4096}  # what a step may use at most: no project starves the others
 
 # branch: main                  # the branch that deploys; without it the first pushed one of main and master
 # force: refuse                 # a push that takes commits away is refused
@@ -412,10 +427,10 @@ mod tests {
 
     #[test]
     fn the_starter_is_a_good_configuration_as_it_is_and_with_its_comments_taken_off() {
-        let text = STARTER.replace("@environment@", "prod");
+        let text = starter(Environment::Prod);
         assert_eq!(NodeConfig::parse("n", text.as_bytes()).unwrap().environment, Environment::Prod);
-        let open: Vec<String> = text.lines().skip(3).map(|line| line.trim_start_matches("# ").to_string()).collect();
-        let open: Vec<String> = text.lines().take(2).map(str::to_string).chain(open).collect();
+        let open: Vec<String> = text.lines().skip(4).map(|line| line.trim_start_matches("# ").to_string()).collect();
+        let open: Vec<String> = text.lines().take(3).map(str::to_string).chain(open).collect();
         let mut open = open.join("\n").replace("#   ", "  ");
         open = open.replace("password: …", "password: hunter2hunter2");
         NodeConfig::parse("n", open.as_bytes()).unwrap();
