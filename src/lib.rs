@@ -6,14 +6,19 @@
 //!    from the environment and the directory which repository of which project was pushed to.
 //! 2. [`entrance::proc_receive`] reads the commands that git hands over, [`entrance::options`] the push options, and
 //!    [`entrance::receive`] decides of each ref whether it is refused, stored or deployed.
-//! 3. For a deployment [`entrance::launch`] starts a worker that is nobody's child, with a watcher beside it that recovers
-//!    when the worker dies; from here on the hook only shows what it reads ([`entrance::relay`]), and may hang up.
+//! 3. On a machine node the hook is the receiver's and may do nothing else: it asks root through a socket
+//!    ([`entrance::door`], [`entrance::remote`]), where everything is checked again ([`entrance::serve`],
+//!    [`entrance::check`]). For a deployment [`entrance::launch`] starts a worker that is nobody's child: a unit of systemd
+//!    ([`entrance::unit`]), or a process with a watcher beside it; each recovers when the worker dies. From here on the
+//!    hook only shows what it reads ([`entrance::relay`]), and may hang up.
 //! 4. The worker ([`pipeline::worker`]) waits for its turn ([`pipeline::queue`]), takes the project's lock, finishes what
 //!    was interrupted ([`pipeline::recover`]), and reads the ref again.
 //! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`], which proves in a thread of its own that
-//!    the spare is what its manifest says ([`tree::scan`]), while [`pipeline::checkout`] turns the commit into a manifest.
+//!    the spare is what its manifest says ([`tree::scan`]), while [`pipeline::checkout`] turns the commit into a manifest;
+//!    [`pipeline::preflight`] refuses what would not fit on the disk.
 //! 6. The recipe's steps ([`project::recipe`], [`pipeline::steps`]) build in a clean tree that they see at the path of
-//!    `run` ([`sys::step_exec`]), or [`tree::deliverable`] brings what another node built.
+//!    `run`, each in a box ([`pipeline::boxes`]): as the project's account, in a view of its own ([`sys::step_exec`]), in a
+//!    control group with limits ([`sys::cgroup`]); or [`tree::deliverable`] brings what another node built.
 //! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
 //!    the pool ([`tree::store`]); until now nothing that runs has changed.
 //! 8. [`pipeline::activate`] stops the services, makes the restore point ([`tree::snapshot`]), exchanges `run` and the
@@ -23,17 +28,26 @@
 //! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
 //!     [`pipeline::tell`] sends the mail ([`report::mail`], [`report::post`]); the hook prints the verdict, and git answers.
 //!
+//! In editable mode `run` is a clone that somebody works in: [`pipeline::editable`] takes the place of sentences 5 to 9, and
+//! [`entrance::watch`] runs steps again when a file is saved.
+//!
+//! Before all of that [`pipeline::setup`] has made the machine a node and [`pipeline::init`] the project on it
+//! ([`pipeline::rights`]: who owns what); [`pipeline::people`] wrote down who may come in, and [`entrance::shell`] is all
+//! that their keys can do.
+//!
 //! # In reading order
 //!
 //! - [`project`]: the words. Plain data, parsing without a disk, all defaults.
 //! - [`pipeline`]: [`deploy`](pipeline::deploy) first. The only place that puts two acts in a row.
 //! - [`tree`]: manifests, the two trees, the switch, the pool, snapshots, deliverables.
 //! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
-//! - [`entrance`]: git's hooks. They hold no lock and change nothing themselves.
-//! - [`sys`]: the only doors to the outside: programs, git, files, locks, mounts, keys, and errors.
+//! - [`service`]: the door to systemd, for steps about units.
+//! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket. They hold no lock
+//!   and change no tree themselves; only `watch` takes the lock, to run steps.
+//! - [`sys`]: the only doors to the outside: programs, git, files, accounts, control groups, locks, mounts, keys, and errors.
 //! - [`cli`] and [`demo`] stand on top of all.
 //!
-//! Arrows go down: entrance → pipeline → {tree, report} → project → sys; `tests/it/imports.rs` holds that.
+//! Arrows go down: entrance → pipeline → {tree, service, report} → project → sys; `tests/it/imports.rs` holds that.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 

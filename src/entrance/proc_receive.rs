@@ -227,8 +227,7 @@ fn deploy_pillar(session: &mut Session<'_>, update: &Update) -> Result<Answer> {
     if !session.desk.move_ref(refname, &update.old, &update.new)? {
         return Ok(Answer::No("stale: somebody else pushed; fetch first".into()));
     }
-    let told = session.deploy(commit, None, None);
-    let answer = match told {
+    let answer = match session.deploy(commit, None, None) {
         Told::Accepted | Told::Runs => return Ok(Answer::Ok),
         Told::Left(reason) => return Ok(left(session, update, &reason)),
         Told::Prepared => Answer::Keep,

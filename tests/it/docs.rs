@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use clap::Parser;
+use mc_project::cli::Cli;
 use mc_project::project::node::NodeConfig;
 use mc_project::project::pillar::Pillar;
 use mc_project::project::recipe::Recipe;
@@ -113,14 +115,23 @@ fn the_readme_tells_every_stage_and_key_of_the_recipe() {
         "env",
         "timeout",
         "modes",
+        "memory",
+        "processes",
+        "network",
+        "user",
+        "limits",
+        "restart",
+        "watch",
     ] {
         assert!(
             readme.contains(&format!("{key}:")) || readme.contains(&format!("`{key}`")),
             "README lacks the key {key}"
         );
     }
-    for option in ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy"] {
-        assert!(readme.contains(option), "README lacks the push option {option}");
+    for option in
+        ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy", "keep-aside"]
+    {
+        assert!(readme.contains(&format!("`{option}")), "README lacks the push option {option}");
     }
 }
 
@@ -145,19 +156,51 @@ fn the_readme_names_what_steps_get() {
     }
 }
 
+/// How a heading is linked to.
+fn anchor(line: &str) -> Option<String> {
+    let title = line.strip_prefix('#')?.trim_start_matches('#').strip_prefix(' ')?;
+    let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    Some(kept.collect::<String>().to_lowercase().replace(' ', "-"))
+}
+
 #[test]
 fn links_in_the_documents_lead_somewhere() {
-    for file in ["README.md", "CHANGELOG.md"] {
+    let headings: BTreeSet<String> = read("README.md").lines().filter_map(anchor).collect();
+    for file in ["README.md", "CHANGELOG.md", "SECURITY.md"] {
         let text = read(file);
         for (at, _) in text.match_indices("](") {
             let target: String = text[at + 2..].chars().take_while(|c| *c != ')').collect();
-            if target.contains("://") || target.starts_with('#') {
+            if target.contains("://") {
+                continue;
+            }
+            if let Some(heading) = target.strip_prefix('#') {
+                assert!(file == "README.md" && headings.contains(heading), "{file} links to {target}");
                 continue;
             }
             let path = target.split('#').next().unwrap();
             assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{file} links to {target}");
         }
     }
+}
+
+#[test]
+fn what_the_readme_types_on_a_server_is_understood() {
+    let mut tried = 0;
+    for heading in ["A server for several people", "Editable mode"] {
+        let text = blocks(heading, "sh").concat();
+        for line in text.lines().map(|line| line.split(" #").next().unwrap().trim()) {
+            let typed =
+                ["sudo mc_project ", "sudo ./mc_project ", "mc_project "].iter().find_map(|it| line.strip_prefix(it));
+            let Some(typed) = typed else { continue };
+            // Read and not done: half of it would change this machine.
+            let words = ["mc_project"].into_iter().chain(typed.split_whitespace());
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 8, "{tried}");
 }
 
 #[test]
@@ -206,6 +249,13 @@ fn the_files_that_the_readme_shows_are_valid() {
     assert_eq!(told.tasks.len(), 1);
     Recipe::parse("README", first[0].as_bytes()).unwrap();
     NodeConfig::parse("README", node[0].as_bytes()).unwrap();
+    let server = blocks("A server for several people", "yaml");
+    let editable = blocks("Editable mode", "yaml");
+    assert_eq!((server.len(), editable.len()), (2, 1));
+    Recipe::parse("README", server[0].as_bytes()).unwrap();
+    let node = NodeConfig::parse("README", server[1].as_bytes()).unwrap();
+    assert_eq!(node.for_project(&"shop".parse().unwrap(), None).allow.units.len(), 1);
+    Recipe::parse("README", editable[0].as_bytes()).unwrap();
     let pillar = Pillar::parse("README", blocks("The pillar", "yaml")[0].as_bytes(), &"shop".parse().unwrap()).unwrap();
     assert_eq!(pillar.exports()["PORT"], "8010");
     assert_eq!(pillar.secrets().len(), 1);
