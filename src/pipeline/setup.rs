@@ -396,8 +396,8 @@ fn three_quarters_of_memory() -> Option<u64> {
 
 /// The first `node.yaml`: what can be said there, said in comments.
 const STARTER: &str = "\
-# This node, for mc_project. Everything here is optional; `mc_project doctor` tells what it means.
-environment: @environment@        # staging, test, qa, preprod build here; prod deploys what was built elsewhere
+# This node, for mc_project. Everything here is optional; the README tells every key, under "The node".
+environment: @environment@        # staging, test, qa, preprod build here; prod deploys what was built elsewhere; dev: editable
 steps: {@memory@processes: 4096}  # what a step may use at most: no project starves the others
 
 # branch: main                  # the branch that deploys; without it the first pushed one of main and master
@@ -413,6 +413,8 @@ steps: {@memory@processes: 4096}  # what a step may use at most: no project star
 # projects:
 #   shop:
 #     environment: prod
+#     disk: 20GiB
+#     allow: {units: [shop.service], reload: [nginx.service]}
 ";
 
 #[cfg(test)]
