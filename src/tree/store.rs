@@ -105,25 +105,27 @@ impl Store {
     /// # Errors
     /// If it can neither be renamed nor copied, or has another content by now: then it is left where it stands.
     pub fn take_in(&self, tree: &Dir, name: &OsStr, hash: &Hash, stamp: Option<Stamp>) -> Result<()> {
-        let name = Path::new(name);
+        let (name, place) = (Path::new(name), hex_path(hash));
         if self.contains(hash)? {
             return tree.unlink(name);
         }
-        let meta = tree.stat(name)?.ok_or_else(|| gone(tree, name))?;
+        let held = tree.hold(name)?;
+        let (meta, us) = (*held.meta(), Own::current());
+        let is_same = stamp.map_or(meta.uid == us.uid, |stamp| stamp == (meta.ino, meta.ctime));
         // With other names left, a rename would leave an inode in a tree and in the store at once.
-        let is_same = stamp.map_or(meta.uid == Own::current().uid, |stamp| stamp == (meta.ino, meta.ctime));
         if is_same && meta.kind == FileKind::File && meta.nlink == 1 {
-            let temp = self.temp_name();
-            match tree.rename(name, &self.dir, &temp) {
-                Ok(()) if self.make_ours(&temp, &meta)? => return self.dir.rename(&temp, &self.dir, &hex_path(hash)),
+            if meta.uid == us.uid {
+                held.set_mode(0o600)?;
+            }
+            // At once to its last name: a crash must not lose what a kept release needs.
+            match tree.rename(name, &self.dir, &place) {
+                Ok(()) if self.make_ours(&place, &meta)? => return Ok(()),
                 Ok(()) => {
-                    let copied = self.copy_in(&self.dir, &temp, hash);
-                    if copied.is_err() {
+                    return self.copy_in(&self.dir, &place, hash).inspect_err(|_| {
                         // Somebody else's work: it goes back to where it was found.
-                        let _ = self.dir.rename_new(&temp, tree, name);
-                    }
-                    let removed = self.dir.remove_tree(&temp);
-                    return copied.and(removed);
+                        let _ = self.dir.rename_new(&place, tree, name);
+                        let _ = self.dir.remove_tree(&place);
+                    });
                 }
                 Err(error) if error.errno() == Some(nix::libc::EXDEV) => {}
                 Err(error) => return Err(error),
@@ -135,19 +137,19 @@ impl Store {
 
     /// Makes a file that was renamed into the pool ours alone; `false` if it is another one than `expected`, or somebody
     /// may write to it.
-    fn make_ours(&self, temp: &Path, expected: &Meta) -> Result<bool> {
-        let hold = self.dir.hold(temp)?;
-        let (meta, us) = (*hold.meta(), Own::current());
+    fn make_ours(&self, place: &Path, expected: &Meta) -> Result<bool> {
+        let held = self.dir.hold(place)?;
+        let (meta, us) = (*held.meta(), Own::current());
         if meta.kind != FileKind::File || meta.ino != expected.ino || meta.nlink != 1 {
             return Ok(false);
         }
         if meta.uid == us.uid {
-            return hold.set_mode(0o600).map(|()| true);
+            return Ok(true);
         }
         // First the rights, so that nobody can open it for writing any more; then the question whether somebody has.
-        hold.set_owner(us.uid, us.gid)?;
-        hold.set_mode(0o600)?;
-        let (file, now) = self.dir.open_examined(temp)?;
+        held.set_owner(us.uid, us.gid)?;
+        held.set_mode(0o600)?;
+        let (file, now) = self.dir.open_examined(place)?;
         let is_untouched = (now.ino, now.size, now.mtime) == (expected.ino, expected.size, expected.mtime);
         Ok(is_untouched && now.nlink == 1 && has_no_writer(&file))
     }
@@ -396,10 +398,6 @@ fn copy_verified(from: &mut File, size: u64, to: &mut File, hash: &Hash) -> Resu
 
 fn hex_path(hash: &Hash) -> PathBuf {
     PathBuf::from(hash.hex())
-}
-
-fn gone(tree: &Dir, name: &Path) -> Error {
-    Error::failed(format!("{} is gone", tree.path().join(name).display()))
 }
 
 fn rewind(file: &mut File) -> Result<()> {
