@@ -150,6 +150,14 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
     }
     findings.extend(space_findings(site)?);
     findings.extend(mail_findings(site)?);
+    if site.config.trust_root {
+        findings.push(Finding {
+            about: name.clone(),
+            good: true,
+            text: "!! trust: root: whoever may push to it IS ROOT on this machine".into(),
+            hint: Some("take `trust: root` out of node.yaml if no step needs it any more".into()),
+        });
+    }
     if findings.is_empty() {
         findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
     }
