@@ -228,10 +228,11 @@ fn tell_loudly(session: &mut Session<'_>, update: &Update, reason: &str) {
     tell_framed(session, &format!("git accepted the push, but {what} was NOT DEPLOYED:"), reason);
 }
 
-/// In editable mode the push stands as soon as its commit is checked out: git says that all is well.
-pub(super) fn tell_left(session: &mut Session<'_>, update: &Update, reason: &str) {
+/// In editable mode the push stands as soon as its commit is checked out: git says that all is well. Gives the answer back.
+pub(super) fn tell_left<T>(session: &mut Session<'_>, update: &Update, reason: &str, answer: T) -> T {
     let what = what(session, update);
     tell_framed(session, &format!("{what} is checked out, so the push stands, but its deployment FAILED:"), reason);
+    answer
 }
 
 fn what(session: &Session<'_>, update: &Update) -> String {

@@ -193,7 +193,7 @@ fn deploy(session: &mut Session<'_>, update: &Update) -> Answer {
     };
     match session.deploy(update.new.clone(), Some(refname), Some(update)) {
         Told::Accepted => Answer::Ok,
-        Told::Left(reason) => left(session, update, &reason),
+        Told::Left(reason) => tell_left(session, update, &reason, Answer::Ok),
         Told::Failed(reason) => Answer::No(reason),
         Told::Runs => {
             session.tell.line(&format!("{} moves when the deployment has succeeded", update.shown()));
@@ -204,11 +204,6 @@ fn deploy(session: &mut Session<'_>, update: &Update) -> Answer {
             Answer::Keep
         }
     }
-}
-
-fn left(session: &mut Session<'_>, update: &Update, reason: &str) -> Answer {
-    tell_left(session, update, reason);
-    Answer::Ok
 }
 
 /// git reports the update as done; say what is true.
@@ -229,7 +224,7 @@ fn deploy_pillar(session: &mut Session<'_>, update: &Update) -> Result<Answer> {
     }
     let answer = match session.deploy(commit, None, None) {
         Told::Accepted | Told::Runs => return Ok(Answer::Ok),
-        Told::Left(reason) => return Ok(left(session, update, &reason)),
+        Told::Left(reason) => return Ok(tell_left(session, update, &reason, Answer::Ok)),
         Told::Prepared => Answer::Keep,
         Told::Failed(reason) => Answer::No(reason),
     };

@@ -18,6 +18,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
 use crate::sys::lock::Lock;
+use crate::sys::step_exec::RunAs;
 use crate::sys::{fs, mount};
 use crate::tree::layout::{self as trees, Act, Change, Owners};
 
@@ -140,7 +141,12 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
         changes.extend(rights::keep_common(site, path, true)?);
     }
     // As we are, also where the objects are the receiver's: only the configuration is read and written here.
-    let repo = if is_new { Repo::init_bare(path, format)? } else { Repo::open(path)? };
+    let repo = match &site.rights {
+        _ if is_new => Repo::init_bare(path, format)?,
+        Rights::OneUser => Repo::open(path)?,
+        // libgit2 takes a repository with a `commondir` of its own for none.
+        Rights::Separate { .. } => Repo::open_as(path, &RunAs { uid: 0, gid: 0, groups: vec![0] })?,
+    };
     if is_new {
         changes.push(format!("{}: new repository", path.display()));
         repo.set_head(&RefName::of_branch("main")?)?;

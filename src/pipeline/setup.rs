@@ -396,7 +396,7 @@ fn three_quarters_of_memory() -> Option<u64> {
 
 /// The first `node.yaml`: what can be said there, said in comments.
 const STARTER: &str = "\
-# This node, for mc_project. Everything here is optional; the README tells every key, in the chapter on the node.
+# This node, for mc_project. Everything here is optional; the README tells every key, under \"The node\".
 environment: @environment@        # staging, test, qa, preprod build here; prod deploys what was built elsewhere; dev: editable
 steps: {@memory@processes: 4096}  # what a step may use at most: no project starves the others
 

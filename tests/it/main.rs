@@ -24,6 +24,7 @@ mod imports;
 mod in_place;
 mod machine;
 mod machine_boxes;
+mod machine_editable;
 mod mail;
 mod model;
 mod options;
