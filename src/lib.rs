@@ -6,7 +6,7 @@
 //!    from the environment and the directory which repository of which project was pushed to.
 //! 2. [`entrance::proc_receive`] reads the commands that git hands over, [`entrance::options`] the push options, and
 //!    [`entrance::receive`] decides of each ref whether it is refused, stored or deployed.
-//! 3. On a machine node the hook is the receiver's and may do nothing else: it asks root through a socket
+//! 3. On a whole-machine node the hook is the receiver's and may do nothing else: it asks root through a socket
 //!    ([`entrance::door`], [`entrance::remote`]), where everything is checked again ([`entrance::serve`],
 //!    [`entrance::check`]). For a deployment [`entrance::launch`] starts a worker that is nobody's child: a unit of systemd
 //!    ([`entrance::unit`]), or a process with a watcher beside it; each recovers when the worker dies. From here on the
