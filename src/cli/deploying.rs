@@ -10,7 +10,7 @@ use crate::entrance::{call, options, unit};
 use crate::pipeline::draft::Version;
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::steps::{At, Place, command_order, run_one};
-use crate::pipeline::{boxes, plan as plans, recover as recovery, worker};
+use crate::pipeline::{boxes, parking, plan as plans, recover as recovery, worker};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::outcome::Outcome;
 use crate::project::request::{Options, Request, Want};
@@ -66,7 +66,7 @@ pub fn plan(cli: &Cli, args: &PlanArgs) -> Result<u8> {
 pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
-    crate::pipeline::parking::refuse_rollback(&site).map_err(|error| site.typed(error))?;
+    parking::refuse_rollback(&site).map_err(|error| site.typed(error))?;
     // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
     if !Last::read(&site.place)?.is_some_and(|last| last.open) {
         let serves = site.serves()?;
@@ -165,10 +165,7 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
 /// # Errors
 /// The first step that failed.
 pub fn stop_services(site: &Site) -> Result<()> {
-    let repo = site.repo()?;
-    let Some(version) = crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.version) else {
-        return Ok(());
-    };
+    let Some(version) = running_version(site)? else { return Ok(()) };
     for step in version.recipe.steps(Stage::Stop).iter().filter(|step| step.applies(version.mode)) {
         if step_by_hand(site, &version, Stage::Stop, step)?.is_some() {
             return Err(Error::failed(format!("{} failed", step.title())));
@@ -343,10 +340,17 @@ fn no_commit(site: &Site) -> Error {
 }
 
 fn live_version(site: &Site) -> Result<Version> {
+    running_version(site)?.ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))
+}
+
+/// The version whose steps run by hand: what the clone is at in editable mode, also where its last deployment failed; else
+/// what serves.
+fn running_version(site: &Site) -> Result<Option<Version>> {
+    if let Some(record) = parking::read(site)? {
+        return Ok(parking::held_version(site, &record));
+    }
     let repo = site.repo()?;
-    let live = crate::pipeline::activate::live_of(site, &repo)?;
-    live.and_then(|live| live.version)
-        .ok_or_else(|| Error::new(Kind::Refused, "nothing is deployed yet").hint("git push"))
+    Ok(crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.version))
 }
 
 fn lock_for_a_command(site: &Site) -> Result<Lock> {

@@ -225,3 +225,51 @@ fn edit(site: &Site, file: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Resu
     let changed = change(&text);
     if changed == text { Ok(()) } else { fs::write_durable(file, &changed, 0o644) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::site::{Node, Rights};
+    use crate::project::ids::ProjectName;
+    use crate::project::node::NodeConfig;
+    use crate::project::place::NodePlace;
+    use crate::project::system::System;
+    use crate::tree::scan::Own;
+
+    fn site(root: &Path, name: &str, is_machine: bool) -> Site {
+        let system = is_machine.then(|| System::parse("s", br#"{"format": 1, "receiver": "mc"}"#).unwrap());
+        let (place, config) = (NodePlace::new(root), NodeConfig::default());
+        let name: ProjectName = name.parse().unwrap();
+        let (own, project) = (place.project(&name), config.for_project(&name, None));
+        let node = Node { place, config, system };
+        Site { node, place: own, config: project, own: Own::current(), rights: Rights::OneUser }
+    }
+
+    #[test]
+    fn a_machine_without_systemd_gets_a_line_of_fstab_and_loses_it_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let fstab = temp.path().join("etc/fstab");
+        std::fs::create_dir(temp.path().join("etc")).unwrap();
+        let others = "UUID=x / ext4 rw 0 1\n";
+        std::fs::write(&fstab, others).unwrap();
+        let text = || std::fs::read_to_string(&fstab).unwrap();
+        let (shop, other) = (site(temp.path(), "shop", true), site(temp.path(), "other", true));
+        for site in [&shop, &other, &shop] {
+            persistent(site).unwrap().add(site).unwrap();
+        }
+        assert_eq!(text().lines().count(), 3, "{}", text());
+        assert!(
+            text().contains("/shop/run ") && text().contains("/shop/project none bind,nofail 0 0 # mc_project shop\n")
+        );
+        persistent(&shop).unwrap().remove(&shop).unwrap();
+        persistent(&shop).unwrap().remove(&shop).unwrap();
+        assert!(text().starts_with(others) && text().contains("/other/run ") && !text().contains("shop"), "{}", text());
+        std::fs::remove_file(&fstab).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &fstab).unwrap();
+        assert!(persistent(&shop).unwrap().add(&shop).is_err(), "somebody else's file");
+        assert!(
+            persistent(&site(temp.path(), "shop", false)).is_none(),
+            "a directory node changes nothing of the machine"
+        );
+    }
+}

@@ -433,6 +433,7 @@ stages:
       timeout: 15m
       modes: [cooking]
       env: {PIP_RETRIES: 1.10}
+      watch: [src/, '*.txt']
     - [sh, -c, 'exit 0']
     - true
   upgrade: venv/bin/python manage.py migrate
@@ -463,6 +464,7 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
         assert_eq!(build[1].command, argv(&["venv/bin/pip", "install", "-r", "requirements.txt", "3"]));
         assert_eq!(build[1].timeout, Duration::from_mins(15));
         assert_eq!(build[1].env["PIP_RETRIES"], "1.10");
+        assert!(build[1].watch.matches(&path("src/a/b"), false) && build[0].watch.is_empty());
         assert!(build[1].applies(Mode::Cooking) && !build[1].applies(Mode::Final) && build[0].applies(Mode::Final));
         assert_eq!(build[2].command, argv(&["sh", "-c", "exit 0"]));
         assert_eq!(build[3], shell("true"));
@@ -496,7 +498,8 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
 
     #[test]
     fn every_fault_of_a_recipe_is_told_at_its_place() {
-        let cases: [(&str, &str, &str); 38] = [
+        let cases: [(&str, &str, &str); 39] = [
+            ("stages:\n  build:\n    - {run: x, watch: [src/, '[']}\n", "3:31: ", "is no glob"),
             ("stages:\n  biuld: x\n", "2:3: ", "unknown stage `biuld`"),
             ("stages:\n  fetch: x\n", "2:3: ", "stage `fetch` takes no steps"),
             ("stages:\n  build:\n    - rum: x\n", "3:7: ", "unknown key `rum`"),

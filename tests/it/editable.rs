@@ -327,6 +327,9 @@ fn a_step_that_fails_after_the_checkout_leaves_everything_as_it_is_and_says_so()
         assert!(world.mails().last().unwrap().subject.contains("failed at health"));
         assert_fits(&world);
 
+        // By hand it is the steps of what is checked out that run.
+        world.mc(&["restart", "shop"]).ok();
+        assert!(log(&world).ends_with("upgrade stop 2 start 2 "), "{}", log(&world));
         std::fs::remove_file(world.run_path("shop", "broken")).unwrap();
         world.mc(&["deploy", "shop"]).code(1).says("the clone in");
         world.home().git(&run(&world), &["checkout", "--quiet", "broken"]).ok();
@@ -336,7 +339,11 @@ fn a_step_that_fails_after_the_checkout_leaves_everything_as_it_is_and_says_so()
         assert_ne!(third, fourth);
         work.push(&["main"]).ok();
         assert_eq!(world.serves("shop"), Some(fourth));
-        assert!(log(&world).contains("start 2 upgrade stop 2 "), "what was left running is stopped: {}", log(&world));
+        assert!(
+            log(&world).contains("start 2 stop 2 pre_install"),
+            "what was left running is stopped: {}",
+            log(&world)
+        );
         assert_fits(&world);
     });
 }
