@@ -499,7 +499,7 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
     #[test]
     fn every_fault_of_a_recipe_is_told_at_its_place() {
         let cases: [(&str, &str, &str); 39] = [
-            ("stages:\n  build:\n    - {run: x, watch: [src/, '[']}\n", "3:31: ", "is no glob"),
+            ("stages:\n  build:\n    - {run: x, watch: [src/, '[']}\n", "3:30: ", "is no glob"),
             ("stages:\n  biuld: x\n", "2:3: ", "unknown stage `biuld`"),
             ("stages:\n  fetch: x\n", "2:3: ", "stage `fetch` takes no steps"),
             ("stages:\n  build:\n    - rum: x\n", "3:7: ", "unknown key `rum`"),
