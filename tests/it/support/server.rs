@@ -55,9 +55,10 @@ impl Server {
     /// A line of sh in the machine as this account, with its groups and in no session.
     #[track_caller]
     pub fn as_user(&self, user: &str, line: &str) -> Finished {
-        let mut command = self.machine.command("setpriv");
-        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups", "--"]);
-        command.args(["env", "-C", "/", "HOME=/nonexistent", "sh", "-c", line]);
+        let mut command = self.machine.command("sh");
+        let become_user =
+            "cd / && HOME=/nonexistent exec setpriv --reuid=$1 --regid=$(id -g $1) --init-groups sh -c \"$2\"";
+        command.args(["-c", become_user, "sh", user, line]);
         Finished::of(command)
     }
 
@@ -100,11 +101,6 @@ impl Server {
     /// A project's directory, as this test sees it.
     pub fn project(&self, name: &str) -> PathBuf {
         self.machine.root().join("srv/projects").join(name)
-    }
-
-    /// The directory of a project's logs.
-    pub fn logs(&self, name: &str) -> PathBuf {
-        self.machine.root().join("var/log/mc_project").join(name)
     }
 
     /// The record of the last deployment.
