@@ -153,9 +153,10 @@ fn repository(site: &Site, path: &Path, format: ObjectFormat) -> Result<Vec<Stri
     }
     let has_proc_receive = program_version()? >= (2, 29);
     let deploys_before_answer = has_proc_receive && site.config.answer == Answer::Push;
-    let settings: [(&str, &str); 8] = [
-        // A bare repository has none anyway, but git counts one with a `commondir` among the others.
+    let settings: [(&str, &str); 9] = [
+        // So it is for a bare repository anyway, but git counts one with a `commondir` among the others.
         ("core.logAllRefUpdates", "false"),
+        ("receive.denyCurrentBranch", "ignore"),
         ("receive.advertisePushOptions", "true"),
         ("receive.fsckObjects", "true"),
         // A mode such as 104755 would make a setuid file; git itself lets it pass.

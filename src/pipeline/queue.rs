@@ -34,14 +34,7 @@ impl Ticket {
         let dir = place.waiting();
         fs::ensure_dir(&dir, 0o700)?;
         let _door = Lock::take(&dir.join(".door"), None, |_| Ok(()))?;
-        let mut highest = 0;
-        for (number, path) in numbers(&dir)? {
-            highest = highest.max(number);
-            if lock::holder(&path)?.is_none() {
-                fs::remove_file(&path)?;
-            }
-        }
-        let number = highest + 1;
+        let number = remove_dead(&dir)? + 1;
         let path = dir.join(format!("{number:020}"));
         let lock = Lock::take(&path, None, |_| Ok(()))?;
         let waiting = Waiting { refname: refname.map(str::to_string), commit: commit.cloned() };
@@ -75,6 +68,31 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Removes the places of processes that died.
+///
+/// # Errors
+/// If the queue cannot be read or written.
+pub fn sweep(place: &Place) -> Result<()> {
+    let dir = place.waiting();
+    if !fs::exists(&dir) {
+        return Ok(());
+    }
+    let _door = Lock::take(&dir.join(".door"), None, |_| Ok(()))?;
+    remove_dead(&dir).map(|_| ())
+}
+
+/// The same behind the closed door; the highest number that was there.
+fn remove_dead(dir: &Path) -> Result<u64> {
+    let mut highest = 0;
+    for (number, path) in numbers(dir)? {
+        highest = highest.max(number);
+        if lock::holder(&path)?.is_none() {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(highest)
 }
 
 fn numbers(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {

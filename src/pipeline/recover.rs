@@ -82,6 +82,7 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
 /// If the recovery is impossible.
 pub fn after_death(site: &Site, id: &DeploymentId) -> Result<()> {
     let _lock = Lock::take(&site.place.lock(), None, |_| Ok(()))?;
+    super::queue::sweep(&site.place)?;
     let outcome = finish_interrupted(site)?;
     if outcome.is_none() {
         // It died before it had begun anything: its followers still wait for an end.

@@ -3,7 +3,7 @@
 //! A repository is root's; the receiver may write objects and refs and nothing else. The bits that make this so: the
 //! repository, `objects/` and `refs/` are root's with the sticky bit, so that the receiver can add to them but neither
 //! rename nor replace what is root's (`config`, `HEAD`, `hooks/`, `info/`, `objects/info/` where alternates stand, and
-//! `commondir`, which would lead git elsewhere for all of them).
+//! `commondir` and `.git`, which could lead git elsewhere for all of them).
 
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,12 @@ const SHARED: u32 = 0o3775;
 const ROOTS: [(&str, u32); 5] =
     [("config", 0o644), ("HEAD", 0o644), ("hooks", 0o755), ("info", 0o755), ("objects/info", 0o755)];
 /// The file by which a repository says that its configuration, hooks and objects are elsewhere, and what ours says: here.
-/// The receiver could write one if root had none, and root's own git would run hooks of the receiver's.
-const COMMON: (&str, &str) = ("commondir", ".\n");
+/// The receiver could write one if root had none, and root's own git would run hooks of the receiver's. (libgit2 takes a
+/// `.` without a slash for the current directory.)
+const COMMON: (&str, &str) = ("commondir", "./\n");
+/// Where git looks first when it is told a repository's path: an empty directory of root's is passed over, and keeps the
+/// receiver from putting a repository of its own there.
+const INNER: &str = ".git";
 /// What the receiver writes into.
 const RECEIVERS: [&str; 5] = ["objects/pack", "refs/heads", "refs/tags", "refs/notes", "refs/deploys"];
 
@@ -54,7 +58,7 @@ pub fn ensure_account(node: &Node, name: &ProjectName, user: Option<&str>) -> Re
 pub fn repository(site: &Site, path: &Path, repair: bool) -> Result<Vec<String>> {
     let Rights::Separate { receiver, .. } = &site.rights else { return Ok(Vec::new()) };
     let dir = Dir::open_real(path)?;
-    let mut changes: Vec<String> = keep_common(site, path, repair)?.into_iter().collect();
+    let mut changes: Vec<String> = keep_common(site, path, repair)?;
     let mut fix = |name: &str, owner: (u32, u32), mode: u32| -> Result<()> {
         let rel = Path::new(name);
         let mut meta = if name == "." { Some(dir.stat_self()?) } else { dir.stat(rel)? };
@@ -100,28 +104,45 @@ pub fn repository(site: &Site, path: &Path, repair: bool) -> Result<Vec<String>>
 ///
 /// # Errors
 /// If something is in the way.
-pub fn keep_common(site: &Site, path: &Path, repair: bool) -> Result<Option<String>> {
+pub fn keep_common(site: &Site, path: &Path, repair: bool) -> Result<Vec<String>> {
+    let mut changes = Vec::new();
+    if site.rights == Rights::OneUser {
+        return Ok(changes);
+    }
+    let dir = Dir::open_real(path)?;
+    let in_the_way = |name: &str, uid: u32| {
+        let what = format!("{} is in the way (it belongs to user {uid})", path.join(name).display());
+        if !repair {
+            return Ok(what);
+        }
+        Err(Error::refused(what)
+            .hint("only the receiver of pushes could put it there: look what it is and how it came, then remove it"))
+    };
+    match dir.stat(Path::new(INNER))? {
+        None => {
+            changes.push(format!("{}: made, to stay empty", path.join(INNER).display()));
+            if repair {
+                dir.make_dir(Path::new(INNER), 0o755)?;
+            }
+        }
+        Some(meta) if meta.kind == FileKind::Dir && meta.uid == 0 => {}
+        Some(meta) => changes.push(in_the_way(INNER, meta.uid)?),
+    }
     let (name, text) = COMMON;
     let file = path.join(name);
-    if site.rights == Rights::OneUser {
-        return Ok(None);
-    }
-    let change = match Dir::open_real(path)?.stat(Path::new(name))? {
+    changes.push(match dir.stat(Path::new(name))? {
         None => format!("{}: written", file.display()),
-        Some(meta) if meta.kind == FileKind::Dir => {
-            return Err(Error::refused(format!("{} is in the way: it is a directory", file.display()))
-                .hint("look who put it there; then remove it"));
-        }
+        Some(meta) if meta.kind == FileKind::Dir => in_the_way(name, meta.uid)?,
         Some(meta) if (meta.kind, meta.uid, meta.mode) != (FileKind::File, 0, 0o644) => {
-            format!("{}: put there by user {}; replaced", file.display(), meta.uid)
+            format!("{}: of user {}, who led git elsewhere; replaced", file.display(), meta.uid)
         }
-        Some(_) if fs::read_bounded(&file, 1024)?.is_some_and(|bytes| bytes == text.as_bytes()) => return Ok(None),
+        Some(_) if fs::read_bounded(&file, 1024)?.is_some_and(|bytes| bytes == text.as_bytes()) => return Ok(changes),
         Some(_) => format!("{}: led git elsewhere; replaced", file.display()),
-    };
+    });
     if repair {
         fs::write_durable(&file, text.as_bytes(), 0o644)?;
     }
-    Ok(Some(change))
+    Ok(changes)
 }
 
 /// Gives to the receiver what root wrote into `objects/` and `refs/`: a push as root leaves files that the next push of

@@ -329,7 +329,7 @@ impl Check<'_> {
         }
         for name in fs::names(&place.waiting())? {
             if name != ".door" && lock::holder(&place.waiting().join(&name))?.is_none() {
-                self.problem("litter", format!("state/waiting/{name}"));
+                self.problem("litter", format!("state/waiting/{name} was left by a worker that died"));
             }
         }
         let expected = crate::project::layout::layout(parking::layout_mode(self.site)?, place.name())?;

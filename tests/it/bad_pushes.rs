@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::support::{Finished, Tree, WorkTree, World, assert_has};
+use crate::support::{Finished, Home, Tree, WorkTree, World, assert_has};
 
 /// What must be the same after every refused or skipped push.
 struct Before {
@@ -270,15 +270,20 @@ fn a_repository_of_somebody_else_is_not_read() {
 }
 
 /// A repository in which raw trees can be made, whatever git thinks of them.
-struct Planter<'a> {
-    world: &'a World,
+pub struct Planter<'a> {
+    home: &'a Home,
     dir: std::path::PathBuf,
 }
 
-impl Planter<'_> {
+impl<'a> Planter<'a> {
+    /// In this repository, or work tree.
+    pub fn new(home: &'a Home, dir: &std::path::Path) -> Self {
+        Self { home, dir: dir.to_path_buf() }
+    }
+
     #[track_caller]
     fn object(&self, kind: &str, content: &[u8]) -> String {
-        let mut command = self.world.home().command("git");
+        let mut command = self.home.command("git");
         command.current_dir(&self.dir).args(["hash-object", "-t", kind, "-w", "--stdin", "--literally"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(content).unwrap();
@@ -300,7 +305,8 @@ impl Planter<'_> {
         self.object("tree", &raw)
     }
 
-    fn commit(&self, tree: &str, parent: &str) -> String {
+    /// A commit of a tree.
+    pub fn commit(&self, tree: &str, parent: &str) -> String {
         let time = "Eve <eve@example.org> 1790000000 +0000";
         self.object(
             "commit",
@@ -315,9 +321,10 @@ impl Planter<'_> {
 }
 
 /// One hostile tree: what it is, how it is made, and a word of the refusal.
-type Hostile = (&'static str, fn(&Planter) -> String, &'static str);
+pub type Hostile = (&'static str, fn(&Planter) -> String, &'static str);
 
-const HOSTILE: [Hostile; 26] = [
+/// Trees that must never reach a disk.
+pub const HOSTILE: [Hostile; 26] = [
     ("a setuid file", |p| p.tree(&[("104755", b"su", &p.object("blob", b"x"))]), "su"),
     ("a setgid file", |p| p.tree(&[("102755", b"su", &p.object("blob", b"x"))]), "su"),
     ("a sticky world-writable file", |p| p.tree(&[("101777", b"su", &p.object("blob", b"x"))]), "su"),
@@ -399,14 +406,14 @@ fn hostile_trees_are_refused_before_anything_is_written() {
     for (what, make, told) in HOSTILE {
         // Pushed: git or we refuse it.
         let work = world.checkout_of("shop");
-        let here = Planter { world: &world, dir: work.dir().to_path_buf() };
+        let here = Planter::new(world.home(), work.dir());
         let commit = here.commit(&make(&here), &first);
         let push = work.push(&[&format!("{commit}:refs/heads/main")]).fails();
         assert!(!push.stderr.contains("panicked"), "{push}");
         before.assert_unchanged(&world, &format!("a push of {what}"));
 
         // In the repository by whatever way: we refuse it.
-        let there = Planter { world: &world, dir: world.project("shop").join("git/project") };
+        let there = Planter::new(world.home(), &world.project("shop").join("git/project"));
         let commit = there.commit(&make(&there), &first);
         let said = world.mc(&["deploy", "shop", "--commit", &commit]).code(1);
         assert!(said.stdout.contains(told) || said.stderr.contains(told), "{what}: expected `{told}`\n{said}");
@@ -424,7 +431,7 @@ fn odd_but_honest_trees_are_deployed_byte_for_byte() {
     use std::os::unix::ffi::OsStrExt;
     let (world, first) = World::serving(&[("a", "1")]);
     let work = world.checkout_of("shop");
-    let p = Planter { world: &world, dir: work.dir().to_path_buf() };
+    let p = Planter::new(world.home(), work.dir());
     let blob = p.object("blob", b"x");
     let link = |target: &str| p.object("blob", target.as_bytes());
     let names: [&[u8]; 8] = [

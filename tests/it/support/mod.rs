@@ -5,6 +5,7 @@ mod home;
 mod letter;
 mod machine;
 mod ports;
+pub mod server;
 mod smtpd;
 mod sshd;
 mod tree;

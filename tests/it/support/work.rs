@@ -22,6 +22,11 @@ impl<'a> WorkTree<'a> {
         Self { home, dir }
     }
 
+    /// The one that is at `dir` already.
+    pub fn at(home: &'a Home, dir: PathBuf) -> Self {
+        Self { home, dir }
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
