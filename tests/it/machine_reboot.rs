@@ -103,12 +103,12 @@ impl Node {
         let server = &self.server;
         let said = server.mc(&["status", "shop"]);
         assert_eq!(said.exit_code(), Some(0), "{what}: {said}");
-        let serves = server.serves("shop").unwrap();
-        assert!(legal.contains(&serves.as_str()), "{what}: {serves} serves, not one of {legal:?}\n{said}");
-        assert_has(&said.stdout, &format!("run serves {}", &serves[..10]));
+        let live = server.serves("shop").unwrap();
+        assert!(legal.contains(&live.as_str()), "{what}: {live} serves, not one of {legal:?}\n{said}");
+        assert_has(&said.stdout, &format!("run serves {}", &live[..10]));
         assert_lacks(&said.stdout, "interrupted, and run may");
         let work = self.work();
-        work.reference_tree(&serves).assert_same(&server.run_tree("shop"), &format!("run after {what}"));
+        work.reference_tree(&live).assert_same(&server.run_tree("shop"), &format!("run after {what}"));
         let project = server.project("shop");
         let of = |path: &str| std::fs::read_to_string(project.join(path)).unwrap();
         assert_eq!(of("data/db"), of("run/version"), "{what}: the data are of another version");

@@ -85,12 +85,12 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
     // A failing push is rejected with the reason, and everything is as before, data included.
     let work = server.work("alice", "shop");
     work.git(&["pull", "--quiet", "node", "main"]).ok();
-    let (serves, run) = (server.serves("shop"), server.run_tree("shop"));
+    let (before, run) = (server.serves("shop"), server.run_tree("shop"));
     work.commit_app("2", 8001, "exit 3");
     let failed = work.push(&["main"]);
     assert_has(&failed.rejected("main -> main"), "rolled back at upgrade: exit 3; run serves");
     server.settle("shop");
-    assert_eq!(server.serves("shop"), serves);
+    assert_eq!(server.serves("shop"), before);
     server.run_tree("shop").assert_same(&run, "run after a push that was rolled back");
     assert_eq!(machine.read_text("/srv/projects/shop/data/db"), "1");
     assert_eq!(server.page(8001), "shop 1 built by mc-shop");
