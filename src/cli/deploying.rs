@@ -160,6 +160,24 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
     Ok(0)
 }
 
+/// Runs the `start` steps of what serves; `None` if there are none, else the exit code.
+///
+/// # Errors
+/// If the lock is held or a step cannot be run.
+pub fn start_live(site: &Site) -> Result<Option<u8>> {
+    let _lock = lock_for_a_command(site)?;
+    let Some(version) = running_version(site)? else { return Ok(None) };
+    let steps = version.recipe.steps(Stage::Start).iter().filter(|step| step.applies(version.mode));
+    let mut code = None;
+    for step in steps {
+        code = Some(step_by_hand(site, &version, Stage::Start, step)?.unwrap_or(0));
+        if code != Some(0) {
+            break;
+        }
+    }
+    Ok(code)
+}
+
 /// Runs the `stop` steps of what serves, if anything does: before a project is removed.
 ///
 /// # Errors

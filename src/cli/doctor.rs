@@ -48,7 +48,16 @@ pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
         hint: None,
     }));
     for name in node.projects()? {
-        findings.extend(project_findings(&Site::open(&node, &name)?)?);
+        match Site::open(&node, &name).and_then(|site| project_findings(&site)) {
+            Ok(found) => findings.extend(found),
+            // One project that cannot be read hides nothing of the others.
+            Err(error) => findings.push(Finding {
+                about: name.to_string(),
+                good: false,
+                text: error.one_line(),
+                hint: error.hint_text().map(str::to_string),
+            }),
+        }
     }
     if args.json {
         screen::json(&findings)?;

@@ -1,5 +1,6 @@
 //! Commands about a whole machine: making it a node, and finishing everything that its last stop interrupted.
 
+use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
@@ -14,7 +15,7 @@ use crate::project::request::{Options, Request, Want};
 use crate::project::system::System;
 use crate::report::ledger::Last;
 use crate::sys::error::{ExitCode, Result};
-use crate::sys::{lock, process};
+use crate::sys::{clock, fs, lock, process};
 
 /// `setup`.
 ///
@@ -90,11 +91,25 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     if let Some(why) = last.and_then(|last| last.needs_person) {
         return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));
     }
-    Ok((
-        0,
-        match dropped.last() {
-            Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
-            None => "nothing was interrupted".to_string(),
-        },
-    ))
+    let text = match dropped.last() {
+        Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
+        None => "nothing was interrupted".to_string(),
+    };
+    match start_after_boot(&site)? {
+        Some(0) => Ok((0, format!("{text}; its start steps were run"))),
+        Some(code) => Ok((code, format!("{text}; a start step failed: mc_project start {name}"))),
+        None => Ok((0, text)),
+    }
+}
+
+/// What `start` steps left in the background ended with the machine: they are run again, once in each boot. A recovery has
+/// done so itself.
+fn start_after_boot(site: &Site) -> Result<Option<u8>> {
+    let boot = clock::boot_id();
+    let started = fs::read_if_there(&site.place.started())?;
+    if !process::at_boot() || started.is_some_and(|started| started == boot.as_bytes()) {
+        return Ok(None);
+    }
+    fs::write_durable(&site.place.started(), boot.as_bytes(), 0o600)?;
+    deploying::start_live(site)
 }

@@ -184,12 +184,24 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
         Some(name) => vec![name.clone()],
         None => cli.node()?.projects()?,
     };
-    let statuses = names.iter().map(|name| status_of(&cli.site(name)?)).collect::<Result<Vec<_>>>()?;
+    let mut statuses = Vec::new();
+    let mut unreadable = None;
+    for name in &names {
+        match cli.site(name).and_then(|site| status_of(&site)) {
+            Ok(status) => statuses.push(status),
+            // One project that cannot be read hides nothing of the others.
+            Err(error) if args.name.is_none() => unreadable = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
     match (args.json, &args.name) {
         (true, Some(_)) => statuses.iter().try_for_each(screen::json)?,
         (true, None) => screen::json(&statuses)?,
         (false, _) if statuses.is_empty() => screen::line("this node has no projects; make one: mc_project init NAME"),
         (false, _) => statuses.iter().for_each(print_status),
+    }
+    if let Some(error) = unreadable {
+        return Err(error);
     }
     let waits = statuses.iter().any(|status| status.needs_person.is_some());
     let interrupted = statuses.iter().any(|status| status.interrupted);

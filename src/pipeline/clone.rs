@@ -75,9 +75,12 @@ impl Standing {
                 own.push(tip);
             }
         }
-        let before = match &head {
-            Some(head) if repo.peel_to_commit(head)?.as_ref() == Some(head) => repo.list(head, &limits_of(site))?,
-            _ => Vec::new(),
+        // Of a commit that was made here, the one that we had checked out is what its files were.
+        let known =
+            head.as_ref().filter(|head| repo.peel_to_commit(head).is_ok_and(|found| found.as_ref() == Some(*head)));
+        let before = match known.or(ours.filter(|_| head.is_some())) {
+            Some(known) => repo.list(known, &limits_of(site))?,
+            None => Vec::new(),
         };
         let run = Dir::open_real(&site.place.run())?;
         let in_the_way = if head.as_ref() == Some(commit) { Vec::new() } else { in_the_way(&run, &before, listing)? };

@@ -52,13 +52,14 @@ pub fn init(
     let config = node.config.for_project(name, environment);
     fs::ensure_dir(node.place.root(), 0o755)?;
     let mut changes = Vec::new();
+    // First of all: a project that came from a node without accounts cannot even be opened before it has its own.
+    if rights::ensure_account(node, name, config.user.as_deref())? {
+        changes.push(format!("account {}: made", System::project_account(name)));
+    }
     if recorded.is_some() && config.mode != Mode::Editable {
         changes.extend(leave_editable(node, name)?);
     }
     let layout = layout(config.mode, name)?;
-    if rights::ensure_account(node, name, config.user.as_deref())? {
-        changes.push(format!("account {}: made", System::project_account(name)));
-    }
     let owners = Rights::of(node, name, config.user.as_deref())?.owners();
     let built = trees::build(&place, &layout, owners.as_ref())?;
     changes.extend(built.iter().map(ToString::to_string));

@@ -206,6 +206,8 @@ impl Place {
         spool => "state/spool";
         /// Pushes that wait for the lock.
         waiting => "state/waiting";
+        /// The boot in which the start steps were run last by the recovery unit.
+        started => "state/started";
         /// The deploy branch, once one is chosen.
         branch => "state/branch";
         /// Orders of workers that run as units, one file each until the worker is gone.

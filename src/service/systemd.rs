@@ -98,10 +98,14 @@ impl Manager {
     ) -> Result<std::result::Result<(), String>> {
         let deadline = Instant::now() + limit;
         let argv = ["systemctl", "--no-ask-password", "--no-pager"].into_iter().map(OsString::from);
-        let argv = argv.chain(self.option()).chain([action.word(), "--", unit.as_str()].map(OsString::from));
+        // While the machine boots, the unit may be ordered after us: it is asked for, and not waited for.
+        let no_block = process::at_boot().then(|| OsString::from("--no-block"));
+        let argv = argv.chain(self.option()).chain(no_block.clone());
+        let argv = argv.chain([action.word(), "--", unit.as_str()].map(OsString::from));
         let order = StepOrder::new(argv.collect(), self.environment().into_iter().collect(), PathBuf::from("/"));
         let ended = process::run_step(&order, limit, on)?;
         let status = match ended.status {
+            StepStatus::Ok if no_block.is_some() => Ok(()),
             StepStatus::Ok => self.settle(action, unit, deadline, on)?,
             StepStatus::Timeout => Err("timeout".to_string()),
             other => Err(other.words()),

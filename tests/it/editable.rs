@@ -242,6 +242,7 @@ fn commits_that_were_made_in_the_clone_refuse_the_push_until_they_are_pushed_too
         let second = work.commit("two", &[("version", "2")]);
         let push = work.push(&["main"]).fails();
         assert_has(&push.stderr, "commits that were made there");
+        assert_lacks(&push.stderr, "in the way");
         assert_has(&push.stderr, &format!("log {}", &own[..10]));
         assert_eq!(head(&world), own);
 

@@ -23,6 +23,7 @@ mod hostile_trees;
 mod imports;
 mod in_place;
 mod machine;
+mod machine_boot;
 mod machine_boxes;
 mod machine_editable;
 mod machine_hostile;

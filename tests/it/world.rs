@@ -23,7 +23,9 @@ impl StepWatcher for Blind {
 fn executable() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("exe");
+        // Named by the source tree: a target directory may have been copied from another one.
+        let tree = blake3::hash(env!("CARGO_MANIFEST_DIR").as_bytes()).to_hex();
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("exe-{}", &tree.as_str()[..16]));
         std::fs::create_dir_all(&dir).unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/detached.sh");
         for (target, name) in [(env!("CARGO_BIN_EXE_mc_project"), "real"), (script, "mc_project")] {

@@ -67,11 +67,11 @@ KillMode=process
 OOMPolicy=continue
 ";
 
-// Not ordered before anything of mc_project.slice: a recovery may itself have to restart what stands there.
+// Units of a project may be ordered after this one: at boot, steps about units ask for them and do not wait (MC_BOOT).
 const RECOVER: &str = "\
 # Written by mc_project setup. Your own changes belong in /etc/systemd/system/mc_project-recover.service.d/
 [Unit]
-Description=Finish the deployments that the last stop of the machine interrupted
+Description=Finish interrupted deployments, and start what start steps started before
 # Steps that bring data back need what the data are in.
 After=local-fs.target network.target postgresql.service mariadb.service mysql.service redis-server.service
 RequiresMountsFor=@projects@ /var/log/mc_project /etc/mc_project
@@ -79,6 +79,7 @@ RequiresMountsFor=@projects@ /var/log/mc_project /etc/mc_project
 [Service]
 Type=oneshot
 RemainAfterExit=yes
+Environment=MC_BOOT=1
 ExecStart=@binary@ --root / recover --all
 Slice=mc_project.slice
 # A service that is started again lives on.
