@@ -189,8 +189,12 @@ fn gone_but_for_the_data(server: &Server) {
     server.settle("shop");
     let data = digest(&server.project("shop").join("data"));
     let said = server.mc(&["destroy", "shop", "--yes"]).ok().stdout;
-    let kept = said.trim().rsplit(' ').next().unwrap().to_string();
-    assert!(kept.starts_with("/srv/projects/shop.data-"), "{said}");
+    let kept = said.split_whitespace().find(|word| word.starts_with("/srv/projects/shop.data-"));
+    let kept = kept.unwrap_or_else(|| panic!("{said}")).to_string();
+    assert_has(&said, "anna: no longer admin on shop");
+    assert_has(&said, "rita: no longer read on shop");
+    assert_has(&said, "to remove it: userdel mc-shop");
+    assert_lacks(&server.mc(&["keys", "list"]).ok().stdout, "shop");
     digest(&machine.root().join(kept.trim_start_matches('/'))).assert_same(&data, "the data after destroy");
     let left = machine.run("find / -xdev -name '*shop*' -not -path '/proc/*' -not -path '/usr/*' -not -path '/sys/*'; find /srv -name '*shop*'").ok().stdout;
     let mut left: Vec<&str> = left.lines().collect();
