@@ -26,7 +26,7 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
     };
     let made = making::init(&node, &args.name, args.environment, format)?;
     let (site, place) = (&made.site, &made.site.place);
-    let is_new = !fs::exists(&place.current());
+    let is_new = made.is_new;
     if !is_new {
         made.changes.iter().for_each(|change| screen::line(format!("  repaired: {change}")));
     }

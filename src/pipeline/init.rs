@@ -28,6 +28,8 @@ use crate::tree::layout::{self as trees, Act, Change, Owners};
 pub struct Initialised {
     /// The project.
     pub site: Site,
+    /// Whether no project of the name was recorded here before.
+    pub is_new: bool,
     /// What was changed; empty if everything was in order.
     pub changes: Vec<String>,
     /// Whether steps can be run at the path of `run` while it serves; else the reason.
@@ -90,7 +92,7 @@ pub fn init(
         }
         changes.extend(notes);
     }
-    Ok(Initialised { site, changes, namespaces })
+    Ok(Initialised { site, is_new: recorded.is_none(), changes, namespaces })
 }
 
 /// A project that is given another environment leaves editable mode at once: what ran before runs again.
