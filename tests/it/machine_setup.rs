@@ -140,9 +140,9 @@ fn people_do_over_ssh_what_their_role_holds_and_root_pushes_as_ever() {
     };
     refused(
         server.ssh("alice", "rollback shop"),
-        "alice may not rollback shop (role deploy); ask an admin: mc_project keys add",
+        "alice may not run `rollback` for shop (role deploy); ask root of the node: mc_project keys add",
     );
-    refused(server.ssh("rita", "restart shop"), "rita may not restart shop (role read)");
+    refused(server.ssh("rita", "restart shop"), "rita may not run `restart` for shop (role read)");
     let work = server.work("rita", "shop");
     work.commit("hers", &[("a", "1")]);
     refused(work.push(&["main"]), "rita may not deploy shop (role read)");
