@@ -441,7 +441,7 @@ pub struct DestroyArgs {
     /// Do not ask for the name
     #[arg(long)]
     pub yes: bool,
-    /// Remove the data too
+    /// Remove the data, and what editable mode kept, too
     #[arg(long, value_enum)]
     pub with: Option<With>,
 }

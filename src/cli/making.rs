@@ -3,7 +3,7 @@
 use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, NameArgs, With};
 use crate::pipeline::init as making;
-use crate::pipeline::parking::layout_mode;
+use crate::pipeline::parking::{self, layout_mode};
 use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::Rights;
 use crate::project::mode::Mode;
@@ -26,7 +26,7 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
     };
     let made = making::init(&node, &args.name, args.environment, format)?;
     let (site, place) = (&made.site, &made.site.place);
-    let is_new = !fs::exists(&place.current());
+    let is_new = made.is_new;
     if !is_new {
         made.changes.iter().for_each(|change| screen::line(format!("  repaired: {change}")));
     }
@@ -90,9 +90,10 @@ fn host_name() -> String {
 pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
-    let what = if with_data { "and its data" } else { "(its data are moved aside)" };
+    let clones: Vec<String> = parking::kept_clones(&site)?.iter().map(|path| path.display().to_string()).collect();
     if !args.yes {
-        let question = format!("this removes {} {what}; type the project's name to go on:", site.place.dir().display());
+        let (dir, what) = (site.place.dir(), removal_words(&clones, with_data));
+        let question = format!("this removes {} {what}; type the project's name to go on:", dir.display());
         if !screen::confirm(&question, args.name.as_str())? {
             return Err(Error::refused("not confirmed; nothing was done"));
         }
@@ -102,11 +103,33 @@ pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
     if let Err(error) = super::deploying::stop_services(&site) {
         screen::error_line(format!("warning: its services may still run: {}", error.one_line()));
     }
-    match making::destroy(&site, with_data)? {
+    let left = making::destroy(&site, with_data)?;
+    match &left.data {
         Some(kept) => screen::line(format!("{} is removed; its data are in {}", args.name, kept.display())),
         None => screen::line(format!("{} is removed", args.name)),
     }
+    if let Some(kept) = &left.clones {
+        screen::line(format!("  what editable mode had kept is in {}", kept.display()));
+    } else if !clones.is_empty() {
+        screen::line(format!("  removed too, what editable mode had kept: {}", clones.join(", ")));
+    }
+    left.grants.iter().for_each(|gone| screen::line(format!("  {gone}")));
+    if let Some(account) = &left.account {
+        let owns = if left.data.is_some() || left.clones.is_some() { ", what was kept belongs to it" } else { "" };
+        screen::line(format!("  the account {account} stays{owns}; to remove it: userdel {account}"));
+    }
     Ok(0)
+}
+
+/// What becomes of the data and of what editable mode kept, as the question of `destroy` says it.
+fn removal_words(clones: &[String], with_data: bool) -> String {
+    let names = clones.join(", ");
+    match (with_data, clones.is_empty()) {
+        (true, true) => "and its data".to_string(),
+        (true, false) => format!("and its data, and for ever what editable mode kept: {names}"),
+        (false, true) => "(its data are moved aside)".to_string(),
+        (false, false) => format!("(its data are moved aside, and what editable mode kept: {names})"),
+    }
 }
 
 /// `layout`.
@@ -193,4 +216,21 @@ fn trusted_file(cli: &Cli) -> Result<(std::path::PathBuf, String)> {
     let dir = cli.node()?.place.keys();
     let text = fs::read_if_there(&dir.join("trusted"))?;
     Ok((dir, text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_of_destroy_names_what_editable_mode_kept() {
+        let clones = ["archives/editable-1".to_string(), "archives/aside-2".to_string()];
+        for with_data in [false, true] {
+            let asked = removal_words(&clones, with_data);
+            assert!(asked.contains("archives/editable-1, archives/aside-2"), "{asked}");
+            assert_eq!(asked.contains("moved aside"), !with_data, "{asked}");
+            assert_eq!(asked.contains("for ever"), with_data, "{asked}");
+            assert!(!removal_words(&[], with_data).contains("editable"));
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::screen;
 use super::{AfterArgs, Cli};
-use crate::entrance::serve::serve;
+use crate::entrance::serve::{self, serve};
 use crate::entrance::{door, listen, unit};
 use crate::sys::error::Result;
 use crate::sys::process;
@@ -27,7 +27,13 @@ pub fn listen(cli: &Cli) -> Result<u8> {
 pub fn connection(cli: &Cli) -> Result<u8> {
     process::name_self("mc_serve")?;
     let mut channel = Channel::of_stdin(door::QUESTION_LIMIT)?;
-    serve(&cli.node()?, &mut channel)?;
+    match cli.node() {
+        Ok(node) => serve(&node, &mut channel)?,
+        Err(error) => {
+            serve::cannot(&mut channel, &error)?;
+            return Err(error);
+        }
+    }
     Ok(0)
 }
 

@@ -50,6 +50,16 @@ pub fn serve(node: &Node, channel: &mut Channel) -> Result<()> {
     }
 }
 
+/// Tells whoever asks why this node answers nobody.
+///
+/// # Errors
+/// If the other side cannot be heard or told.
+pub fn cannot(channel: &mut Channel, error: &Error) -> Result<()> {
+    // Who is still asking when we hang up would be told that instead.
+    channel.receive(QUESTION)?;
+    channel.send(&door::write_answer(&Answer::failed(error))?, PATIENCE)
+}
+
 struct Service<'a> {
     node: &'a Node,
     channel: &'a mut Channel,

@@ -83,7 +83,7 @@ pub fn answer(
     });
     let Some(known) = known else {
         let shown = visible_bounded(person.as_bytes(), 32);
-        return Err(Error::refused(format!("{shown} may not come in with this key any more")).hint("ask an admin"));
+        return Err(Error::refused(format!("{shown} may not come in with this key any more")).hint("ask root of the node"));
     };
     let place = place.with_projects_dir(access.projects_dir());
     Visitor { name: person, key, person: known, place, environment }.answer()
@@ -170,7 +170,7 @@ impl Visitor<'_> {
     fn remote(&self, words: &[String]) -> Result<Answer> {
         let checked = words::check(words)?;
         let role = self.role(&checked.project)?;
-        self.need(&checked.project, role, checked.role, &format!("{} {}", checked.command, checked.project))?;
+        self.need(&checked.project, role, checked.role, &format!("run `{}` for {}", checked.command, checked.project))?;
         let who = Who { person: self.name.to_string(), key: self.key.map(str::to_string), role };
         Ok(Answer::Remote { who, words: checked.words })
     }
@@ -191,7 +191,7 @@ impl Visitor<'_> {
         }
         let (name, needed) = (self.name, needed.name());
         Err(Error::refused(format!("{name} may not {doing} (role {})", role.name()))
-            .hint(format!("ask an admin: {} keys add {name} --project {project} --role {needed}", self.command())))
+            .hint(format!("ask root of the node: {} keys add {name} --project {project} --role {needed}", self.command())))
     }
 
     /// There is none, or none for them: the same words.
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(refusal(&node, "rita", fetch_pillar), "rita may not fetch the pillar of shop (role read)");
         let hint = ask(&node, "rita", push).unwrap_err().hint_text().unwrap().to_string();
         let command = format!("mc_project --root {}", node.path().display());
-        assert_eq!(hint, format!("ask an admin: {command} keys add rita --project shop --role deploy"));
+        assert_eq!(hint, format!("ask root of the node: {command} keys add rita --project shop --role deploy"));
 
         let words = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<_>>();
         let who = |person: &str, role| Who { person: person.into(), key: None, role };
@@ -415,8 +415,8 @@ mod tests {
         assert_eq!(ask(&node, "rita", "status shop").unwrap(), remote("rita", Role::Read, "status shop"));
         let rollback = "rollback shop --to -1";
         assert_eq!(ask(&node, "anna", rollback).unwrap(), remote("anna", Role::Admin, rollback));
-        assert_eq!(refusal(&node, "alice", rollback), "alice may not rollback shop (role deploy)");
-        assert_eq!(refusal(&node, "rita", "config shop"), "rita may not config shop (role read)");
+        assert_eq!(refusal(&node, "alice", rollback), "alice may not run `rollback` for shop (role deploy)");
+        assert_eq!(refusal(&node, "rita", "config shop"), "rita may not run `config` for shop (role read)");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::people::People;
 use super::recover::finish_interrupted;
 use super::site::{HOOKS_IDENTITY, Identity, Node, Rights, Site, read_identity};
 use super::worker::new_id;
@@ -27,6 +28,8 @@ use crate::tree::layout::{self as trees, Act, Change, Owners};
 pub struct Initialised {
     /// The project.
     pub site: Site,
+    /// Whether no project of the name was recorded here before.
+    pub is_new: bool,
     /// What was changed; empty if everything was in order.
     pub changes: Vec<String>,
     /// Whether steps can be run at the path of `run` while it serves; else the reason.
@@ -90,7 +93,7 @@ pub fn init(
         }
         changes.extend(notes);
     }
-    Ok(Initialised { site, changes, namespaces })
+    Ok(Initialised { site, is_new: recorded.is_none(), changes, namespaces })
 }
 
 /// A project that is given another environment leaves editable mode at once: what ran before runs again.
@@ -242,26 +245,51 @@ pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
     Ok(repairs)
 }
 
-/// Removes a project. Its data are moved aside unless they shall go too; returns where they are.
+/// What `destroy` left, and what it took away beside the project's directory.
+#[derive(Debug)]
+pub struct Destroyed {
+    /// Where the data are, if there were any and they shall stay.
+    pub data: Option<PathBuf>,
+    /// Where the clones and files are that editable mode kept, on the same terms.
+    pub clones: Option<PathBuf>,
+    /// Whose grants for the project are gone, in words.
+    pub grants: Vec<String>,
+    /// The account that was made for the project, which stays.
+    pub account: Option<String>,
+}
+
+/// Removes a project, and what people were granted for it. Its data, and the clones and files that editable mode kept,
+/// are moved aside unless they shall go too.
 ///
 /// # Errors
 /// If something cannot be removed.
-pub fn destroy(site: &Site, with_data: bool) -> Result<Option<PathBuf>> {
+pub fn destroy(site: &Site, with_data: bool) -> Result<Destroyed> {
     let place = &site.place;
     // First of all: nothing may be removed through a mount, and no boot may look for it.
     binding::unbind(site)?;
     let projects = Dir::open(place.node().projects())?;
+    let grants = forget_grants(&site.node, place.name())?;
     if site.owners().is_some() && place.node().root() == Path::new("/") {
         for repository in [place.git_project(), place.git_pillar()] {
             crate::sys::git::remove_safe_directory(&repository)?;
         }
     }
-    let mut kept = None;
+    let label = crate::sys::clock::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let beside = |what: &str| place.node().projects().join(format!("{}.{what}-{label}", place.name()));
+    let mut left = Destroyed { data: None, clones: None, grants, account: None };
     if !with_data && !fs::names(&place.data())?.is_empty() {
-        let label = crate::sys::clock::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-        let target = place.node().projects().join(format!("{}.data-{label}", place.name()));
+        let target = beside("data");
         fs::rename_durable(&place.data(), &target)?;
-        kept = Some(target);
+        left.data = Some(target);
+    }
+    let clones = parking::kept_clones(site)?;
+    if !with_data && !clones.is_empty() {
+        let target = beside("kept");
+        fs::ensure_dir(&target, 0o700)?;
+        for clone in clones {
+            fs::rename_durable(&clone, &target.join(clone.file_name().unwrap_or_default()))?;
+        }
+        left.clones = Some(target);
     }
     for link in ["srv/pillar/makina-projects", "srv/salt/makina-projects"] {
         fs::remove_file(&place.node().root().join(link).join(place.name().as_str()))?;
@@ -270,5 +298,21 @@ pub fn destroy(site: &Site, with_data: bool) -> Result<Option<PathBuf>> {
     if let Ok(logs) = Dir::open(&place.node().root().join("var/log/mc_project")) {
         logs.remove_tree(Path::new(place.name().as_str()))?;
     }
-    Ok(kept)
+    if let Rights::Separate { project, .. } = &site.rights {
+        // An account that `node.yaml` names is not ours to speak of.
+        left.account = Some(project.name.clone()).filter(|name| *name == System::project_account(place.name()));
+    }
+    Ok(left)
+}
+
+/// A later project of the same name must not be open to the people of this one.
+fn forget_grants(node: &Node, name: &ProjectName) -> Result<Vec<String>> {
+    if node.system.is_none() {
+        return Ok(Vec::new());
+    }
+    let people = People::open(node)?;
+    if !people.read()?.has_grants(name) {
+        return Ok(Vec::new());
+    }
+    Ok(people.change(|access| Ok(access.forget(name)))?.done)
 }

@@ -321,6 +321,20 @@ impl Access {
         Ok(changes)
     }
 
+    /// Whether anybody has a grant for this very project.
+    #[must_use]
+    pub fn has_grants(&self, project: &ProjectName) -> bool {
+        let scope = Scope::Project(project.clone());
+        self.people.values().any(|person| person.grants.contains_key(&scope))
+    }
+
+    /// Takes everybody's grants for a project away; who has one for all projects keeps that. Tells what changed, in words.
+    pub fn forget(&mut self, project: &ProjectName) -> Vec<String> {
+        let scope = Scope::Project(project.clone());
+        let gone = self.people.iter_mut().filter_map(|(name, person)| Some((name, person.grants.remove(&scope)?)));
+        gone.map(|(name, role)| format!("{name}: no longer {} on {}", role.name(), scope_words(&scope))).collect()
+    }
+
     /// The lines of `authorized_keys`: one for each key of everybody.
     ///
     /// # Errors

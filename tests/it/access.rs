@@ -141,7 +141,7 @@ fn a_key_says_who_one_is_and_refuses_what_the_role_does_not_hold() {
     assert_eq!(
         line,
         format!(
-            "mc_project: rita may not deploy shop (role read); ask an admin: mc_project --root {root} keys add rita \
+            "mc_project: rita may not deploy shop (role read); ask root of the node: mc_project --root {root} keys add rita \
              --project shop --role deploy"
         )
     );
@@ -205,7 +205,7 @@ fn a_push_by_a_key_deploys_and_everybody_can_see_whose_it_was() {
     };
 
     let said = push("bob").fails();
-    assert_has(&said.stderr, "mc_project: bob may not deploy shop (role read); ask an admin: ");
+    assert_has(&said.stderr, "mc_project: bob may not deploy shop (role read); ask root of the node: ");
     assert_eq!(world.serves("shop"), None);
     push("alice").ok().tells("deployed; run serves");
     assert_eq!(world.serves("shop"), Some(commit.clone()));

@@ -352,6 +352,36 @@ fn a_command_from_afar_is_run_as_root_with_the_role_that_the_nodes_own_list_give
 }
 
 #[test]
+fn a_configuration_of_the_node_that_cannot_be_read_is_told_to_who_pushes() {
+    let Some(node) = Node::start("") else { return };
+    let work = node.work();
+    node.commit(&work, &[("a", "1")]);
+    std::fs::write(node.world.root().join("etc/mc_project/node.yaml"), "nonsense: 1\n").unwrap();
+    let told = node.push(&work, &["main"]).fails();
+    assert_has(&told.stderr, "node.yaml");
+    assert_has(&told.stderr, "nonsense");
+    assert_lacks(&told.stderr, "no answer");
+}
+
+#[test]
+fn a_project_that_is_removed_is_in_nobodys_grants_any_more() {
+    let Some(node) = Node::start("") else { return };
+    let people = json!({"format": 1, "projects_dir": "/srv/projects", "people": {
+        "alice": {"keys": [], "grants": {"shop": "admin", "blog": "read"}},
+        "bob": {"keys": [], "grants": {"*": "read"}},
+    }});
+    let list = node.world.root().join("etc/mc_project/access.json");
+    std::fs::write(&list, people.to_string()).unwrap();
+    let said = node.world.mc(&["destroy", "shop", "--yes"]).ok().stdout;
+    assert_has(&said, "alice: no longer admin on shop");
+    // The account is one that the operator named: it is theirs.
+    assert_lacks(&said, "userdel");
+    let left: Value = serde_json::from_str(&std::fs::read_to_string(&list).unwrap()).unwrap();
+    assert_eq!(left["people"]["alice"]["grants"], json!({"blog": "read"}));
+    assert_eq!(left["people"]["bob"]["grants"], json!({"*": "read"}));
+}
+
+#[test]
 fn who_connects_and_says_nothing_or_reads_nothing_keeps_nobody_from_pushing() {
     let Some(node) = Node::start("") else { return };
     let mut silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(node.socket()).unwrap()).collect();

@@ -140,9 +140,9 @@ fn people_do_over_ssh_what_their_role_holds_and_root_pushes_as_ever() {
     };
     refused(
         server.ssh("alice", "rollback shop"),
-        "alice may not rollback shop (role deploy); ask an admin: mc_project keys add",
+        "alice may not run `rollback` for shop (role deploy); ask root of the node: mc_project keys add",
     );
-    refused(server.ssh("rita", "restart shop"), "rita may not restart shop (role read)");
+    refused(server.ssh("rita", "restart shop"), "rita may not run `restart` for shop (role read)");
     let work = server.work("rita", "shop");
     work.commit("hers", &[("a", "1")]);
     refused(work.push(&["main"]), "rita may not deploy shop (role read)");
@@ -189,8 +189,12 @@ fn gone_but_for_the_data(server: &Server) {
     server.settle("shop");
     let data = digest(&server.project("shop").join("data"));
     let said = server.mc(&["destroy", "shop", "--yes"]).ok().stdout;
-    let kept = said.trim().rsplit(' ').next().unwrap().to_string();
-    assert!(kept.starts_with("/srv/projects/shop.data-"), "{said}");
+    let kept = said.split_whitespace().find(|word| word.starts_with("/srv/projects/shop.data-"));
+    let kept = kept.unwrap_or_else(|| panic!("{said}")).to_string();
+    assert_has(&said, "anna: no longer admin on shop");
+    assert_has(&said, "rita: no longer read on shop");
+    assert_has(&said, "to remove it: userdel mc-shop");
+    assert_lacks(&server.mc(&["keys", "list"]).ok().stdout, "shop");
     digest(&machine.root().join(kept.trim_start_matches('/'))).assert_same(&data, "the data after destroy");
     let left = machine.run("find / -xdev -name '*shop*' -not -path '/proc/*' -not -path '/usr/*' -not -path '/sys/*'; find /srv -name '*shop*'").ok().stdout;
     let mut left: Vec<&str> = left.lines().collect();

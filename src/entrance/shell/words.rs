@@ -49,7 +49,7 @@ const fn acts(
 
 /// What is served. `run` is not: it would be a shell; nor is anything that is about the node or a path on it.
 const TABLE: &[Rule] = &[
-    looks("status", Role::Read, &["--json"], &[], 0),
+    looks("status", Role::Read, &["--json", "--disk"], &[], 0),
     looks("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
     looks("show", Role::Read, &["--json"], &[], 1),
     looks("logs", Role::Read, &["-f", "--follow"], &[], 1),
@@ -282,6 +282,7 @@ mod tests {
         for (text, role, want) in [
             ("status shop", Role::Read, "status shop"),
             ("mc_project status --json shop", Role::Read, "status shop --json"),
+            ("status shop --disk", Role::Read, "status shop --disk"),
             ("history shop -n 5 --json", Role::Read, "history shop -n 5 --json"),
             ("show shop -1", Role::Read, "show shop -1"),
             ("diff shop #1 #2 --json", Role::Read, "diff shop #1 #2 --json"),
@@ -321,6 +322,7 @@ mod tests {
             "mc_project mc_project status shop",
             "status",
             "status --json",
+            "status --disk",
             "status ../shop",
             "status shop blog",
             "status shop --root /x",
