@@ -83,7 +83,9 @@ pub fn answer(
     });
     let Some(known) = known else {
         let shown = visible_bounded(person.as_bytes(), 32);
-        return Err(Error::refused(format!("{shown} may not come in with this key any more")).hint("ask root of the node"));
+        return Err(
+            Error::refused(format!("{shown} may not come in with this key any more")).hint("ask root of the node")
+        );
     };
     let place = place.with_projects_dir(access.projects_dir());
     Visitor { name: person, key, person: known, place, environment }.answer()
@@ -190,8 +192,10 @@ impl Visitor<'_> {
             return Ok(());
         }
         let (name, needed) = (self.name, needed.name());
-        Err(Error::refused(format!("{name} may not {doing} (role {})", role.name()))
-            .hint(format!("ask root of the node: {} keys add {name} --project {project} --role {needed}", self.command())))
+        Err(Error::refused(format!("{name} may not {doing} (role {})", role.name())).hint(format!(
+            "ask root of the node: {} keys add {name} --project {project} --role {needed}",
+            self.command()
+        )))
     }
 
     /// There is none, or none for them: the same words.

@@ -218,7 +218,11 @@ pub fn keep_aside(site: &Site, id: &DeploymentId, clone: &WorkTree, standing: &S
         let scratch = Store::open(&dir)?;
         drift.keep(&Dir::open(&dir)?, &run, &Manifest::default(), &Supply::new(&scratch, Vec::new()))?;
         Dir::open(&dir)?.sync_file_system()?;
-        notes.push(format!("{} files that no commit knew are copied to {}", drift.changes.len(), dir.display()));
+        let what = match drift.changes.len() {
+            1 => "1 file that no commit knew is".to_string(),
+            count => format!("{count} files that no commit knew are"),
+        };
+        notes.push(format!("{what} copied to {}", dir.display()));
     }
     clone.keep_aside(&branch, &format!("mc_project: kept aside by deployment {id}"))?;
     for (index, tip) in standing.own.iter().filter(|tip| Some(*tip) != standing.head.as_ref()).enumerate() {

@@ -15,7 +15,7 @@ use super::halt::{Halt, Step};
 use super::parking::{self, Holds};
 use super::preflight::{Need, Part, What, refuse_beyond_cap};
 use super::prepare::make_shared;
-use super::site::Site;
+use super::site::{Rights, Site};
 use super::steps::steps_words;
 use crate::project::ids::ObjectId;
 use crate::project::mode::Mode;
@@ -435,14 +435,28 @@ fn unreadable(site: &Site, error: &Error) -> Halt {
 fn refusal(site: &Site, commit: &ObjectId, standing: &Standing) -> Halt {
     let run = site.place.run();
     let run = run.display();
+    // On a whole-machine node the clone is the account's, and git looks into it for nobody else.
+    let (git, keep) = match &site.rights {
+        Rights::OneUser => (
+            format!("git -C {run}"),
+            format!("to keep working there: commit it, fetch it from {run}, and push it with your own work"),
+        ),
+        Rights::Separate { project, .. } => {
+            let git = format!("sudo -u {} git -C {run}", project.name);
+            let keep = format!(
+                "to take commits home: on the node {git} format-patch --stdout BASE..HEAD, at home git am; then push \
+                 with -o keep-aside"
+            );
+            (git, keep)
+        }
+    };
     let mut halt = Halt::refused(format!("the clone in {run} was worked in: {}", standing.words()))
         .tail(standing.lines())
-        .hint(format!("to look: git -C {run} status"));
+        .hint(format!("to look: {git} status"));
     for own in &standing.own {
-        halt = halt.hint(format!("to look: git -C {run} log {} # not in {}", own.short(), commit.short()));
+        halt = halt.hint(format!("to look: {git} log {} # not in {}", own.short(), commit.short()));
     }
-    halt.hint("to go on and keep all that aside: git push -o keep-aside …")
-        .hint("to keep working there: commit it, fetch it, and push it with your own work")
+    halt.hint("to go on and keep all that aside: git push -o keep-aside …").hint(keep)
 }
 
 /// What the plan says of the clone.

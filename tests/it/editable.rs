@@ -574,22 +574,6 @@ fn a_project_in_editable_mode_is_destroyed_without_a_trace() {
 }
 
 #[test]
-fn what_editable_mode_kept_outlives_the_project() {
-    let (world, _) = editable(Way::Link);
-    work_in(&run(&world));
-    world.mc(&["init", "shop", "--environment", "staging"]).ok().says("archives/editable-");
-    let archives = world.project("shop").join("archives");
-    let names = || std::fs::read_dir(&archives).unwrap().flatten().map(|entry| entry.path());
-    let clone = names().find(|path| path.to_str().unwrap().contains("/editable-")).unwrap();
-    let before = digest(&clone);
-
-    let said = world.mc(&["destroy", "shop", "--yes"]).ok().stdout;
-    let kept = said.lines().find_map(|line| line.strip_prefix("  what editable mode had kept is in ")).unwrap();
-    assert!(!world.project("shop").exists());
-    digest(&Path::new(kept).join(clone.file_name().unwrap())).assert_same(&before, "the clone after destroy");
-}
-
-#[test]
 fn a_configuration_of_the_clone_runs_no_hooks() {
     let (world, _) = editable(Way::Link);
     let clone = run(&world);

@@ -10,6 +10,7 @@ mod boxes;
 mod concurrent;
 mod crash;
 mod deliverables;
+mod destroy;
 mod detached;
 mod docs;
 mod door;

@@ -120,7 +120,11 @@ async fn run(
     let caps = order.group.as_ref().map(|order| order.caps).unwrap_or_default();
     if happened.refused_forks > 0 {
         let limit = caps.processes.map(|n| format!(" of {n}")).unwrap_or_default();
-        notes.push(format!("the limit{limit} processes was reached: {} were refused", happened.refused_forks));
+        let refused = match happened.refused_forks {
+            1 => "1 was refused".to_string(),
+            count => format!("{count} were refused"),
+        };
+        notes.push(format!("the limit{limit} processes was reached: {refused}"));
     }
     let status = match (ended_by_us, running.exit) {
         (ended, _) if happened.oom_kills > 0 && ended != Some(StepStatus::Cancelled) => {
