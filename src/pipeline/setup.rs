@@ -144,7 +144,7 @@ pub fn plan(wish: &Wish) -> Result<Plan> {
         plan_units(&place, wish, &mut plan)?;
     } else {
         plan.notes.push(format!(
-            "no systemd here: let the machine's init run `{0} serve` for as long as it runs, and `{0} recover --all` at boot",
+            "no systemd here: let the machine's init run `{0} serve` for as long as it runs, and `MC_BOOT=1 {0} recover --all` at boot",
             command(&place)
         ));
     }
