@@ -114,9 +114,12 @@ fn machine_findings(node: &Node) -> Result<Vec<Finding>> {
         hint: None,
     }));
     let access = People::open(node)?.read()?;
-    let count = access.people().len();
+    let people = match access.people().len() {
+        1 => "1 person".to_string(),
+        count => format!("{count} people"),
+    };
     if plan.changes.is_empty() {
-        let text = format!("set up; {} receives pushes of {count} people", system.receiver);
+        let text = format!("set up; {} receives pushes of {people}", system.receiver);
         findings.push(Finding { about, good: true, text, hint: None });
     }
     Ok(findings)

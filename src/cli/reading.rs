@@ -276,7 +276,8 @@ pub fn diff(cli: &Cli, args: &DiffArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let releases = Releases::new(&site.place);
     let (a, b) = (release_of(&site, Some(&args.a))?, release_of(&site, args.b.as_deref())?);
-    let (old, new) = (releases.manifest(&a)?, releases.manifest(&b)?);
+    let kept = |id: &DeploymentId| releases.manifest(id).map_err(|error| site.typed(error));
+    let (old, new) = (kept(&a)?, kept(&b)?);
     let mut changes = Vec::new();
     for (old, new) in pairs(old.entries(), new.entries()) {
         let (how, entry) = match (old, new) {

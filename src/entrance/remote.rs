@@ -65,8 +65,13 @@ fn ask(socket: &Path, ask: &Ask) -> Result<(Channel, Answer)> {
     if channel.peer()?.uid != 0 {
         return Err(Error::refused(format!("it is not root who listens at {}", socket.display())));
     }
-    channel.send(&line, PATIENCE)?;
-    let answer = answer(&mut channel, ANSWER)?.ok_or_else(|| no_answer(socket))?;
+    let answer = match channel.send(&line, PATIENCE) {
+        Ok(()) => answer(&mut channel, ANSWER)?,
+        // Where too many ask at once, systemd closes the connection without a word.
+        Err(error) if error.errno() == Some(rustix::io::Errno::PIPE.raw_os_error()) => None,
+        Err(error) => return Err(error),
+    };
+    let answer = answer.ok_or_else(|| no_answer(socket))?;
     Ok((channel, answer.or_error()?))
 }
 
@@ -79,8 +84,11 @@ fn answer(channel: &mut Channel, at_most: Duration) -> Result<Option<Answer>> {
 }
 
 fn no_answer(socket: &Path) -> Error {
-    Error::failed(format!("no answer from {}", socket.display()))
-        .hint("on the node, as root: journalctl -u 'mc_project@*' (without systemd: see what mc_project serve prints)")
+    Error::failed(format!("the node's service at {} gave no answer; perhaps too many ask at once", socket.display()))
+        .hint(
+            "try again in a minute; what it says, on the node, as root: journalctl -u mc_project.socket -u 'mc_project@*' \
+             (without systemd: what mc_project serve prints)",
+        )
 }
 
 fn unexpected(answer: &Answer) -> Error {

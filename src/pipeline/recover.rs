@@ -70,7 +70,11 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     if let Some(error) = left {
         telling.emit(Event::Warning { text: error.one_line() })?;
     }
-    let outcome = resolve(site, &mut telling, &begin, &records)?;
+    let mut outcome = resolve(site, &mut telling, &begin, &records)?;
+    if outcome.verdict == Verdict::Interrupted && outcome.hints.is_empty() && begin.target.is_none() {
+        let again = format!("to try it again: push again, or mc_project deploy NAME --commit {}", begin.commit.short());
+        outcome.hints = site.hints(&[again]);
+    }
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome, &Options::default())?;
     Ok(Some(outcome))

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::site::Site;
+use super::site::{Rights, Site};
 use crate::project::ids::DeploymentId;
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Tls, Transport};
@@ -112,9 +112,14 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         .collect();
     let more_commits = commits.len().saturating_sub(COMMITS);
     commits.truncate(COMMITS);
+    let node = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let from_afar = match &site.rights {
+        Rights::OneUser => None,
+        Rights::Separate { receiver, .. } => Some(format!("ssh {}@{node}", receiver.name)),
+    };
     Ok(MailFacts {
         project: begin.project.clone(),
-        node: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        node,
         from: site.node.config.mail.from.clone(),
         commits,
         more_commits,
@@ -124,6 +129,7 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         warnings: texts(&records, |event| matches!(event, Event::Warning { .. })),
         log: site.place.log(&entry.id).display().to_string(),
         command: site.command(),
+        from_afar,
     })
 }
 

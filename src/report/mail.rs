@@ -71,6 +71,8 @@ pub struct MailFacts {
     pub log: String,
     /// How the command is called on the node (`mc_project`, `mc_project --root /x`).
     pub command: String,
+    /// How somebody without an account on the node gives it a command (`ssh mc@node`), where people can.
+    pub from_afar: Option<String>,
 }
 
 /// The mails about a deployment, one to each of these addresses.
@@ -228,6 +230,9 @@ fn commands(text: &mut String, entry: &Entry, facts: &MailFacts) {
     if !facts.log.is_empty() {
         let _ = writeln!(text, "  {}", one_line(&facts.log));
     }
+    if let Some(ssh) = &facts.from_afar {
+        let _ = writeln!(text, "or from elsewhere\n  {} show {name} '#{}'", one_line(ssh), entry.seq);
+    }
     if entry.was_live && entry.before.is_some() {
         text.push_str("To go back to the version before\n");
         let _ = writeln!(text, "  {command} rollback {name}");
@@ -262,6 +267,7 @@ mod tests {
             warnings: vec!["disk is 91 % full".into()],
             log: "/var/log/mc_project/shop/x.log".into(),
             command: "mc_project".into(),
+            from_afar: None,
         }
     }
 
@@ -316,6 +322,13 @@ To look further, on the node
   /var/log/mc_project/shop/x.log
 ";
         assert_eq!(mail.text, want);
+    }
+
+    #[test]
+    fn who_has_no_account_on_the_node_reads_how_to_look_further_from_elsewhere() {
+        let facts = MailFacts { from_afar: Some("ssh mc@web1".into()), ..facts() };
+        let text = mail(&samples::rolled_back_entry(), &facts).text;
+        assert!(text.contains("/x.log\nor from elsewhere\n  ssh mc@web1 show shop '#12'\n"), "{text}");
     }
 
     #[test]

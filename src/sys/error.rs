@@ -151,6 +151,9 @@ impl Error {
         if let Some(error) = cause.downcast_ref::<io::Error>() {
             return error.raw_os_error();
         }
+        if let Some(errno) = cause.downcast_ref::<rustix::io::Errno>() {
+            return Some(errno.raw_os_error());
+        }
         cause.downcast_ref::<Self>().and_then(Self::errno)
     }
 
@@ -238,6 +241,8 @@ mod tests {
     #[test]
     fn errno_is_found_below_two_layers() {
         let inner = Error::failed("inner").because(io::Error::from_raw_os_error(2));
+        let of_rustix = Err::<(), _>(rustix::io::Errno::PIPE).context(|| "x".to_string()).unwrap_err();
+        assert_eq!(of_rustix.errno(), Some(32));
         let outer = Error::failed("outer").because(inner);
         assert!(outer.is_not_found());
         assert!(outer.one_line().starts_with("outer: inner: No such file"));

@@ -340,6 +340,7 @@ fn a_receiver_that_speaks_to_the_socket_itself_gets_refusals_and_keeps_nobody_ou
             break push.ok();
         }
         assert_readable(&push);
+        assert_has(&push.stderr, "gave no answer; perhaps too many ask at once");
         assert_eq!(server.serves("shop").as_ref(), Some(&first));
     };
     pushed.tells("deployed; run serves");

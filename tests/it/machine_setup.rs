@@ -74,6 +74,7 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
         let mail = server.mails().pop().unwrap();
         assert_has(&mail.subject, &format!("[{project} staging] deployed"));
         assert_has(&mail.text, &format!("{person} (SHA256:"));
+        assert_has(&mail.text, &format!("ssh mc@node1 show {project} '#1'"));
         assert_has(&mail.text, machine.developers_address().as_str());
     }
     let fingerprint = machine.ssh_root("ssh-keygen -lf /root/alice.pub").ok().stdout;

@@ -19,10 +19,10 @@ def text(pid, part):
 while not os.path.exists(stop):
     rounds += 1
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        uid = text(pid, "status").partition(b"Uid:\t")[2].split(b"\t")[0].decode()
         for part in ["cmdline", "environ", "comm"]:
             said = text(pid, part)
             for number, word in enumerate(words):
                 if word in said:
-                    uid = text(pid, "status").partition(b"Uid:\t")[2].split(b"\t")[0].decode()
                     seen.add(f"word {number} in {part} of user {uid}")
 print(f"rounds {rounds}", *sorted(seen), sep="\n")
