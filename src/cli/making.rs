@@ -90,7 +90,7 @@ fn host_name() -> String {
 pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let with_data = args.with == Some(With::Data);
-    let clones: Vec<String> = parking::kept_clones(&site)?.iter().map(|path| path.display().to_string()).collect();
+    let clones: Vec<String> = parking::clones(&site)?.iter().map(|path| path.display().to_string()).collect();
     if !args.yes {
         let (dir, what) = (site.place.dir(), removal_words(&clones, with_data));
         let question = format!("this removes {} {what}; type the project's name to go on:", dir.display());
@@ -109,9 +109,9 @@ pub fn destroy(cli: &Cli, args: &DestroyArgs) -> Result<u8> {
         None => screen::line(format!("{} is removed", args.name)),
     }
     if let Some(kept) = &left.clones {
-        screen::line(format!("  what editable mode had kept is in {}", kept.display()));
+        screen::line(format!("  what was made in editable mode is in {}", kept.display()));
     } else if !clones.is_empty() {
-        screen::line(format!("  removed too, what editable mode had kept: {}", clones.join(", ")));
+        screen::line(format!("  removed too, what was made in editable mode: {}", clones.join(", ")));
     }
     left.grants.iter().for_each(|gone| screen::line(format!("  {gone}")));
     if let Some(account) = &left.account {
@@ -126,9 +126,9 @@ fn removal_words(clones: &[String], with_data: bool) -> String {
     let names = clones.join(", ");
     match (with_data, clones.is_empty()) {
         (true, true) => "and its data".to_string(),
-        (true, false) => format!("and its data, and for ever what editable mode kept: {names}"),
+        (true, false) => format!("and its data, and for ever what was made in editable mode: {names}"),
         (false, true) => "(its data are moved aside)".to_string(),
-        (false, false) => format!("(its data are moved aside, and what editable mode kept: {names})"),
+        (false, false) => format!("(its data are moved aside, and what was made in editable mode: {names})"),
     }
 }
 

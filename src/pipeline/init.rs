@@ -282,7 +282,7 @@ pub fn destroy(site: &Site, with_data: bool) -> Result<Destroyed> {
         fs::rename_durable(&place.data(), &target)?;
         left.data = Some(target);
     }
-    let clones = parking::kept_clones(site)?;
+    let clones = parking::clones(site)?;
     if !with_data && !clones.is_empty() {
         let target = beside("kept");
         fs::ensure_dir(&target, 0o700)?;

@@ -455,3 +455,15 @@ pub fn kept_clones(site: &Site) -> Result<Vec<PathBuf>> {
     names.sort();
     Ok(names.into_iter().map(|name| site.place.archives().join(name)).collect())
 }
+
+/// As [`kept_clones`], with the clone that runs now: what somebody may have made by hand, and a removal must not lose.
+///
+/// # Errors
+/// As [`kept_clones`].
+pub fn clones(site: &Site) -> Result<Vec<PathBuf>> {
+    let mut clones = kept_clones(site)?;
+    if read(site)?.is_some() {
+        clones.push(site.place.run());
+    }
+    Ok(clones)
+}

@@ -24,7 +24,23 @@ fn what_editable_mode_kept_outlives_the_project() {
     let before = digest(&clone);
 
     let said = world.mc(&["destroy", "shop", "--yes"]).ok().stdout;
-    let kept = said.lines().find_map(|line| line.strip_prefix("  what editable mode had kept is in ")).unwrap();
+    let kept = said.lines().find_map(|line| line.strip_prefix("  what was made in editable mode is in ")).unwrap();
     assert!(!world.project("shop").exists());
     digest(&Path::new(kept).join(clone.file_name().unwrap())).assert_same(&before, "the clone after destroy");
+}
+
+#[test]
+fn a_clone_that_is_worked_in_outlives_the_project_too() {
+    let world = World::new();
+    world.home().set("MC_NO_MOUNTS", "1");
+    world.mc(&["init", "shop", "--environment", "dev"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("one", &[("version", "1")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    std::fs::write(world.run_path("shop", "mine"), "made by hand").unwrap();
+    let before = digest(&world.project("shop").join("run"));
+    let said = world.mc(&["destroy", "shop", "--yes"]).ok().stdout;
+    let kept = said.lines().find_map(|line| line.strip_prefix("  what was made in editable mode is in ")).unwrap();
+    digest(&Path::new(kept).join("run")).assert_same(&before, "the clone after destroy");
 }
