@@ -16,13 +16,18 @@ def text(pid, part):
         return b""
 
 
+def user(pid):
+    return text(pid, "status").partition(b"Uid:\t")[2].split(b"\t")[0].decode()
+
+
 while not os.path.exists(stop):
     rounds += 1
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        uid = text(pid, "status").partition(b"Uid:\t")[2].split(b"\t")[0].decode()
+        uid = user(pid)
         for part in ["cmdline", "environ", "comm"]:
             said = text(pid, part)
             for number, word in enumerate(words):
-                if word in said:
+                # Somebody who becomes another user between two looks is passed over: the next look sees it.
+                if word in said and uid and user(pid) == uid:
                     seen.add(f"word {number} in {part} of user {uid}")
 print(f"rounds {rounds}", *sorted(seen), sep="\n")
