@@ -14,7 +14,7 @@ use crate::pipeline::site::Node;
 use crate::project::access::key::{FILE_LIMIT, SshKey};
 use crate::project::access::{Access, Person, PersonName, Role, Scope};
 use crate::sys::error::{Context, Error, ExitCode, Kind, Result};
-use crate::sys::{escape, fs, process};
+use crate::sys::{escape, fs, machine, process};
 
 /// `keys add`.
 #[derive(Debug, Args)]
@@ -131,7 +131,7 @@ fn first_words(name: &PersonName, person: &Person, receiver: &str) {
         Scope::All => "NAME",
         Scope::Project(name) => name.as_str(),
     };
-    let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
+    let host = machine::host_name().unwrap_or_default();
     let url = format!("{receiver}@{}:{project}", escape::visible(&host));
     screen::line(format!("next, on {name}'s machine:"));
     match role {

@@ -8,10 +8,10 @@ use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::Rights;
 use crate::project::mode::Mode;
 use crate::sys::error::{Error, Result};
-use crate::sys::fs;
 use crate::sys::git::ObjectFormat;
 use crate::sys::keys::{PublicKey, ReleaseKey};
 use crate::sys::lock::Lock;
+use crate::sys::{fs, machine};
 
 /// `init`.
 ///
@@ -79,8 +79,7 @@ pub fn init(cli: &Cli, args: &InitArgs) -> Result<u8> {
 
 /// What this machine calls itself: the best guess of how a developer reaches it.
 fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "NODE".to_string())
+    machine::host_name().unwrap_or_else(|| "NODE".to_string())
 }
 
 /// `destroy`.

@@ -15,7 +15,7 @@ use crate::project::request::{Options, Request, Want};
 use crate::project::system::System;
 use crate::report::ledger::Last;
 use crate::sys::error::{ExitCode, Result};
-use crate::sys::{clock, fs, lock, process};
+use crate::sys::{clock, fs, lock, machine, process};
 
 /// `setup`.
 ///
@@ -107,7 +107,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
 fn start_after_boot(site: &Site) -> Result<Option<u8>> {
     let boot = clock::boot_id();
     let started = fs::read_if_there(&site.place.started())?;
-    if !process::at_boot() || started.is_some_and(|started| started == boot.as_bytes()) {
+    if !machine::at_boot() || started.is_some_and(|started| started == boot.as_bytes()) {
         return Ok(None);
     }
     fs::write_durable(&site.place.started(), boot.as_bytes(), 0o600)?;

@@ -21,7 +21,7 @@ use crate::project::ids::ProjectName;
 use crate::project::place::NodePlace;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::{visible, visible_bounded};
-use crate::sys::{fs, process};
+use crate::sys::{fs, machine, process};
 
 pub mod words;
 
@@ -230,7 +230,7 @@ impl Visitor<'_> {
 
     /// What somebody reads who comes in without a command.
     fn greeting(&self) -> Vec<String> {
-        let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
+        let host = machine::host_name().unwrap_or_default();
         let host = visible(&host);
         let key = self.key.map(|key| format!(" (key {key})")).unwrap_or_default();
         let mut lines = vec![format!("{}{key}, this is {host}.", self.name)];

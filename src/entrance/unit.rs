@@ -17,8 +17,8 @@ use crate::pipeline::site::Site;
 use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::request::Request;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
 use crate::sys::process::{self, Captured, StepStatus, run_captured};
+use crate::sys::{fs, machine};
 
 /// The hidden command that systemd runs after every worker's end.
 pub const AFTER: &str = "after-death";
@@ -29,22 +29,13 @@ pub const SLICE: &str = "mc_project.slice";
 const SYSTEMD: Duration = Duration::from_mins(1);
 /// How often systemd is asked, where nothing else tells, whether a unit is there.
 const ASK: Duration = Duration::from_secs(10);
-/// Where it is seen that systemd runs (sd_booted(3)).
-const BOOTED: &str = "/run/systemd/system";
-
-/// Whether systemd runs this machine.
-#[must_use]
-pub fn systemd_runs() -> bool {
-    fs::exists(Path::new(BOOTED))
-}
-
 /// Whether the workers of this project run as units: on a whole-machine node that is this machine, as root.
 #[must_use]
 pub fn is_for(site: &Site) -> bool {
     site.node.system.is_some()
         && site.place.node().root() == Path::new("/")
         && rustix::process::geteuid().is_root()
-        && systemd_runs()
+        && machine::runs_systemd()
 }
 
 /// The unit of one deployment.
@@ -202,7 +193,7 @@ pub fn drop_orders(site: &Site) -> Result<Vec<DeploymentId>> {
     let mut lost = Vec::new();
     for file in fs::names(&site.place.requests())? {
         let Some(id) = file.strip_suffix(".json").and_then(|id| id.parse::<DeploymentId>().ok()) else { continue };
-        if systemd_runs() && is_active(&name(site.place.name(), &id)) {
+        if machine::runs_systemd() && is_active(&name(site.place.name(), &id)) {
             continue;
         }
         if !fs::exists(&site.place.journal(&id)) {

@@ -8,7 +8,7 @@ use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
 use crate::sys::lock::Lock;
 use crate::sys::mount::{self, persist};
-use crate::sys::{fs, process};
+use crate::sys::{fs, machine, process};
 
 /// How long systemd may take to read its units again.
 const RELOAD: std::time::Duration = std::time::Duration::from_secs(30);
@@ -153,7 +153,7 @@ enum Persistent {
 fn persistent(site: &Site) -> Option<Persistent> {
     site.node.system.as_ref()?;
     let root = site.place.node().root();
-    if root == Path::new("/") && fs::exists(Path::new("/run/systemd/system")) {
+    if root == Path::new("/") && machine::runs_systemd() {
         return Some(Persistent::Unit(PathBuf::from("/etc/systemd/system")));
     }
     Some(Persistent::Fstab(root.join("etc/fstab")))

@@ -17,7 +17,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::program_version;
 use crate::sys::process::{self, Captured, StepStatus, run_captured};
-use crate::sys::{escape, fs};
+use crate::sys::{escape, fs, machine};
 
 pub mod advice;
 pub mod units;
@@ -140,7 +140,7 @@ pub fn plan(wish: &Wish) -> Result<Plan> {
         plan_directory(&path, mode, &mut plan)?;
     }
     plan_files(&place, wish, &mut plan)?;
-    if wish.root == Path::new("/") && fs::exists(Path::new("/run/systemd/system")) {
+    if wish.root == Path::new("/") && machine::runs_systemd() {
         plan_units(&place, wish, &mut plan)?;
     } else {
         plan.notes.push(format!(

@@ -15,8 +15,8 @@ use crate::report::mail::{CommitLine, MailFacts, compose_all};
 use crate::report::{journal, post, spool};
 use crate::sys::clock;
 use crate::sys::error::Result;
-use crate::sys::fs;
 use crate::sys::lock::Lock;
+use crate::sys::{fs, machine};
 
 /// How many commits a mail names.
 const COMMITS: usize = 20;
@@ -112,7 +112,7 @@ fn facts(site: &Site, begin: &Begin, entry: &Entry) -> Result<MailFacts> {
         .collect();
     let more_commits = commits.len().saturating_sub(COMMITS);
     commits.truncate(COMMITS);
-    let node = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let node = machine::host_name().unwrap_or_default();
     let from_afar = match &site.rights {
         Rights::OneUser => None,
         Rights::Separate { receiver, .. } => Some(format!("ssh {}@{node}", receiver.name)),

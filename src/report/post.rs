@@ -15,7 +15,7 @@ use lettre::{Message, SmtpTransport, Transport};
 use super::mail::Mail;
 use crate::project::mail::{Login, MailTransport, Password, SmtpTls};
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::{clock, escape, fs, pipe};
+use crate::sys::{clock, escape, fs, machine, pipe};
 
 /// A whole delivery may take so many times the timeout of one exchange: a server that drips must not hold us.
 const DELIVERY_FACTOR: u32 = 3;
@@ -191,7 +191,7 @@ fn deliver_to_maildir(message: &Message, maildir: &Path) -> Result<()> {
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_string())
+    machine::host_name().unwrap_or_else(|| "localhost".to_string())
 }
 
 /// The message with line feeds alone, as files and local programs have it.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::project::unit::{UnitAction, UnitName};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
-use crate::sys::fs;
 use crate::sys::process::{self, StepStatus, StepWatcher, run_captured};
 use crate::sys::step_exec::StepOrder;
+use crate::sys::{fs, machine};
 
 /// Between two looks at a unit.
 const LOOK: Duration = Duration::from_millis(500);
@@ -67,7 +67,7 @@ impl Manager {
     pub fn find() -> Result<Self> {
         let uid = rustix::process::geteuid();
         let no_systemd = "systemd does not run here, so no step can ask for a unit";
-        if !fs::exists(Path::new("/run/systemd/system")) {
+        if !machine::runs_systemd() {
             return Err(Error::refused(no_systemd).hint("start and stop services with steps of your own: - run: …"));
         }
         if uid.is_root() {
@@ -99,7 +99,7 @@ impl Manager {
         let deadline = Instant::now() + limit;
         let argv = ["systemctl", "--no-ask-password", "--no-pager"].into_iter().map(OsString::from);
         // While the machine boots, the unit may be ordered after us: it is asked for, and not waited for.
-        let no_block = process::at_boot().then(|| OsString::from("--no-block"));
+        let no_block = machine::at_boot().then(|| OsString::from("--no-block"));
         let argv = argv.chain(self.option()).chain(no_block.clone());
         let argv = argv.chain([action.word(), "--", unit.as_str()].map(OsString::from));
         let order = StepOrder::new(argv.collect(), self.environment().into_iter().collect(), PathBuf::from("/"));

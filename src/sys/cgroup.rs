@@ -285,7 +285,7 @@ pub fn probe() -> Result<Support> {
     let caps = Caps { memory: Some(64 << 20), processes: Some(100) };
     let (group, support) = Group::make(&GroupOrder { name, caps, kept: false })?;
     drop(group);
-    let worker_has_a_unit = rustix::process::geteuid().is_root() && hierarchy::systemd_runs();
+    let worker_has_a_unit = rustix::process::geteuid().is_root() && crate::sys::machine::runs_systemd();
     if !worker_has_a_unit {
         return Ok(support);
     }

@@ -15,6 +15,7 @@ pub mod git;
 pub mod keys;
 pub mod lines;
 pub mod lock;
+pub mod machine;
 pub mod mount;
 pub mod names;
 pub mod path;

@@ -180,13 +180,6 @@ pub fn kill_group(group: i32, signal: Signal) -> Result<()> {
     }
 }
 
-/// Whether we are what the machine's boot runs: the recovery unit sets `MC_BOOT`. Nobody may wait for another unit then,
-/// which may itself wait for us.
-#[must_use]
-pub fn at_boot() -> bool {
-    std::env::var_os("MC_BOOT").is_some_and(|value| value == "1")
-}
-
 /// The name of the user that we are, or their number if they have no name.
 #[must_use]
 pub fn user_name() -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::sys::error::{Context, Result};
-use crate::sys::{fs, mount};
+use crate::sys::{fs, machine, mount};
 
 /// The leaf that our own processes move into before a group of the unified hierarchy is divided.
 const LEAF: &str = "mc-worker";
@@ -125,7 +125,7 @@ fn divide(own: &Path) -> std::result::Result<PathBuf, String> {
     let wanted: Vec<&str> = ["memory", "pids"].into_iter().filter(|name| available.contains(*name)).collect();
     // Only the root of the whole hierarchy has no type, and may have processes beside groups.
     let is_root = !fs::exists(&base.join("cgroup.type"));
-    if systemd_runs() && !is_handed_over(&base) {
+    if machine::runs_systemd() && !is_handed_over(&base) {
         return Err("systemd has not handed this process's control group over (Delegate=yes)".into());
     }
     if wanted.iter().all(|name| given.contains(*name)) {
@@ -161,11 +161,6 @@ fn move_into_leaf(base: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether systemd manages the groups of this machine (sd_booted(3)).
-pub fn systemd_runs() -> bool {
-    fs::exists(Path::new("/run/systemd/system"))
 }
 
 /// Whether systemd says that this group is ours to divide.
