@@ -151,10 +151,8 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
         if steps.is_empty() {
             screen::line(format!("{name}: the recipe has no `{}` steps", stage.name()));
         }
-        for step in steps.iter().filter(|step| step.applies(version.mode)) {
-            if let Some(code) = step_by_hand(&site, &version, *stage, step)? {
-                return Ok(code);
-            }
+        if let Some((_, code)) = steps_by_hand(&site, &version, *stage, &steps)? {
+            return Ok(code);
         }
     }
     Ok(0)
@@ -167,15 +165,12 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
 pub fn start_live(site: &Site) -> Result<Option<u8>> {
     let _lock = lock_for_a_command(site)?;
     let Some(version) = running_version(site)? else { return Ok(None) };
-    let steps = version.recipe.steps(Stage::Start).iter().filter(|step| step.applies(version.mode));
-    let mut code = None;
-    for step in steps {
-        code = Some(step_by_hand(site, &version, Stage::Start, step)?.unwrap_or(0));
-        if code != Some(0) {
-            break;
-        }
+    let steps = version.recipe.steps(Stage::Start);
+    if !steps.iter().any(|step| step.applies(version.mode)) {
+        return Ok(None);
     }
-    Ok(code)
+    let failed = steps_by_hand(site, &version, Stage::Start, steps)?;
+    Ok(Some(failed.map_or(0, |(_, code)| code)))
 }
 
 /// Runs the `stop` steps of what serves, if anything does: before a project is removed.
@@ -184,12 +179,10 @@ pub fn start_live(site: &Site) -> Result<Option<u8>> {
 /// The first step that failed.
 pub fn stop_services(site: &Site) -> Result<()> {
     let Some(version) = running_version(site)? else { return Ok(()) };
-    for step in version.recipe.steps(Stage::Stop).iter().filter(|step| step.applies(version.mode)) {
-        if step_by_hand(site, &version, Stage::Stop, step)?.is_some() {
-            return Err(Error::failed(format!("{} failed", step.title())));
-        }
+    match steps_by_hand(site, &version, Stage::Stop, version.recipe.steps(Stage::Stop))? {
+        Some((step, _)) => Err(Error::failed(format!("{} failed", step.title()))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// `task`.
@@ -209,13 +202,23 @@ pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
         return Err(Error::usage(format!("there is no task `{}`", crate::sys::escape::visible(task)))
             .hint(format!("tasks: {known}")));
     };
-    let steps = steps.clone();
+    let failed = steps_by_hand(&site, &version, Stage::PostInstall, steps)?;
+    Ok(failed.map_or(0, |(_, code)| code))
+}
+
+/// Runs those steps that are for this mode, in order; the one that failed, with its exit code.
+fn steps_by_hand<'a>(
+    site: &Site,
+    version: &Version,
+    stage: Stage,
+    steps: &'a [crate::project::recipe::Step],
+) -> Result<Option<(&'a crate::project::recipe::Step, u8)>> {
     for step in steps.iter().filter(|step| step.applies(version.mode)) {
-        if let Some(code) = step_by_hand(&site, &version, Stage::PostInstall, step)? {
-            return Ok(code);
+        if let Some(code) = step_by_hand(site, version, stage, step)? {
+            return Ok(Some((step, code)));
         }
     }
-    Ok(0)
+    Ok(None)
 }
 
 /// Runs one step outside of a deployment, its output shown; `Some` is the exit code of a failed one.

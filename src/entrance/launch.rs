@@ -15,7 +15,7 @@ use crate::project::request::Request;
 use crate::report::event::Record;
 use crate::report::stream::Follower;
 use crate::sys::error::{Context, Result};
-use crate::sys::process::{Detached, DetachedOrder, StepStatus, spawn_detached};
+use crate::sys::process::{Detached, DetachedOrder, PATH, StepStatus, spawn_detached};
 
 /// The hidden command of the watcher.
 pub const WATCH: &str = "watch-worker";
@@ -93,10 +93,7 @@ fn order(root: &Path, command: &str, request: &Request, as_child: bool) -> Resul
 /// The environment of our own processes: nothing of a pusher's is passed on; tests pass their fault.
 #[must_use]
 pub fn environment() -> BTreeMap<String, String> {
-    let mut env = BTreeMap::from([
-        ("PATH".to_string(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()),
-        ("LANG".to_string(), "C.UTF-8".to_string()),
-    ]);
+    let mut env = BTreeMap::from([("PATH".to_string(), PATH.to_string()), ("LANG".to_string(), "C.UTF-8".to_string())]);
     let passed: &[&str] = if cfg!(feature = "failpoints") {
         &["MC_FAIL", "MC_FAIL_TRACE", "MC_NO_NAMESPACES", "MC_NO_MOUNTS", "SSL_CERT_FILE"]
     } else {

@@ -151,7 +151,7 @@ impl Visitor<'_> {
     /// here and has the shape that it must have.
     fn git_environment(&self, role: Role) -> BTreeMap<String, String> {
         let mut env: BTreeMap<String, String> = [
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("PATH", process::PATH),
             ("HOME", &self.place.receiver_home().to_string_lossy()),
             ("LANG", "C.UTF-8"),
             ("MC_PUSHER", self.name),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::site::{Node, Rights, Site};
 use crate::project::ids::ProjectName;
 use crate::project::system::System;
-use crate::sys::accounts::Account;
+use crate::sys::accounts::{Account, Login};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Error, Result};
 use crate::sys::{fs, git};
@@ -46,7 +46,7 @@ pub fn ensure_account(node: &Node, name: &ProjectName, user: Option<&str>) -> Re
         return Err(Error::refused(format!("the account {account}, which node.yaml names for {name}, is missing"))
             .hint(format!("useradd --system --user-group {account}, or take `user: {account}` out of node.yaml")));
     }
-    Account::make(&account, &node.place.project(name).build_home())?;
+    Account::make(&account, &node.place.project(name).build_home(), &format!("runs {name}"), Login::Never)?;
     Ok(true)
 }
 

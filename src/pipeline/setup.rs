@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::project::mode::Environment;
 use crate::project::place::NodePlace;
 use crate::project::system::System;
-use crate::sys::accounts::Account;
+use crate::sys::accounts::{Account, Login};
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::program_version;
@@ -337,16 +337,8 @@ pub fn apply(change: &Change) -> Result<()> {
             }
             fs::install(&fs::canonical(process::self_exe())?, to, 0o755)
         }
-        Change::Account { name, home } => {
-            let home = home.as_os_str().to_os_string();
-            let mut args: Vec<OsString> = ["--system", "--user-group", "--no-create-home"].map(OsString::from).into();
-            args.extend(["--shell", "/bin/sh", "--comment", "receives pushes", "--home-dir"].map(OsString::from));
-            // `*` is no password that anybody can type, and, unlike `!`, does not lock the account: sshd without PAM
-            // lets nobody into a locked one, not even with a key.
-            args.extend([home, "--password".into(), "*".into(), name.into()]);
-            done("useradd", &args)
-        }
-        Change::Unlock { name } => done("usermod", &["--password".into(), "*".into(), name.into()]),
+        Change::Account { name, home } => Account::make(name, home, "receives pushes", Login::ByKey).map(|_| ()),
+        Change::Unlock { name } => Account::unlock(name),
         Change::Directory { path, mode, .. } => {
             fs::ensure_dir(path, *mode)?;
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };

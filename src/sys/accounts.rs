@@ -1,15 +1,25 @@
 //! Accounts of the machine: who a name is, in numbers.
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Context, Error, Result};
-use super::process::run_captured;
+use super::process::{base_environment, run_captured};
 use super::step_exec::RunAs;
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// No password that anybody can type; unlike `!` it does not lock the account: sshd without PAM lets nobody into a locked
+/// one, not even with a key.
+const NO_PASSWORD: &str = "*";
+
+/// How somebody may come in as an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Login {
+    /// Nobody may.
+    Never,
+    /// By ssh, with a key; it has a shell for sshd to start the forced command with.
+    ByKey,
+}
 
 /// A user of the machine with all groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,22 +52,30 @@ impl Account {
         }))
     }
 
-    /// Makes a system account with a group of its own, without a password and without a login (useradd(8)).
+    /// Makes a system account with a group of its own and without a password that anybody can type (useradd(8)).
     ///
     /// # Errors
     /// If there is one already, or useradd fails.
-    pub fn make(name: &str, home: &Path) -> Result<Self> {
+    pub fn make(name: &str, home: &Path, comment: &str, login: Login) -> Result<Self> {
         let doing = || format!("cannot make the account {name}");
-        let env = BTreeMap::from([("PATH".to_string(), PATH.to_string()), ("LC_ALL".to_string(), "C".to_string())]);
-        let home = home.as_os_str().to_os_string();
-        let words = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", "--home-dir"];
-        let args: Vec<OsString> = words.iter().map(OsString::from).chain([home, "--".into(), name.into()]).collect();
-        let done = run_captured("useradd", &args, &env, &[], Duration::from_mins(1))?;
-        if !done.status.is_ok() {
-            let why = if done.last_words().is_empty() { done.status.words() } else { done.last_words() };
-            return Err(Error::failed(doing()).because(Error::failed(why)).hint(format!("useradd --system {name}")));
-        }
+        let words: &[&str] = match login {
+            Login::Never => &["--shell", "/usr/sbin/nologin"],
+            Login::ByKey => &["--shell", "/bin/sh", "--password", NO_PASSWORD],
+        };
+        let always = ["--system", "--user-group", "--no-create-home", "--comment", comment];
+        let mut args: Vec<OsString> = always.iter().chain(words).map(OsString::from).collect();
+        args.extend(["--home-dir".into(), home.into(), "--".into(), name.into()]);
+        run("useradd", &args).context(doing).map_err(|error| error.hint(format!("useradd --system {name}")))?;
         Self::of(name)?.ok_or_else(|| Error::failed(doing()).because(Error::failed("it is not there afterwards")))
+    }
+
+    /// Lets keys in where a locked account would let nobody in (usermod(8)).
+    ///
+    /// # Errors
+    /// If usermod fails.
+    pub fn unlock(name: &str) -> Result<()> {
+        run("usermod", &["--password", NO_PASSWORD, "--", name].map(OsString::from))
+            .context(|| format!("cannot unlock the account {name}"))
     }
 
     /// The identity that a program of this account takes.
@@ -65,6 +83,15 @@ impl Account {
     pub fn run_as(&self) -> RunAs {
         RunAs { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
     }
+}
+
+fn run(program: &str, args: &[OsString]) -> Result<()> {
+    let done = run_captured(program, args, &base_environment(Path::new("/")), &[], Duration::from_mins(1))?;
+    if done.status.is_ok() {
+        return Ok(());
+    }
+    let why = if done.last_words().is_empty() { done.status.words() } else { done.last_words() };
+    Err(Error::failed(format!("{program} failed")).because(Error::failed(why)))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub fn run(program: &Path, args: &[&OsStr], input: &[u8], deadline: Duration) ->
     let mut child = Command::new(program)
         .args(args)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", super::process::PATH)
         .env("LC_ALL", "C")
         .current_dir("/")
         .process_group(0)

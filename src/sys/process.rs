@@ -137,6 +137,9 @@ pub trait StepWatcher {
     }
 }
 
+/// Where every program that we start is looked for, and looks for its own: never the path of whoever called us.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 static EXECUTABLE: OnceLock<PathBuf> = OnceLock::new();
 
 /// Says which file is `mc_project`, for a test program that is another one. Only the first call counts.
@@ -197,7 +200,7 @@ pub fn base_environment(home: &Path) -> BTreeMap<String, String> {
 #[must_use]
 pub fn base_environment_of(user: &str, home: &Path) -> BTreeMap<String, String> {
     [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("PATH", PATH),
         ("HOME", &home.to_string_lossy()),
         ("USER", user),
         ("LOGNAME", user),

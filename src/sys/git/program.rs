@@ -11,12 +11,12 @@ use std::time::Duration;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::fs::File;
+use crate::sys::process::PATH;
 
 /// No call of git takes longer honestly; a fetch from a host that went silent would.
 const DEADLINE: Duration = Duration::from_mins(15);
 /// As much of the error output is kept.
 const STDERR_LIMIT: usize = 64 * 1024;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// One call of the git program.
 pub struct Git<'a> {
