@@ -1,0 +1,336 @@
+//! What can be typed behind each command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::access;
+use crate::project::ids::{DeploymentId, ProjectName};
+use crate::project::mode::Environment;
+
+/// A project alone.
+#[derive(Debug, Args)]
+pub struct OneName {
+    /// The project
+    pub name: ProjectName,
+}
+
+/// A project, and whether to print JSON.
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether to print JSON.
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The object format of new repositories.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Format {
+    /// sha1, git's default
+    #[default]
+    Sha1,
+    /// sha256
+    Sha256,
+}
+
+/// `setup`.
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Say what would be changed, and change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// The account that receives pushes; mc if not given
+    #[arg(long, value_name = "NAME")]
+    pub receiver: Option<String>,
+    /// What a new node.yaml says that the node is for; staging if not given
+    #[arg(long, value_enum)]
+    pub environment: Option<Environment>,
+}
+
+/// `after-death`.
+#[derive(Debug, Args)]
+pub struct AfterArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The deployment
+    pub id: DeploymentId,
+}
+
+/// `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The project: a letter, then at most 30 of a-z 0-9 and -
+    pub name: ProjectName,
+    /// What the node is for: staging cooks and deploys, prod deploys what was cooked
+    #[arg(long, value_enum)]
+    pub environment: Option<Environment>,
+    /// The object format of the repositories
+    #[arg(long, value_enum, default_value_t)]
+    pub object_format: Format,
+}
+
+/// `deploy`.
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The commit; the deploy branch if not given
+    #[arg(long, value_name = "REV")]
+    pub commit: Option<String>,
+    /// Deploy even if this commit is live already
+    #[arg(long)]
+    pub force: bool,
+    /// Another of the modes that the node allows, and other push options: -o mode=…, -o skip=…, -o reason=…
+    #[arg(short = 'o', value_name = "OPTION")]
+    pub options: Vec<String>,
+    /// How long to wait for the lock, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The commit; the deploy branch if not given
+    #[arg(long, value_name = "REV")]
+    pub commit: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What may be rolled back beside code and pillar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum With {
+    /// The data as they were when that version was replaced
+    Data,
+}
+
+/// `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Whose state: an id, the beginning of one, #42, a commit, or -1 (the good one before, the default)
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    pub to: Option<String>,
+    /// Bring the data back too; says what was written since and asks
+    #[arg(long, value_enum)]
+    pub with: Option<With>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Why, for history and mail
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The project
+    pub name: ProjectName,
+    /// How many, newest first
+    #[arg(short = 'n', long, default_value_t = 20)]
+    pub limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The project; all of them if not given
+    pub name: Option<ProjectName>,
+    /// What it costs on the disk, by part, kept deployment and restore point. Parts and what removing a deployment frees are
+    /// measured in disk blocks; what a deployment would take alone and what it shares are derived from manifests
+    #[arg(long)]
+    pub disk: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which deployment: an id, the beginning of one, #42, a commit, -1; the last one if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The project
+    pub name: ProjectName,
+    /// One kept release
+    #[arg(allow_hyphen_values = true)]
+    pub a: String,
+    /// The other one; what is live if not given
+    #[arg(allow_hyphen_values = true)]
+    pub b: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The project
+    #[arg(required_unless_present = "all")]
+    pub name: Option<ProjectName>,
+    /// All projects of this node
+    #[arg(long, conflicts_with = "name")]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which deployment; the last one if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Follow it to its end
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `task`.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The task
+    pub task: Option<String>,
+}
+
+/// `recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The project
+    #[arg(required_unless_present = "all")]
+    pub name: Option<ProjectName>,
+    /// All projects of this node, one line each: what the machine does at boot
+    #[arg(long, conflicts_with_all = ["name", "forward", "back", "json"])]
+    pub all: bool,
+    /// A person's decision: keep what is in run
+    #[arg(long, conflicts_with = "back")]
+    pub forward: bool,
+    /// A person's decision: go back to the version before
+    #[arg(long)]
+    pub back: bool,
+    /// With --back: the data too
+    #[arg(long, value_enum, requires = "back")]
+    pub with: Option<With>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `release …`.
+#[derive(Debug, Subcommand)]
+pub enum ReleaseCommand {
+    /// List kept releases and deliverables
+    List(NameArgs),
+    /// Pack a kept release as a deliverable
+    Pack(PickArgs),
+    /// Write a kept or failed release as a tree into a new directory
+    Checkout {
+        /// The project
+        name: ProjectName,
+        /// Which release
+        #[arg(allow_hyphen_values = true)]
+        id: String,
+        /// The directory; it must not exist
+        dir: PathBuf,
+    },
+    /// Check the deliverable of a commit or release: signature, digests, content
+    Verify(PickArgs),
+}
+
+/// A project and one of its releases.
+#[derive(Debug, Args)]
+pub struct PickArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which release; what is live if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `keys …`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Let a person in: their public key, and their role for projects. May be repeated
+    Add(access::AddArgs),
+    /// Take a person, a role or a key away
+    Remove(access::RemoveArgs),
+    /// List who may come in and what they may do
+    List(access::ListArgs),
+    /// Print this node's public key and the keys it trusts
+    Show(JsonArgs),
+    /// Accept deliverables that are signed with this key
+    Trust {
+        /// The key, as `keys show` prints it on the other node
+        key: String,
+    },
+}
+
+/// `destroy`.
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Do not ask for the name
+    #[arg(long)]
+    pub yes: bool,
+    /// Remove the data, and what editable mode kept, too
+    #[arg(long, value_enum)]
+    pub with: Option<With>,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where to build the node; a new directory below the temporary one if not given
+    pub dir: Option<PathBuf>,
+}
