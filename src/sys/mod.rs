@@ -12,6 +12,7 @@ pub mod escape;
 pub mod fault;
 pub mod fs;
 pub mod git;
+pub mod http;
 pub mod keys;
 pub mod lines;
 pub mod lock;
