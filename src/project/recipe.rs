@@ -7,26 +7,30 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny};
+use serde::de::Deserializer;
 
 use super::limits::{Demand, StepLimitsFile};
 use super::stage::Stage;
+use super::yaml::Source;
 use super::yaml::locate::Step as Way;
 use super::yaml::scalar::{Address, Number, Variables, from_text, message_of};
-use super::yaml::{Source, with_hint};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
 
+pub mod check;
 mod demands;
 mod keys;
 mod patterns;
+pub mod service;
 mod step;
 pub mod units;
 
 use keys::{StageKey, TaskKey};
 use patterns::Glob;
 pub use patterns::Patterns;
+use service::ServicesFile;
+pub use service::{Service, ServiceName};
 use step::StepsFile;
 pub use step::{Command, Step};
 
@@ -116,6 +120,8 @@ pub struct Notify {
 pub struct Recipe {
     /// The steps of each stage; a stage without steps has no entry.
     pub stages: BTreeMap<Stage, Vec<Step>>,
+    /// The services, in the order in which they start.
+    pub services: Vec<Service>,
     /// The steps of each task, run on demand.
     pub tasks: BTreeMap<String, Vec<Step>>,
     /// What is kept from build to build.
@@ -180,6 +186,7 @@ impl Recipe {
     pub fn without_file(defaults: &Defaults) -> Self {
         Self {
             stages: BTreeMap::new(),
+            services: Vec::new(),
             tasks: BTreeMap::new(),
             cache: Vec::new(),
             shared: Vec::new(),
@@ -214,7 +221,7 @@ const ALL_OCCASIONS: [NotifyOn; 3] = [NotifyOn::Failure, NotifyOn::Recovered, No
 struct RecipeFile {
     stages: BTreeMap<StageKey, StepsFile>,
     tasks: BTreeMap<TaskKey, StepsFile>,
-    services: Option<IgnoredAny>,
+    services: ServicesFile,
     cache: Vec<PathText>,
     shared: Vec<PathText>,
     sync: SyncFile,
@@ -280,7 +287,6 @@ enum Permission {
 
 impl RecipeFile {
     fn resolve(self, source: &Source<'_>, defaults: &Defaults) -> Result<Recipe> {
-        refuse_services(self.services.is_some(), source)?;
         let base = Recipe::without_file(defaults);
         let limits = self.limits.resolve();
         let demands = self.demands(source, &limits);
@@ -293,7 +299,10 @@ impl RecipeFile {
         if self.notify.to.len() > 50 {
             return Err(source.error_at(&[Way::Key("notify"), Way::Key("to")], "more than 50 addresses"));
         }
+        let misplaced =
+            |(name, message): (String, String)| source.error_at(&[Way::Key("services"), Way::Key(&name)], &message);
         Ok(Recipe {
+            services: self.services.resolve().map_err(misplaced)?,
             stages: stages.filter(|(_, steps)| !steps.is_empty()).collect(),
             tasks: self.tasks.into_iter().map(|(key, written)| (key.0, steps(written))).collect(),
             cache: self.cache.into_iter().map(|cached| cached.path).collect(),
@@ -316,16 +325,6 @@ impl RecipeFile {
             demands,
         })
     }
-}
-
-/// Declared services are told apart from an unknown key, so that nobody believes them to be run.
-fn refuse_services(are_declared: bool, source: &Source<'_>) -> Result<()> {
-    if !are_declared {
-        return Ok(());
-    }
-    let message = "declared services are not available in this version";
-    let hint = "start and stop them with steps of the stages `start` and `stop`";
-    Err(source.error_at(&[Way::Key("services")], &with_hint(message, hint)))
 }
 
 /// No path may be inside another, neither within one list nor between the two.
@@ -517,7 +516,7 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
             ("stages:\n  build:\n    - \"a\\0b\"\n", "3:7: ", "NUL"),
             ("stages:\n  build:\n    - [a, \"\\0\"]\n", "3:11: ", "NUL"),
             ("tasks: {Bad: x}\n", "1:9: ", "`Bad` is no name of a task"),
-            ("services:\n  web: {run: x}\n", "1:1: ", "declared services are not available in this version"),
+            ("services:\n  web: {run: x, listen: 80}\n", "2:3: ", "sockets are not held"),
             ("env: {PATH: x}\n", "1:7: ", "variable `PATH` may not be set"),
             ("env: {MC_RUN: x}\n", "1:7: ", "may not be set"),
             ("env: {LD_PRELOAD: x}\n", "1:7: ", "may not be set"),

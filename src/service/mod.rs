@@ -1,3 +1,7 @@
-//! Services of the machine that a project depends on.
+//! Services: what keeps the project's programs running, and the door to systemd.
+//!
+//! [`definition`] is what is to run, [`backend`] what every back end can do.
 
+pub mod backend;
+pub mod definition;
 pub mod systemd;

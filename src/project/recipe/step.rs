@@ -187,9 +187,22 @@ struct StepMap {
 /// Whether a step reaches the network: `on` or `off`. YAML 1.2 reads both as texts.
 #[derive(Clone, Copy, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum NetworkWord {
+pub enum NetworkWord {
+    /// It does.
     On,
+    /// It does not.
     Off,
+}
+
+impl NetworkWord {
+    /// What it means.
+    #[must_use]
+    pub fn network(self) -> Network {
+        match self {
+            Self::On => Network::On,
+            Self::Off => Network::Off,
+        }
+    }
 }
 
 impl StepMap {
@@ -266,17 +279,14 @@ impl<'de> Visitor<'de> for StepVisitor {
             },
             modes: map.modes.map(|modes| modes.0),
             env: map.env.unwrap_or_default().0,
-            network: match map.network {
-                Some(NetworkWord::Off) => Network::Off,
-                Some(NetworkWord::On) | None => Network::On,
-            },
+            network: map.network.map_or(Network::On, NetworkWord::network),
             user: map.user.unwrap_or_default(),
         })
     }
 }
 
 /// The value of `run`.
-struct CommandFile(Command);
+pub struct CommandFile(pub Command);
 
 impl<'de> Deserialize<'de> for CommandFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -329,7 +339,7 @@ impl<'de> Deserialize<'de> for Word {
 }
 
 /// A list of modes with at least one.
-struct Modes(Vec<Mode>);
+pub struct Modes(pub Vec<Mode>);
 
 impl<'de> Deserialize<'de> for Modes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
