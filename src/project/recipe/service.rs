@@ -16,7 +16,7 @@ use super::check::{Check, CheckFile};
 use super::step::{CommandFile, Modes, NetworkWord};
 use crate::project::limits::Memory;
 use crate::project::mode::Mode;
-use crate::project::yaml::scalar::{Number, Span, Variables, from_text, message_of};
+use crate::project::yaml::scalar::{Number, Span, Variables, check_variable, from_text, message_of};
 use crate::project::yaml::with_hint;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
@@ -152,6 +152,15 @@ pub enum WorkDir {
     Data(Option<TreePath>),
 }
 
+/// The port of a service's first instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Port {
+    /// This one.
+    Number(u16),
+    /// The value of this variable, which the recipe, the pillar or the node may set.
+    Variable(String),
+}
+
 /// What one instance of a service may use; what is unset is not limited here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceLimits {
@@ -179,7 +188,7 @@ pub struct Service {
     /// How many instances run; each knows its number, from 1, as `MC_INSTANCE`.
     pub count: u32,
     /// The port of its first instance, told as `PORT`; each further instance has the next one.
-    pub port: Option<u16>,
+    pub port: Option<Port>,
     /// When it counts as up.
     pub kind: Kind,
     /// When it is started again.
@@ -209,11 +218,27 @@ impl Service {
         self.modes.as_ref().is_none_or(|modes| modes.contains(&mode))
     }
 
-    /// The port of an instance, from 1.
-    #[must_use]
-    pub fn port_of(&self, instance: u32) -> Option<u16> {
-        let further = u16::try_from(instance.saturating_sub(1)).ok()?;
-        self.port?.checked_add(further)
+    /// The port of an instance, from 1, where the environment that all instances share is this one.
+    ///
+    /// # Errors
+    /// Of kind Invalid, if the variable that is to name it is missing or names none.
+    pub fn port_of(&self, instance: u32, env: &BTreeMap<String, String>) -> Result<Option<u16>> {
+        let first = match &self.port {
+            None => return Ok(None),
+            Some(Port::Number(number)) => *number,
+            Some(Port::Variable(name)) => {
+                let value = env.get(name).map(String::as_str).unwrap_or_default();
+                let number = value.parse().ok().filter(|number| *number > 0);
+                number.ok_or_else(|| {
+                    let shown = visible_bounded(value.as_bytes(), 40);
+                    Error::invalid(format!("the service {}: `{name}` is to name its port, but is `{shown}`", self.name))
+                        .hint(format!("set it in `env:` of the recipe or of the pillar: env: {{{name}: \"8000\"}}"))
+                })?
+            }
+        };
+        let port = u16::try_from(instance.saturating_sub(1)).ok().and_then(|further| first.checked_add(further));
+        let none = || Error::invalid(format!("the service {}: instance {instance} has no port left", self.name));
+        port.map(Some).ok_or_else(none)
     }
 }
 
@@ -277,7 +302,7 @@ struct ServiceFile {
     dir: Option<WorkDirText>,
     env: Option<Variables>,
     count: Option<Number<1, 64>>,
-    port: Option<Number<1, 65_535>>,
+    port: Option<Port>,
     #[serde(default, rename = "type")]
     kind: Kind,
     restart: Option<Restart>,
@@ -307,9 +332,11 @@ impl ServiceFile {
             ));
         }
         let count = self.count.map_or(1, |count| count.0);
-        let port = self.port.and_then(|port| u16::try_from(port.0).ok());
-        if port.is_some_and(|port| u32::from(port) + count - 1 > 65_535) {
-            return Err(format!("{count} ports from {} on: there are none above 65535", port.unwrap_or_default()));
+        let port = self.port;
+        if let Some(Port::Number(first)) = port
+            && u32::from(first) + count - 1 > 65_535
+        {
+            return Err(format!("{count} ports from {first} on: there are none above 65535"));
         }
         let restart = match (self.kind, self.restart) {
             (Kind::Oneshot, Some(Restart::Always)) => {
@@ -355,6 +382,36 @@ impl ServiceFile {
             modes: self.modes.map(|modes| modes.0),
             check,
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrName;
+        impl Visitor<'_> for NumberOrName {
+            type Value = Port;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port from 1 to 65535, or a variable such as $PORT")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Port, E> {
+                let port = u16::try_from(number).ok().filter(|port| *port > 0);
+                port.map(Port::Number).ok_or_else(|| E::custom(format!("{number} is no port: 1 to 65535")))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Port, E> {
+                let Some(name) = text.strip_prefix('$') else {
+                    return Err(E::custom(with_hint(
+                        &format!("`{}` is no port", visible_bounded(text.as_bytes(), 40)),
+                        "a number from 1 to 65535, or a variable: $PORT",
+                    )));
+                };
+                check_variable(name, false).map_err(E::custom)?;
+                Ok(Port::Variable(name.to_string()))
+            }
+        }
+        deserializer.deserialize_any(NumberOrName)
     }
 }
 
@@ -419,9 +476,24 @@ mod tests {
         assert_eq!((web.command.clone(), web.dir.clone()), (Command::Shell("bin/web".into()), WorkDir::Run(None)));
         assert_eq!((web.kind, web.restart, web.stop_signal), (Kind::Simple, Restart::Always, StopSignal::Term));
         assert_eq!((web.stop_timeout.as_secs(), web.start_timeout.as_secs()), (10, 60));
-        assert_eq!((web.port_of(1), web.port_of(2)), (Some(8000), Some(8001)));
-        assert_eq!(all[1].port_of(1), None);
+        let none = BTreeMap::new();
+        let port = |service: &Service, instance| service.port_of(instance, &none).unwrap();
+        assert_eq!((port(web, 1), port(web, 2), port(&all[1], 1)), (Some(8000), Some(8001), None));
         assert!(web.check.is_none() && web.applies(Mode::Final));
+    }
+
+    #[test]
+    fn a_port_may_come_from_the_environment() {
+        let web = &services("  web: {run: x, port: $PORT, count: 2, check: {http: /}}\n")[0];
+        let with = |value: &str| BTreeMap::from([("PORT".to_string(), value.to_string())]);
+        assert_eq!(web.port_of(2, &with("8010")).unwrap(), Some(8011));
+        for bad in [BTreeMap::new(), with("eighty"), with("0"), with("65536")] {
+            assert!(web.port_of(1, &bad).unwrap_err().message().contains("`PORT` is to name its port"));
+        }
+        assert!(web.port_of(2, &with("65535")).unwrap_err().message().contains("no port left"));
+        for (bad, told) in [("'8000'", "is no port"), ("0", "is no port"), ("65536", "is no port"), ("$port", "")] {
+            assert!(refusal(&format!("  web: {{run: x, port: {bad}}}\n")).contains(told), "{bad}");
+        }
     }
 
     #[test]
