@@ -4,4 +4,5 @@
 
 pub mod backend;
 pub mod definition;
+pub mod supervisor;
 pub mod systemd;
