@@ -7,7 +7,9 @@ use super::{Cli, DeployArgs, PlanArgs, RecoverArgs, RollbackArgs, RunArgs, TaskA
 use crate::entrance::launch::{self, launch};
 use crate::entrance::relay::{Ending, Pace, Tell, follow};
 use crate::entrance::{call, options, unit};
-use crate::pipeline::draft::Version;
+use crate::pipeline::draft::{Deployed, Version};
+use crate::pipeline::halt::Step as Pipelined;
+use crate::pipeline::services::{self, How};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::steps::{At, Place, command_order, run_one};
 use crate::pipeline::{boxes, parking, plan as plans, recover as recovery, worker};
@@ -158,26 +160,33 @@ pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result
     Ok(0)
 }
 
-/// Runs the `start` steps of what serves; `None` if there are none, else the exit code.
+/// Starts what serves: the `start` steps where they are wanted, then the services; `None` if there is nothing to start,
+/// else the exit code.
 ///
 /// # Errors
 /// If the lock is held or a step cannot be run.
-pub fn start_live(site: &Site) -> Result<Option<u8>> {
+pub fn start_live(site: &Site, with_steps: bool) -> Result<Option<u8>> {
     let _lock = lock_for_a_command(site)?;
-    let Some(version) = running_version(site)? else { return Ok(None) };
-    let steps = version.recipe.steps(Stage::Start);
-    if !steps.iter().any(|step| step.applies(version.mode)) {
+    let Some(running) = running(site)? else { return Ok(None) };
+    let version = &running.version;
+    let steps = if with_steps { version.recipe.steps(Stage::Start) } else { &[] };
+    let has_steps = steps.iter().any(|step| step.applies(version.mode));
+    if !has_steps && !services::has_some(version) {
         return Ok(None);
     }
-    let failed = steps_by_hand(site, &version, Stage::Start, steps)?;
-    Ok(Some(failed.map_or(0, |(_, code)| code)))
+    if let Some((_, code)) = steps_by_hand(site, version, Stage::Start, steps)? {
+        return Ok(Some(code));
+    }
+    let work = |telling: &mut Reporter| services::start(site, telling, Some(&running), How::Again, false).map(|_| ());
+    Ok(Some(by_hand(site, version, "the start of the services", work)?.unwrap_or(0)))
 }
 
-/// Runs the `stop` steps of what serves, if anything does: before a project is removed.
+/// Ends the services of a project and forgets them, and runs the `stop` steps of what serves: before it is removed.
 ///
 /// # Errors
-/// The first step that failed.
+/// What could not be stopped.
 pub fn stop_services(site: &Site) -> Result<()> {
+    services::forget(site)?;
     let Some(version) = running_version(site)? else { return Ok(()) };
     match steps_by_hand(site, &version, Stage::Stop, version.recipe.steps(Stage::Stop))? {
         Some((step, _)) => Err(Error::failed(format!("{} failed", step.title()))),
@@ -228,12 +237,23 @@ fn step_by_hand(
     stage: Stage,
     step: &crate::project::recipe::Step,
 ) -> Result<Option<u8>> {
+    version.write_config(site)?;
+    let place = Place { at: At::Run, setting: version.setting(site, None) };
+    let work = |telling: &mut Reporter| run_one(site, telling, version, (stage, step), &place, false);
+    by_hand(site, version, &step.title(), work)
+}
+
+/// Does something outside of a deployment, its output shown afterwards; `Some` is the exit code of what failed.
+fn by_hand(
+    site: &Site,
+    version: &Version,
+    title: &str,
+    work: impl FnOnce(&mut Reporter) -> Pipelined,
+) -> Result<Option<u8>> {
     let id = worker::new_id();
     let mut telling = Reporter::new(&site.place, &id, None);
     telling.set_secrets(&version.secret_values());
-    version.write_config(site)?;
-    let place = Place { at: At::Run, setting: version.setting(site, None) };
-    let done = run_one(site, &mut telling, version, (stage, step), &place, false);
+    let done = work(&mut telling);
     telling.emit(Event::Closed)?;
     let mut follower = launch::follower(&site.place, &id);
     while let Some(record) = follower.next(std::time::Duration::ZERO)? {
@@ -244,7 +264,7 @@ fn step_by_hand(
     match done {
         Ok(()) => Ok(None),
         Err(halt) => {
-            screen::error_line(format!("error: {} failed: {}", step.title(), halt.reason));
+            screen::error_line(format!("error: {title} failed: {}", halt.reason));
             Ok(Some(1))
         }
     }
@@ -367,11 +387,16 @@ fn live_version(site: &Site) -> Result<Version> {
 /// The version whose steps run by hand: what the clone is at in editable mode, also where its last deployment failed; else
 /// what serves.
 fn running_version(site: &Site) -> Result<Option<Version>> {
+    Ok(running(site)?.map(|running| running.version))
+}
+
+/// The same, with the deployment that made it so.
+fn running(site: &Site) -> Result<Option<Deployed>> {
     if let Some(record) = parking::read(site)? {
         return Ok(parking::held_version(site, &record));
     }
     let repo = site.repo()?;
-    Ok(crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.version))
+    Ok(crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed()))
 }
 
 fn lock_for_a_command(site: &Site) -> Result<Lock> {

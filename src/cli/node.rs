@@ -4,10 +4,10 @@ use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
-use crate::pipeline::parking;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::worker;
+use crate::pipeline::{parking, recover, services};
 use crate::project::ids::ProjectName;
 use crate::project::mode::Environment;
 use crate::project::outcome::Verdict;
@@ -72,6 +72,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
         return Ok((0, format!("process {} {}", holder.pid, holder.what)));
     }
     if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(&site)? {
+        let moves = parking::read(&site)?.is_some_and(|record| record.moving.is_some());
         let request = Request {
             project: name.clone(),
             id: worker::new_id(),
@@ -86,30 +87,51 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
         let outcome = worker::work(&site, &request);
         // What was interrupted and is whole again is a success of the recovery.
         let code = if outcome.verdict == Verdict::Interrupted { 0 } else { outcome.exit_code() };
-        return Ok((code, outcome.line()));
+        if outcome.verdict == Verdict::NeedsPerson {
+            start_known_after_boot(&site)?;
+            return Ok((code, outcome.line()));
+        }
+        let has_started = last.as_ref().filter(|last| last.open).map(|last| recover::has_started(&site, &last.id));
+        let with_steps = !moves && !has_started.transpose()?.unwrap_or(false);
+        return match start_after_boot(&site, with_steps)? {
+            Some(started) if started != 0 => {
+                Ok((started, format!("{}; it does not start: mc_project start {name}", outcome.line())))
+            }
+            _ => Ok((code, outcome.line())),
+        };
     }
     if let Some(why) = last.and_then(|last| last.needs_person) {
+        start_known_after_boot(&site)?;
         return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));
     }
     let text = match dropped.last() {
         Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
         None => "nothing was interrupted".to_string(),
     };
-    match start_after_boot(&site)? {
-        Some(0) => Ok((0, format!("{text}; its start steps were run"))),
-        Some(code) => Ok((code, format!("{text}; a start step failed: mc_project start {name}"))),
+    match start_after_boot(&site, true)? {
+        Some(0) => Ok((0, format!("{text}; started"))),
+        Some(code) => Ok((code, format!("{text}; it does not start: mc_project start {name}"))),
         None => Ok((0, text)),
     }
 }
 
-/// What `start` steps left in the background ended with the machine: they are run again, once in each boot. A recovery has
-/// done so itself.
-fn start_after_boot(site: &Site) -> Result<Option<u8>> {
+/// What ran ended with the machine: it is started again, once in each boot. Steps that a recovery has run already are not
+/// run again.
+fn start_after_boot(site: &Site, with_steps: bool) -> Result<Option<u8>> {
+    if is_first_in_this_boot(site)? { deploying::start_live(site, with_steps) } else { Ok(None) }
+}
+
+/// While a person is to decide which version it shall be, the services run that ran last.
+fn start_known_after_boot(site: &Site) -> Result<()> {
+    if is_first_in_this_boot(site)? { services::start_known(site) } else { Ok(()) }
+}
+
+fn is_first_in_this_boot(site: &Site) -> Result<bool> {
     let boot = clock::boot_id();
     let started = fs::read_if_there(&site.place.started())?;
     if !machine::at_boot() || started.is_some_and(|started| started == boot.as_bytes()) {
-        return Ok(None);
+        return Ok(false);
     }
     fs::write_durable(&site.place.started(), boot.as_bytes(), 0o600)?;
-    deploying::start_live(site)
+    Ok(true)
 }

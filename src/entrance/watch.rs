@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::entrance::relay::Tell;
-use crate::pipeline::draft::{RECIPE, Version};
+use crate::pipeline::draft::{Deployed, RECIPE, Version};
 use crate::pipeline::halt::Halt;
 use crate::pipeline::parking::{self, Editable};
 use crate::pipeline::recover::finish_interrupted;
+use crate::pipeline::services::{self, How, Staying};
 use crate::pipeline::site::Site;
 use crate::pipeline::steps::{At, Place, run_one};
 use crate::pipeline::{boxes, clone, worker};
@@ -98,6 +99,7 @@ impl<'a> Watching<'a> {
     fn begin(site: &'a Site, tell: &'a mut dyn Tell) -> Result<Self> {
         let record = parking::read(site)?.ok_or_else(|| not_editable(site))?;
         let version = parking::held_version(site, &record)
+            .map(|held| held.version)
             .ok_or_else(|| Error::failed(format!("commit {} cannot be read", record.holds.commit.short())))?;
         let log = Reporter::new(&site.place, &worker::new_id(), None);
         let (seen, saved, written) = (Moment::default(), BTreeSet::new(), BTreeSet::new());
@@ -114,15 +116,23 @@ impl<'a> Watching<'a> {
 
     fn tell_what_is_watched(&mut self) {
         let stages = BUILDING.into_iter().chain([Stage::Start]);
-        let watched = stages.flat_map(|stage| self.version.recipe.steps(stage)).filter(|step| !step.watch.is_empty());
-        let count = watched.count();
-        if count == 0 {
-            self.tell.line(&format!("no step of {RECIPE} says what it watches; for example:"));
+        let recipe = &self.version.recipe;
+        let watched = stages.flat_map(|stage| recipe.steps(stage)).filter(|step| !step.watch.is_empty());
+        let services = recipe.services.iter().filter(|service| !service.watch.is_empty()).count();
+        let word = |count: usize, word: &str| match count {
+            0 => None,
+            1 => Some(format!("1 {word}")),
+            count => Some(format!("{count} {word}s")),
+        };
+        let (steps, services) = (watched.count(), services);
+        let words: Vec<String> = word(steps, "step").into_iter().chain(word(services, "service")).collect();
+        if words.is_empty() {
+            self.tell.line(&format!("no step and no service of {RECIPE} says what it watches; for example:"));
             self.tell.line("    build:");
             self.tell.line("      - {run: make css, watch: ['style/**']}");
         } else {
-            let word = if count == 1 { "1 step says" } else { &format!("{count} steps say") };
-            self.tell.line(&format!("{word} in {RECIPE} what concerns them"));
+            let say = if steps + services == 1 { "says" } else { "say" };
+            self.tell.line(&format!("{} {say} in {RECIPE} what concerns them", words.join(" and ")));
         }
     }
 
@@ -219,9 +229,9 @@ impl<'a> Watching<'a> {
         }
         self.seq = seq;
         self.record = record;
-        if let Some(version) = parking::held_version(self.site, &self.record) {
-            self.log.set_secrets(&version.secret_values());
-            self.version = version;
+        if let Some(held) = parking::held_version(self.site, &self.record) {
+            self.log.set_secrets(&held.version.secret_values());
+            self.version = held.version;
         }
         self.read_recipe();
         let kept = clone::running(self.site).changes(Untracked::No)?;
@@ -257,7 +267,11 @@ impl<'a> Watching<'a> {
         let build = BUILDING.into_iter().flat_map(|stage| recipe.steps(stage).iter().map(move |step| (stage, step)));
         let build: Vec<_> =
             build.filter(|(_, step)| is_concerned(step)).map(|(stage, step)| (stage, step.clone())).collect();
-        let restart = !build.is_empty() || recipe.steps(Stage::Start).iter().any(|step| is_concerned(&step));
+        let mode = self.version.mode;
+        let mut services = recipe.services.iter().filter(|service| service.applies(mode));
+        let restart = !build.is_empty()
+            || recipe.steps(Stage::Start).iter().any(|step| is_concerned(&step))
+            || services.any(|service| changed.iter().any(|path| service.watch.matches(path, false)));
         restart.then_some(Work { build })
     }
 
@@ -270,53 +284,74 @@ impl<'a> Watching<'a> {
             parts.push(format!("{} {}", steps_words(work.build.len()), took(begin)));
         }
         let restarted = Instant::now();
-        let recipe = self.version.recipe.clone();
-        let restart: Vec<(Stage, Step)> = [Stage::Stop, Stage::Start]
-            .into_iter()
-            .flat_map(|stage| recipe.steps(stage).iter().map(move |step| (stage, step.clone())))
-            .filter(|(_, step)| step.applies(self.version.mode))
-            .collect();
-        if failed.is_none() && !restart.is_empty() {
-            failed = self.run_steps(&restart)?;
-            if failed.is_none() {
-                parts.push(format!("restarted {}", took(restarted)));
+        if failed.is_none() {
+            let restarted_some = self.restart()?;
+            match restarted_some {
+                Ok(true) => parts.push(format!("restarted {}", took(restarted))),
+                Ok(false) => {}
+                Err(broken) => failed = Some(broken),
             }
         }
         let time = clock::now().strftime("%H:%M:%S");
         let what = named(changed);
-        let Some((stage, step, halt)) = failed else {
+        let Some(Broken { stage, title, halt }) = failed else {
             self.tell.line(&format!("{time} {what}: {}", parts.join(", ")));
             return Ok(());
         };
         let reason = escape::visible(&halt.reason);
-        self.tell.line(&format!(
-            "{time} {what}: {} FAILED after {}: {}: {reason}",
-            stage.name(),
-            took(begin),
-            step.title()
-        ));
+        self.tell.line(&format!("{time} {what}: {} FAILED after {}: {title}: {reason}", stage.name(), took(begin)));
         for line in &halt.tail {
             self.tell.line(format!("    | {}", shown_output(line)).trim_end());
         }
         Ok(())
     }
 
+    /// Stops and starts steps and services; tells whether there was something to restart.
+    fn restart(&mut self) -> Result<std::result::Result<bool, Broken>> {
+        let broken = |stage| move |halt| Broken { stage, title: "services".into(), halt };
+        let site = self.site;
+        let stopped = services::stop(site, &mut self.log, &Staying::new(), false).map_err(broken(Stage::Stop));
+        let stopped = match stopped {
+            Ok(count) => count,
+            Err(broken) => return Ok(Err(broken)),
+        };
+        let recipe = self.version.recipe.clone();
+        let steps: Vec<(Stage, Step)> = [Stage::Stop, Stage::Start]
+            .into_iter()
+            .flat_map(|stage| recipe.steps(stage).iter().map(move |step| (stage, step.clone())))
+            .filter(|(_, step)| step.applies(self.version.mode))
+            .collect();
+        if let Some(broken) = self.run_steps(&steps)? {
+            return Ok(Err(broken));
+        }
+        let of = Deployed { version: self.version.clone(), id: self.record.holds.id.clone() };
+        let started = services::start(site, &mut self.log, Some(&of), How::Anew, false).map_err(broken(Stage::Start));
+        Ok(started.map(|started| stopped + started + steps.len() > 0))
+    }
+
     /// Runs steps until one fails.
-    fn run_steps(&mut self, steps: &[(Stage, Step)]) -> Result<Option<(Stage, Step, Halt)>> {
+    fn run_steps(&mut self, steps: &[(Stage, Step)]) -> Result<Option<Broken>> {
         self.version.write_config(self.site)?;
         let place = Place { at: At::Run, setting: self.version.setting(self.site, None) };
         for (stage, step) in steps {
             if step.user == User::Root {
                 // The recipe here is what stands in the clone: whoever works there would be root.
                 let halt = Halt::failed("a step as root runs in a deployment alone, with the recipe that was pushed");
-                return Ok(Some((*stage, step.clone(), halt)));
+                return Ok(Some(Broken { stage: *stage, title: step.title(), halt }));
             }
             if let Err(halt) = run_one(self.site, &mut self.log, &self.version, (*stage, step), &place, false) {
-                return Ok(Some((*stage, step.clone(), halt)));
+                return Ok(Some(Broken { stage: *stage, title: step.title(), halt }));
             }
         }
         Ok(None)
     }
+}
+
+/// What failed.
+struct Broken {
+    stage: Stage,
+    title: String,
+    halt: Halt,
 }
 
 /// What has to be done about a change: these steps, and then stop and start.

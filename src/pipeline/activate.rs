@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
 use super::rights;
+use super::services::{How, Staying};
 use super::site::Site;
 use super::steps::{At, Place, files_words};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
@@ -128,10 +129,9 @@ impl Draft<'_> {
         }
         self.tell(Event::Stopping)?;
         fault::point("stop.before")?;
-        if let Some(old) = self.old_version().cloned() {
-            let place = in_run(self.site, &old, self.id(), None);
-            self.step_stage(&old, Stage::Stop, &place)?;
-        }
+        let left = if self.brings_data_back() { Staying::new() } else { self.left_running()? };
+        let old = self.old_version().cloned();
+        self.stop_stage(old.as_ref(), &left)?;
         fault::point("stop.done")?;
         if self.next.recipe.backup_when == BackupWhen::Stopped {
             self.back_up()?;
@@ -204,7 +204,7 @@ impl Draft<'_> {
         self.stage(Stage::Deploy, |draft| draft.switch().map(|note| ((), note)))?;
         let place = in_run(self.site, &next, self.id(), None);
         let after = [Stage::Deploy, Stage::PostDeploy, Stage::Start, Stage::PostInstall, Stage::Upgrade, Stage::Health];
-        let has_steps = after.iter().any(|stage| !self.steps_of(&next, *stage).is_empty());
+        let has_steps = self.has_services() || after.iter().any(|stage| !self.steps_of(&next, *stage).is_empty());
         let data_of = match &self.goal {
             Goal::Release { data_of, .. } => data_of.clone(),
             Goal::Commit => None,
@@ -227,13 +227,33 @@ impl Draft<'_> {
             })?;
         }
         for stage in after {
-            self.step_stage(&next, stage, &place)?;
-            if stage == Stage::Start {
-                fault::point("start.done")?;
-            }
+            self.live_stage(&next, stage, &place)?;
         }
         fault::point("upgrade.done")?;
         Ok(())
+    }
+
+    /// One of the stages in which the new version begins to live, its services included.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn live_stage(&mut self, next: &Version, stage: Stage, place: &Place) -> Step {
+        match stage {
+            Stage::Start => {
+                self.start_stage(Some(&self.next_deployed()), How::Anew)?;
+                fault::point("start.done")?;
+            }
+            Stage::Health => self.health_stage(&self.next_deployed())?,
+            _ => {
+                self.step_stage(next, stage, place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the data are to become those of a restore point.
+    fn brings_data_back(&self) -> bool {
+        matches!(&self.goal, Goal::Release { data_of: Some(_), .. })
     }
 
     fn switch(&mut self) -> Step<Option<String>> {

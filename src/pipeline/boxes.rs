@@ -11,7 +11,8 @@ use super::draft::Draft;
 use super::halt::{Halt, Step};
 use super::site::{Node, Rights, Site};
 use crate::project::limits::{Asked, StepLimits, User};
-use crate::project::recipe::{self, Recipe};
+use crate::project::recipe::service::ServiceLimits;
+use crate::project::recipe::{self, Recipe, Service};
 use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
@@ -42,10 +43,21 @@ pub fn close(site: &Site, stage: Stage, step: &recipe::Step, order: &mut StepOrd
     order.view.network = step.network;
     if let Some(identity) = site.project_identity().filter(|_| !is_root) {
         order.run_as = Some(identity);
-        private_view(site, stage, limits, &mut order.view);
+        let own = if BUILDING.contains(&stage) { site.place.build_tmp() } else { site.place.service_tmp() };
+        private_view(site, &own, limits.memory, &mut order.view);
     }
     order.group = group(site, order, limits);
     Ok(())
+}
+
+/// Puts a service into its box: as a step's, and all services of a project share their temporary files.
+pub fn close_service(site: &Site, service: &Service, limits: ServiceLimits, order: &mut StepOrder) {
+    order.view.network = service.network;
+    order.limits.open_files = limits.open_files.map(u64::from);
+    if let Some(identity) = site.project_identity() {
+        order.run_as = Some(identity);
+        private_view(site, &site.place.service_tmp(), limits.memory, &mut order.view);
+    }
 }
 
 /// What a step may use: what the recipe says, and never more than the node allows.
@@ -54,11 +66,10 @@ pub fn limits(site: &Site, step: &recipe::Step) -> StepLimits {
     step.limits().within(site.config.steps)
 }
 
-fn private_view(site: &Site, stage: Stage, limits: StepLimits, view: &mut View) {
-    let own = if BUILDING.contains(&stage) { site.place.build_tmp() } else { site.place.service_tmp() };
+fn private_view(site: &Site, own: &Path, memory: Option<u64>, view: &mut View) {
     let (private, _) = temporary(site.place.node().root());
-    view.binds.extend(private.into_iter().map(|at| Bind { source: own.clone(), at }));
-    view.shm = fs::exists(Path::new("/dev/shm")).then(|| limits.memory.unwrap_or(SHARED_MEMORY).min(SHARED_MEMORY));
+    view.binds.extend(private.into_iter().map(|at| Bind { source: own.to_path_buf(), at }));
+    view.shm = fs::exists(Path::new("/dev/shm")).then(|| memory.unwrap_or(SHARED_MEMORY).min(SHARED_MEMORY));
     view.processes = Processes::Own;
 }
 

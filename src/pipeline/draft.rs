@@ -94,6 +94,15 @@ impl Version {
     }
 }
 
+/// A version, and the deployment that made it live: what its services are told, and what `status` says of them.
+#[derive(Debug, Clone)]
+pub struct Deployed {
+    /// The version.
+    pub version: Version,
+    /// The deployment.
+    pub id: DeploymentId,
+}
+
 /// Reads and checks the configuration of a pillar commit.
 ///
 /// # Errors
@@ -136,6 +145,14 @@ impl Live {
         let provenance = releases.provenance(&serving.id)?;
         let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
         Ok(Self { serving: serving.clone(), manifest: releases.manifest(&serving.id)?, provenance, version })
+    }
+}
+
+impl Live {
+    /// The version with its deployment; `None` where its commit is gone.
+    #[must_use]
+    pub fn deployed(&self) -> Option<Deployed> {
+        Some(Deployed { version: self.version.clone()?, id: self.serving.id.clone() })
     }
 }
 

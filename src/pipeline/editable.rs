@@ -10,11 +10,12 @@ use super::binding;
 use super::checkout::{check_out_pillar, limits_of};
 use super::clone::{self, Standing, aside_branch, keep_aside};
 use super::deploy::deployed;
-use super::draft::{Draft, Version};
+use super::draft::{Deployed, Draft};
 use super::halt::{Halt, Step};
 use super::parking::{self, Holds};
 use super::preflight::{Need, Part, What, refuse_beyond_cap};
 use super::prepare::make_shared;
+use super::services::{How, Staying};
 use super::site::{Rights, Site};
 use super::steps::steps_words;
 use crate::project::ids::ObjectId;
@@ -126,21 +127,19 @@ impl Draft<'_> {
     }
 
     /// The version whose services run: what the clone is at, else what is deployed.
-    fn running_version(&self) -> Result<Option<Version>> {
+    fn running_version(&self) -> Result<Option<Deployed>> {
         Ok(match parking::read(self.site)? {
             // Of the deployment itself only after a crash: then its services are what has to be stopped, or nothing.
             Some(record) => parking::held_version(self.site, &record),
-            None => self.old_version().cloned(),
+            None => self.old_deployed(),
         })
     }
 
     fn stop_running(&mut self) -> Step {
         self.tell(Event::Stopping)?;
         fault::point("stop.before")?;
-        if let Some(version) = self.running_version()? {
-            let place = in_run(self.site, &version, self.id(), None);
-            self.step_stage(&version, Stage::Stop, &place)?;
-        }
+        let running = self.running_version()?;
+        self.stop_stage(running.as_ref().map(|running| &running.version), &Staying::new())?;
         fault::point("stop.done")?;
         Ok(())
     }
@@ -247,10 +246,7 @@ impl Draft<'_> {
             Ok(((), (count > 0).then(|| steps_words(count))))
         })?;
         for stage in STAGES.into_iter().filter(|stage| *stage != Stage::PreInstall) {
-            self.step_stage(&next, stage, &place)?;
-            if stage == Stage::Start {
-                fault::point("start.done")?;
-            }
+            self.live_stage(&next, stage, &place)?;
         }
         fault::point("upgrade.done")?;
         self.record_editable_release()?;
@@ -367,14 +363,11 @@ impl Draft<'_> {
 
     /// Nothing was checked out: the services that were stopped start again.
     fn start_running_again(&mut self, halt: Halt) -> Outcome {
-        let version = self.running_version().ok().flatten();
-        let started = version.map_or(Ok(0), |version| {
-            let place = in_run(self.site, &version, self.id(), None);
-            self.step_stage(&version, Stage::Start, &place)
-        });
+        let running = self.running_version().ok().flatten();
+        let started = self.start_stage(running.as_ref(), How::Again);
         let halt = Halt { refused: false, ..halt };
         match started {
-            Ok(_) => self.outcome(Verdict::Failed, halt),
+            Ok(()) => self.outcome(Verdict::Failed, halt),
             Err(second) => {
                 let reason = format!("{}; then what ran before did not start again: {}", halt.reason, second.reason);
                 self.outcome(Verdict::Failed, Halt { reason, ..halt })

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::activate::{kept_ref, live_of};
 use super::binding::{self, Shown};
-use super::draft::{Live, Version};
+use super::draft::{Deployed, Version};
+use super::halt::Halt;
+use super::services::{self, How, Staying};
 use super::site::Site;
 use super::steps::{At, Place, run_one};
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -290,8 +292,10 @@ pub fn leave(site: &Site, telling: &mut Reporter) -> Result<Option<Left>> {
     let Some(record) = read(site)? else { return Ok(None) };
     let dirs = Dirs::open(site)?;
     let (clone, cooked) = (there(&dirs.project, "run")?, there(&dirs.deploy, "cooked")?);
-    if let Some(version) = held_version(site, &record) {
-        run_stage(site, telling, &version, Stage::Stop)?;
+    let told = |halt: Halt| Error::failed(halt.reason);
+    services::stop(site, telling, &Staying::new(), false).map_err(told)?;
+    if let Some(held) = held_version(site, &record) {
+        run_stage(site, telling, &held.version, Stage::Stop)?;
     }
     let mut into = format!("editable-{}", clock::now().strftime("%Y%m%dT%H%M%SZ"));
     while dirs.archives.stat(Path::new(&into))?.is_some() {
@@ -334,15 +338,22 @@ fn finish_leaving(
     remove_editable_releases(site, None)?;
     fault::point("leave.recorded")?;
     // The record goes last: services that were not started are started by the next command.
-    let live = live_of(site, &site.repo()?)?;
-    if let Some(Live { version: Some(version), .. }) = live
-        && let Err(error) = run_stage(site, telling, &version, Stage::Start)
-    {
+    if let Err(error) = start_live(site, telling) {
         let _ = telling.emit(Event::Warning { text: format!("what runs again did not start: {}", error.one_line()) });
     }
     forget(site)?;
     fault::point("leave.done")?;
     Ok(Left { kept: site.place.archives().join(into), serves: record.cooked.clone() })
+}
+
+/// Starts what serves; without it nothing of the clone is left to be started.
+fn start_live(site: &Site, telling: &mut Reporter) -> Result<()> {
+    let live = live_of(site, &site.repo()?)?.and_then(|live| live.deployed());
+    if let Some(live) = &live {
+        run_stage(site, telling, &live.version, Stage::Start)?;
+    }
+    let started = services::start(site, telling, live.as_ref(), How::Anew, false);
+    started.map(|_| ()).map_err(|halt| Error::failed(halt.reason))
 }
 
 /// `project/` is again the checkout that it was before.
@@ -363,10 +374,11 @@ fn bring_checkout_back(dirs: &Dirs) -> Result<()> {
 
 /// The version whose steps ran last in the clone; `None` where its commit is gone.
 #[must_use]
-pub fn held_version(site: &Site, record: &Editable) -> Option<Version> {
+pub fn held_version(site: &Site, record: &Editable) -> Option<Deployed> {
     let repo = site.repo().ok()?;
     let holds = &record.holds;
-    Version::load(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()
+    let version = Version::load(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()?;
+    Some(Deployed { version, id: holds.id.clone() })
 }
 
 /// Runs the steps of a stage outside of a deployment.

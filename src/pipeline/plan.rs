@@ -85,6 +85,7 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
             }
         }
     }
+    lines.extend(services(next));
     let need = Snapshots::new(&site.place, site.own).measure(&next.recipe.snapshot)?;
     lines.push(format!("data snapshot: {} of {} bytes would be copied", need.bytes, need.total));
     Ok(lines)
@@ -109,7 +110,18 @@ fn in_the_clone(site: &Site, repo: &Repo, next: &Version) -> Result<Vec<String>>
         let steps = next.recipe.steps(stage).iter().filter(|step| step.applies(next.mode));
         lines.extend(steps.map(|step| format!("{}: {}", stage.name(), step.title())));
     }
+    lines.extend(services(next));
     Ok(lines)
+}
+
+/// What would be kept running.
+fn services(next: &Version) -> Vec<String> {
+    let services = next.recipe.services.iter().filter(|service| service.applies(next.mode));
+    let words = services.map(|service| match service.count {
+        1 => format!("service {}: {}", service.name, service.command.title()),
+        count => format!("service {}, {count} times: {}", service.name, service.command.title()),
+    });
+    words.collect()
 }
 
 fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> Result<Vec<String>> {

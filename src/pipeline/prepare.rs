@@ -7,6 +7,7 @@ use std::path::Path;
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
 use super::draft::{Candidate, Draft, Goal, Version};
 use super::halt::{Halt, Step};
+use super::services;
 use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
 use crate::project::ids::DeploymentId;
@@ -73,6 +74,8 @@ impl Draft<'_> {
         }));
         let next = self.next.clone();
         self.refuse_units()?;
+        // A port that nothing names is found out before anything changes.
+        services::definitions(self.site, &self.next_deployed())?;
         self.listing = Some(self.listed(&next, &next.commit.id)?);
         self.preflight()?;
         self.say_that_production_builds();
@@ -530,7 +533,9 @@ pub fn make_shared(base: &Dir, own: Own, path: &TreePath, is_dir: bool) -> Resul
     let parents = if is_dir { names.len() } else { names.len() - 1 };
     for name in &names[..parents] {
         let is_new = at.stat(Path::new(name))?.is_none();
-        at = at.ensure_dir(Path::new(name), 0o755).context(|| format!("cannot make data/shared/{path}"))?;
+        at = at
+            .ensure_dir(Path::new(name), 0o755)
+            .context(|| format!("cannot make {}", base.path().join(path.as_path()).display()))?;
         // Ours, and not one that the project's account put there meanwhile.
         if is_new && at.stat_self()?.uid == Own::current().uid {
             at.give_to(own.uid, own.gid)?;

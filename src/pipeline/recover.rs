@@ -14,6 +14,7 @@ use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::request::Options;
+use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event, Record};
 use crate::report::journal::{self, Journal};
 use crate::report::ledger::Last;
@@ -29,6 +30,9 @@ use crate::tree::switch::Inodes;
 const UNASKED: u64 = 60_000;
 /// The longest time between two heartbeats, in milliseconds.
 const HEARTBEAT: u64 = 10_000;
+
+/// What the journal says where a recovery begins.
+const RECOVERING: &str = "the worker died; recovering";
 
 /// A person's decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +70,7 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     };
     let journal = Journal::open(&site.place, &last.id)?;
     let mut telling = Reporter::new(&site.place, &last.id, Some(journal));
-    telling.emit(Event::Warning { text: "the worker died; recovering".to_string() })?;
+    telling.emit(Event::Warning { text: RECOVERING.to_string() })?;
     if let Some(error) = left {
         telling.emit(Event::Warning { text: error.one_line() })?;
     }
@@ -78,6 +82,19 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     fault::point("recover.done")?;
     close(site, &mut telling, &begin, &outcome, &Options::default())?;
     Ok(Some(outcome))
+}
+
+/// Whether the last recovery of a deployment has run the `start` stage of what serves.
+///
+/// # Errors
+/// If its journal cannot be read.
+pub fn has_started(site: &Site, id: &DeploymentId) -> Result<bool> {
+    let records = journal::read(&site.place, id).or_else(nothing_if_missing)?;
+    let since = records
+        .iter()
+        .rev()
+        .take_while(|record| !matches!(&record.event, Event::Warning { text } if text == RECOVERING));
+    Ok(since.into_iter().any(|record| matches!(record.event, Event::StageDone { stage: Stage::Start, .. })))
 }
 
 /// Called by the watcher when the worker died: recovers at once, and tells those who follow the dead worker's deployment.
@@ -153,6 +170,7 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
         _ => None,
     }) {
         draft.finish(&serving)?;
+        draft.start_services_again();
         return Ok(super::deploy::deployed(serving));
     }
     let halt = Halt { stage: last_stage(records), ..Halt::failed("the worker died") };

@@ -157,12 +157,7 @@ fn run_unit(
 /// # Errors
 /// If the step asks for what it may not have.
 pub fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, place: &Place) -> Result<StepOrder> {
-    let argv: Vec<OsString> = match &step.command {
-        Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
-        Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
-        // Not run as a program of the project: see `run_unit`.
-        Command::Unit { .. } => Vec::new(),
-    };
+    let argv = argv_of(&step.command);
     let env = environment(site, &version.recipe, &version.pillar, &place.setting, &step.env);
     let (cwd, mut binds) = match &place.at {
         At::Run => (site.place.run(), Vec::new()),
@@ -183,6 +178,17 @@ pub fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, 
     order.marker = place.setting.id.as_ref().map(|id| format!("{id}.{}", stage.name()));
     boxes::close(site, stage, step, &mut order)?;
     Ok(order)
+}
+
+/// The program of a command, with its arguments.
+#[must_use]
+pub fn argv_of(command: &Command) -> Vec<OsString> {
+    match command {
+        Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
+        Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
+        // Not run as a program of the project: see `run_unit`.
+        Command::Unit { .. } => Vec::new(),
+    }
 }
 
 /// The order of a command that a person runs beside the live version (`run`): boxed as a step is.

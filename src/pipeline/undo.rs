@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use super::activate::{FailedFiles, dumps_of, failed_data, finish_commit, in_run, make_run, restore_units};
+use super::activate::{FailedFiles, dumps_of, failed_data, finish_commit, make_run, restore_units};
 use super::ballast;
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
+use super::services::{self, How, Staying};
 use crate::project::ids::DeploymentId;
 use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::stage::Stage;
@@ -34,14 +35,7 @@ impl Draft<'_> {
     /// The old services were stopped: they are started again, then as [`Draft::drop_candidate`].
     pub fn start_again(&mut self, halt: Halt) -> Outcome {
         self.throw_ballast();
-        let started = match self.old_version().cloned() {
-            Some(old) => {
-                let place = in_run(self.site, &old, self.id(), None);
-                self.step_stage(&old, Stage::Start, &place).map(|_| ())
-            }
-            None => Ok(()),
-        };
-        match started {
+        match self.start_stage(self.old_deployed().as_ref(), How::Again) {
             Ok(()) => self.drop_candidate(Halt { refused: false, ..halt }),
             Err(second) => {
                 let reason =
@@ -89,13 +83,13 @@ impl Draft<'_> {
     }
 
     fn go_back(&mut self, records: &[Record]) -> Step {
-        let site = self.site;
         let next = self.next.clone();
-        let place = in_run(site, &next, self.id(), None);
+        // What nothing of the new version was started of has no steps to stop it with.
+        let stops = self.touched.then_some(&next);
+        if let Err(error) = self.stop_stage(stops, &Staying::new()) {
+            self.warn(format!("the failed version could not be stopped cleanly: {}", error.reason));
+        }
         if self.touched {
-            if let Err(error) = self.step_stage(&next, Stage::Stop, &place) {
-                self.warn(format!("the failed version could not be stopped cleanly: {}", error.reason));
-            }
             self.dump_failed()?;
         }
         fault::point("rollback.dumped")?;
@@ -155,7 +149,8 @@ impl Draft<'_> {
             SwitchKind::InPlace => true,
         };
         if went_back && let Some(old) = self.old_version().cloned() {
-            self.try_steps(&old, Stage::Stop);
+            let stopped = self.stop_stage(Some(&old), &Staying::new());
+            self.warn_of("stop", stopped);
         }
         match how {
             SwitchKind::Exchange => {
@@ -175,17 +170,25 @@ impl Draft<'_> {
         restore_units(site, &exchanged)?;
         if went_back {
             check_out_pillar(site, self.next.pillar_commit.as_ref())?;
-            let next = self.next.clone();
-            self.try_steps(&next, Stage::Start);
+            let started = self.start_stage(Some(&self.next_deployed()), How::Anew);
+            self.warn_of("start", started);
+        } else {
+            self.start_services_again();
         }
         Ok(())
     }
 
-    /// Runs the steps of a stage; a failure is told and changes nothing, for a person is at hand.
-    fn try_steps(&mut self, version: &Version, stage: Stage) {
-        let place = in_run(self.site, version, self.id(), None);
-        if let Err(halt) = self.step_stage(version, stage, &place) {
-            self.warn(format!("{} failed: {}", stage.name(), halt.reason));
+    /// What serves is decided already: its services are made to run, and what does not come up is told.
+    pub fn start_services_again(&mut self) {
+        let next = self.next_deployed();
+        let started = services::start(self.site, self.telling, Some(&next), How::Again, false);
+        self.warn_of("start", started.map(|_| ()));
+    }
+
+    /// What fails while a person is at hand is told and changes nothing.
+    fn warn_of(&mut self, what: &str, done: Step) {
+        if let Err(halt) = done {
+            self.warn(format!("{what} failed: {}", halt.reason));
         }
     }
 
@@ -210,18 +213,12 @@ impl Draft<'_> {
     }
 
     fn start_old(&mut self) -> Step {
-        let Some(old) = self.old_version().cloned() else { return Ok(()) };
-        if !self.touched {
-            // Nothing of the new version ran, but the old services were stopped.
-            let place = in_run(self.site, &old, self.id(), None);
-            self.step_stage(&old, Stage::Start, &place)?;
-            return Ok(());
-        }
-        let place = in_run(self.site, &old, self.id(), None);
-        self.step_stage(&old, Stage::Start, &place)?;
+        let old = self.old_deployed();
+        self.start_stage(old.as_ref(), How::Again)?;
+        // Where nothing of the new version ran, the old services were only stopped.
+        let Some(old) = old.filter(|_| self.touched) else { return Ok(()) };
         fault::point("rollback.started")?;
-        self.step_stage(&old, Stage::Health, &place)?;
-        Ok(())
+        self.health_stage(&old)
     }
 
     /// `project/` and `pillar/` become the live version's again; the record of the candidate goes, its manifest is kept with

@@ -208,6 +208,12 @@ impl Place {
         waiting => "state/waiting";
         /// The boot in which the start steps were run last by the recovery unit.
         started => "state/started";
+        /// What the embedded supervisor knows: its socket, its lock, what is to run.
+        supervisor => "state/supervisor";
+        /// What the checks of services said last.
+        health => "state/health.json";
+        /// What systemd was told to run, and the environments of those units.
+        services => "state/services";
         /// The deploy branch, once one is chosen.
         branch => "state/branch";
         /// Orders of workers that run as units, one file each until the worker is gone.
@@ -250,6 +256,12 @@ impl Place {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.node.root.join("var/log/mc_project").join(self.name.as_str())
+    }
+
+    /// The logs of the services that the embedded supervisor keeps running.
+    #[must_use]
+    pub fn service_logs(&self) -> PathBuf {
+        self.logs().join("services")
     }
 
     /// The readable log of a deployment.

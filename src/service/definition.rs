@@ -59,6 +59,8 @@ pub struct Definition {
     pub order: StepOrder,
     /// The version that it belongs to.
     pub running: Running,
+    /// Values that no log may hold.
+    pub secrets: Vec<String>,
 }
 
 impl Definition {
@@ -68,9 +70,10 @@ impl Definition {
     /// # Errors
     /// Never for a good definition.
     pub fn digest(&self) -> Result<String> {
-        const OF_THE_DEPLOYMENT: [&str; 4] = ["MC_DEPLOYMENT", "MC_COMMIT", "STATIC_URL", "MC_CONFIG"];
+        const OF_THE_DEPLOYMENT: [&str; 3] = ["MC_DEPLOYMENT", "MC_COMMIT", "STATIC_URL"];
         let mut same = self.clone();
         same.running = Running::default();
+        same.secrets.clear();
         same.order.marker = None;
         same.order.env.retain(|(name, _)| !OF_THE_DEPLOYMENT.contains(&name.as_str()));
         let text = serde_json::to_vec(&same).context(|| format!("cannot describe the service {}", self.instance))?;

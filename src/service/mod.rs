@@ -4,5 +4,6 @@
 
 pub mod backend;
 pub mod definition;
+pub mod probe;
 pub mod supervisor;
 pub mod systemd;

@@ -53,7 +53,7 @@ impl Backend for Supervisor {
     }
 
     fn look(&self) -> Result<Vec<Look>> {
-        Err(Error::bug("not yet"))
+        Ok(Vec::new())
     }
 
     fn log(&self, _query: &LogQuery, _each: &mut dyn FnMut(&LogLine) -> bool) -> Result<()> {
@@ -61,6 +61,6 @@ impl Backend for Supervisor {
     }
 
     fn forget(&self, _on: &mut dyn StepWatcher) -> Result<()> {
-        Err(Error::bug("not yet"))
+        Ok(())
     }
 }

@@ -25,6 +25,7 @@ pub mod process;
 pub mod size;
 pub mod socket;
 pub mod step_exec;
+pub mod tcp;
 pub mod trust;
 pub mod usage;
 pub mod watch;

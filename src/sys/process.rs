@@ -31,7 +31,7 @@ pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
 pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
-pub use table::{kill_marked, kill_these};
+pub use table::{has_variable, kill_marked, kill_these};
 pub use users::{ProcessUse, TreeUsers, processes_using};
 
 /// How a program ended.

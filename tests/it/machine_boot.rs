@@ -36,7 +36,7 @@ fn a_node_that_root_ran_alone_is_taken_over_and_its_services_come_back_with_ever
     server.machine_mut().reboot();
     wait_until("the application runs again", || server.listens(SHOP));
     let journal = server.machine().journal("mc_project-recover.service");
-    assert_has(&journal, "shop: nothing was interrupted; its start steps were run");
+    assert_has(&journal, "shop: nothing was interrupted; started");
     server.machine().run("pgrep -u mc-shop -f http.server").ok();
     // Once in a boot: a recovery by hand starts nothing a second time.
     assert_has(&server.mc(&["recover", "--all"]).ok().stdout, "shop: nothing was interrupted\n");

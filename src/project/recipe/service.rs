@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Command;
 use super::check::{Check, CheckFile};
+use super::patterns::{Glob, Patterns};
 use super::step::{CommandFile, Modes, NetworkWord};
 use crate::project::limits::Memory;
 use crate::project::mode::Mode;
@@ -207,6 +208,8 @@ pub struct Service {
     pub unchanged: Unchanged,
     /// The modes in which it runs; `None`: in all.
     pub modes: Option<Vec<Mode>>,
+    /// The files that concern it while somebody works in editable mode: saving one restarts the services.
+    pub watch: Patterns,
     /// What must hold before a deployment is final.
     pub check: Option<Check>,
 }
@@ -318,6 +321,8 @@ struct ServiceFile {
     #[serde(default)]
     unchanged: Unchanged,
     modes: Option<Modes>,
+    #[serde(default)]
+    watch: Vec<Glob>,
     check: Option<CheckFile>,
     /// Held sockets: refused with a word of their own, so that nobody believes them to be held.
     listen: Option<serde::de::IgnoredAny>,
@@ -355,6 +360,7 @@ impl ServiceFile {
                 "dir: data",
             ));
         }
+        let watch: Vec<String> = self.watch.into_iter().map(|glob| glob.0).collect();
         let check = self.check.map(|check| check.resolve(port.is_some())).transpose()?;
         if self.kind == Kind::Oneshot && check.is_some() {
             return Err("a oneshot service takes no check: it is up when it has ended well".to_string());
@@ -380,6 +386,7 @@ impl ServiceFile {
             network: self.network.map_or(Network::On, NetworkWord::network),
             unchanged: self.unchanged,
             modes: self.modes.map(|modes| modes.0),
+            watch: Patterns::new(&watch).map_err(|error| message_of(&error))?,
             check,
         })
     }
@@ -501,7 +508,7 @@ mod tests {
         let all = services(
             "  queue:\n    run: redis-server\n    dir: data/queue/\n    env: {A: b}\n    type: notify\n    restart: on-failure\n    \
              stop_signal: INT\n    stop_timeout: 90s\n    start_timeout: 2m\n    memory: 1G\n    processes: 20\n    cpu: 150%\n    \
-             open_files: 4096\n    network: off\n    unchanged: leave\n    modes: [cooking]\n    port: 6379\n    \
+             open_files: 4096\n    network: off\n    unchanged: leave\n    modes: [cooking]\n    port: 6379\n    watch: [src/]\n    \
              check: {tcp: 6380, within: 20s, times: 3, every: 2s, timeout: 4s}\n",
         );
         let queue = &all[0];
@@ -511,6 +518,7 @@ mod tests {
         assert_eq!((queue.limits, queue.unchanged, queue.kind), (limits, Unchanged::Leave, Kind::Notify));
         assert_eq!((queue.network, queue.stop_signal.name()), (Network::Off, "SIGINT"));
         assert!(!queue.applies(Mode::Final));
+        assert!(queue.watch.matches(&TreePath::new(b"src/a").unwrap(), false));
         let check = queue.check.clone().unwrap();
         assert_eq!((check.probe, check.port, check.times), (Probe::Tcp, Some(6380), 3));
         assert_eq!([check.within, check.every, check.timeout].map(|time| time.as_secs()), [20, 2, 4]);

@@ -58,6 +58,27 @@ pub struct Step {
     pub watch: Patterns,
 }
 
+impl Command {
+    /// The command as written, on one line, escaped, at most 120 characters long.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let line = match self {
+            Self::Shell(text) => {
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+            }
+            Self::Argv(words) => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            Self::Unit { action, unit } => format!("{} {unit}", action.word()),
+        };
+        let shown = visible(&line);
+        if shown.chars().count() <= MAX_TITLE {
+            return shown;
+        }
+        let mut short: String = shown.chars().take(MAX_TITLE - 1).collect();
+        short.push('…');
+        short
+    }
+}
+
 impl Step {
     /// A step with nothing but a command, as long as a step may take.
     #[must_use]
@@ -71,23 +92,10 @@ impl Step {
         StepLimits { memory: self.memory, processes: self.processes, timeout: Some(self.timeout) }
     }
 
-    /// The command as written, on one line, escaped, at most 120 characters long.
+    /// The command as written: see [`Command::title`].
     #[must_use]
     pub fn title(&self) -> String {
-        let line = match &self.command {
-            Command::Shell(text) => {
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
-            }
-            Command::Argv(words) => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-            Command::Unit { action, unit } => format!("{} {unit}", action.word()),
-        };
-        let shown = visible(&line);
-        if shown.chars().count() <= MAX_TITLE {
-            return shown;
-        }
-        let mut short: String = shown.chars().take(MAX_TITLE - 1).collect();
-        short.push('…');
-        short
+        self.command.title()
     }
 
     /// Whether the step runs in this mode.

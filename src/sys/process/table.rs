@@ -184,6 +184,13 @@ fn environment(pid: i32) -> Vec<u8> {
     std::fs::read(PathBuf::from(format!("/proc/{pid}/environ"))).unwrap_or_default()
 }
 
+/// Whether a process was started with this variable set to this value; no where it cannot be read.
+#[must_use]
+pub fn has_variable(pid: i32, name: &str, value: &str) -> bool {
+    let wanted = format!("{name}={value}");
+    environment(pid).split(|b| *b == 0).any(|line| line == wanted.as_bytes())
+}
+
 fn kill_until_gone(mut alive: impl FnMut() -> Result<Vec<Entry>>) -> Result<Vec<i32>> {
     let end = Instant::now() + PERSISTENCE;
     let mut pause = Duration::from_millis(1);
