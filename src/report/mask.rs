@@ -1,58 +1,11 @@
-//! Secrets by value: what a step prints must not carry them into logs, mails or history.
+//! What a step prints must not carry secrets into logs, mails or history: every text of every event is masked.
 
 use super::event::{Begin, Event};
 use crate::project::outcome::Outcome;
-use crate::sys::escape;
 
-/// Shorter values are not masked: they would turn up in innocent words.
-const MIN: usize = 8;
-
-const MASK: &str = "[secret]";
-
-/// Replaces the values of secrets in text.
-#[derive(Clone, Default)]
-pub struct Mask {
-    /// Longest first, so that a secret that holds another one goes as a whole.
-    values: Vec<String>,
-}
-
-impl std::fmt::Debug for Mask {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Mask({} values)", self.values.len())
-    }
-}
+pub use crate::sys::mask::Mask;
 
 impl Mask {
-    /// A mask for these values. A value of several lines (a private key) is known by each of them, because output
-    /// comes line by line; each is known raw and in the escaped form in which lines are shown.
-    #[must_use]
-    pub fn new(secrets: &[String]) -> Self {
-        let mut values: Vec<String> = secrets
-            .iter()
-            .flat_map(|secret| secret.lines().chain([secret.as_str()]))
-            .map(str::trim)
-            .flat_map(|value| {
-                [value.to_string(), escape::visible(value), escape::output_line(value.as_bytes(), usize::MAX)]
-            })
-            .filter(|value| value.len() >= MIN)
-            .collect();
-        values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        values.dedup();
-        Self { values }
-    }
-
-    /// The text without the secrets.
-    #[must_use]
-    pub fn text(&self, text: String) -> String {
-        self.values.iter().fold(text, |text, value| {
-            if memchr::memmem::find(text.as_bytes(), value.as_bytes()).is_some() {
-                text.replace(value, MASK)
-            } else {
-                text
-            }
-        })
-    }
-
     fn option(&self, text: Option<String>) -> Option<String> {
         text.map(|text| self.text(text))
     }
@@ -64,7 +17,7 @@ impl Mask {
     /// The event with every text in it masked.
     #[must_use]
     pub fn event(&self, event: Event) -> Event {
-        if self.values.is_empty() {
+        if self.is_empty() {
             return event;
         }
         match event {
@@ -119,22 +72,6 @@ mod tests {
     use crate::project::outcome::Verdict;
     use crate::project::stage::Stage;
     use crate::report::samples;
-
-    #[test]
-    fn values_are_masked_raw_and_escaped_by_line_and_short_ones_stay() {
-        let key = "-----BEGIN KEY-----\nMIIEvgIBADANBgkqhkiG\n-----END KEY-----\n";
-        let mask = Mask::new(&[
-            "hunter2hunter2".into(),
-            "hunter2h".into(),
-            "abc".into(),
-            "p\u{202e}ssword".into(),
-            key.into(),
-        ]);
-        assert_eq!(mask.text("a hunter2hunter2 b abc hunter2h".into()), "a [secret] b abc [secret]");
-        assert_eq!(mask.text(escape::visible("x=p\u{202e}ssword;")), "x=[secret];");
-        assert_eq!(mask.text("MIIEvgIBADANBgkqhkiG".into()), "[secret]");
-        assert!(!format!("{mask:?}").contains("hunter2"));
-    }
 
     #[test]
     fn no_text_of_any_event_keeps_a_secret() {

@@ -109,6 +109,10 @@ pub struct Happened {
     pub refused_forks: u64,
 }
 
+/// Where the parts of a group are, for whoever goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPlace(Vec<(Kind, PathBuf)>);
+
 /// A control group of ours.
 #[derive(Debug)]
 pub struct Group {
@@ -188,6 +192,48 @@ impl Group {
         self.parts.iter().map(|(_, dir)| dir.join("cgroup.procs")).collect()
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> GroupPlace {
+        GroupPlace(self.parts.clone())
+    }
+
+    /// The kept group that somebody made there before us; `None` if nothing of it is left.
+    #[must_use]
+    pub fn at(place: &GroupPlace) -> Option<Self> {
+        let parts: Vec<_> = place.0.iter().filter(|(_, dir)| super::fs::exists(dir)).cloned().collect();
+        let mut group = Self { parts, before: Happened::default(), kept: true };
+        group.before = group.counted();
+        (!group.parts.is_empty()).then_some(group)
+    }
+
+    /// The processes in it.
+    ///
+    /// # Errors
+    /// If the group cannot be read.
+    pub fn members(&self) -> Result<Vec<i32>> {
+        self.parts.first().map_or(Ok(Vec::new()), |(_, dir)| members(dir))
+    }
+
+    /// The bytes of memory that it uses, if that is counted.
+    #[must_use]
+    pub fn memory(&self) -> Option<u64> {
+        let file = |(kind, dir): &(Kind, PathBuf)| match kind {
+            Kind::Unified => Some(dir.join("memory.current")),
+            Kind::Memory => Some(dir.join("memory.usage_in_bytes")),
+            Kind::Processes => None,
+        };
+        let text = self.parts.iter().filter_map(file).find_map(|file| super::fs::read_text(&file).ok())?;
+        text.trim().parse().ok()
+    }
+
+    /// The processor time that it has used in milliseconds, if that is counted.
+    #[must_use]
+    pub fn cpu_ms(&self) -> Option<u64> {
+        let file = self.unified()?.join("cpu.stat");
+        super::fs::exists(&file).then(|| counter(&file, "usage_usec") / 1000)
+    }
+
     /// What happened since the group was made or joined.
     #[must_use]
     pub fn happened(&self) -> Happened {
@@ -226,7 +272,23 @@ impl Group {
     /// # Errors
     /// If the group cannot be read.
     pub fn kill(&self) -> Result<Vec<i32>> {
-        let Some((_, first)) = self.parts.first() else { return Ok(Vec::new()) };
+        let end = Instant::now() + DEATH;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let left = self.kill_once()?;
+            if left.is_empty() || Instant::now() >= end {
+                return Ok(left);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills everything in the group without waiting for its end; returns what was there.
+    ///
+    /// # Errors
+    /// If the group cannot be read.
+    pub fn kill_once(&self) -> Result<Vec<i32>> {
         for (kind, dir) in &self.parts {
             match kind {
                 // Linux 5.14.
@@ -236,16 +298,7 @@ impl Group {
                 Kind::Memory => {}
             }
         }
-        let end = Instant::now() + DEATH;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let left = super::process::kill_these(&members(first)?);
-            if left.is_empty() || Instant::now() >= end {
-                return Ok(left);
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
+        Ok(super::process::kill_these(&self.members()?))
     }
 
     fn remove(&mut self) {

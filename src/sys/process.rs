@@ -4,15 +4,18 @@
 //! - [`run_attached`] runs a command of a person in our place of the terminal;
 //! - [`run_captured`] runs a small program and keeps what it prints;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
+//! - [`spawn_kept`] starts a service, which goes on without us;
 //! - [`processes_using`] names the processes that work inside a directory tree.
 
 mod attached;
 mod captured;
 mod detached;
+mod kept;
 mod lines;
 mod relayed;
 mod step;
 mod table;
+mod usage;
 mod users;
 
 use std::collections::BTreeMap;
@@ -27,11 +30,13 @@ use super::error::{Context, Error, Result};
 
 pub use attached::run_attached;
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
-pub use detached::{Detached, DetachedOrder, spawn_detached};
-pub use lines::LINE_LIMIT;
+pub use detached::{Detached, DetachedOrder, spawn_companion, spawn_detached};
+pub use kept::{Beginning, Kept, Member, Members, ProcessId, Run, adopt_orphans, reap, spawn_kept};
+pub use lines::{LINE_LIMIT, Lines};
 pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
 pub use table::{has_variable, kill_marked, kill_these};
+pub use usage::{Usage, usage_of};
 pub use users::{ProcessUse, TreeUsers, processes_using};
 
 /// How a program ended.

@@ -1,10 +1,10 @@
 //! Unix sockets that carry lines, with a deadline on everything: a peer that is slow, stopped or gone delays nobody.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +12,15 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::error::{Context, Error, Result};
+
+pub mod notify;
+
+/// A path to an entry of a directory that is short however long the directory's own is: the address of a unix socket has
+/// at most 107 bytes. It holds as long as the directory is held.
+#[must_use]
+pub fn short_path(dir: &super::dir::Dir, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd()))
+}
 
 /// Who is at the other end, as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +78,12 @@ impl Channel {
         let channel = Self::new(stream, limit);
         channel.peer().map_err(|cause| Error::usage(doing()).because(cause))?;
         Ok(channel)
+    }
+
+    /// To be polled together with other things. A line may wait in the buffer all the same: [`Channel::receive`] first.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Who is at the other end.
@@ -218,6 +233,12 @@ impl Listener {
         nix::unistd::chown(path, None, Some(nix::unistd::Gid::from_raw(group))).context(doing)?;
         super::fs::set_mode(path, 0o660)?;
         Ok(Self(listener))
+    }
+
+    /// To be polled together with other things: readable when somebody connects.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// The next connection; `None` if none came within the time.

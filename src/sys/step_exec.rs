@@ -9,7 +9,7 @@
 //!
 //! The helper asks to be killed when the thread that started it dies (`PR_SET_PDEATHSIG`), and a step inherits that: a
 //! killed worker leaves no step that goes on writing for long. It covers the step's first process only; the rest is the
-//! work of [`super::process::kill_marked`].
+//! work of [`super::process::kill_marked`]. A service does not ask: it outlives whoever started it ([`Wire::outlives`]).
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -137,6 +137,9 @@ pub struct Wire {
     pub detached: Option<WireDetached>,
     /// The `cgroup.procs` files of the group that it joins.
     pub join: Vec<PathBuf>,
+    /// Whether the program outlives whoever starts it: a service.
+    #[serde(default)]
+    pub outlives: bool,
 }
 
 /// What makes a process of ours detached.
@@ -204,7 +207,7 @@ fn become_step(socket: &mut Option<File>, attached: Option<&str>) -> Result<std:
         nix::sys::prctl::set_no_new_privs().context(|| "cannot give up new privileges".into())?;
     }
     // After the change of identity, which resets it.
-    if wire.detached.is_none() {
+    if wire.detached.is_none() && !wire.outlives {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
             .context(|| "cannot ask for the parent's death".into())?;
         if nix::unistd::getppid() != parent {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::sys::error::{Context, Result};
 use crate::sys::{fs, machine, mount};
 
@@ -14,7 +16,7 @@ const CONTROL: &str = ".control";
 const DEEPEST: usize = 16;
 
 /// A hierarchy that concerns us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// Version 2.
     Unified,

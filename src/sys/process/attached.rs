@@ -44,7 +44,7 @@ fn boxed(order: &StepOrder) -> Result<ExitStatus> {
     let doing = || "cannot run the command in its box".to_string();
     let group = order.group.as_ref().map(Group::make).transpose()?.and_then(|(group, _)| group);
     let join = group.as_ref().map(Group::doors).unwrap_or_default();
-    let wire = Wire { order: order.clone(), detached: None, join };
+    let wire = Wire { order: order.clone(), detached: None, join, outlives: false };
     let fd = rustix::fs::memfd_create("order", MemfdFlags::empty()).context(doing)?;
     let mut file = File::from(fd);
     file.write_all(&serde_json::to_vec(&wire).context(doing)?).context(doing)?;

@@ -58,6 +58,15 @@ pub fn spawn_detached(order: &DetachedOrder) -> Result<Detached> {
     if nix::sys::prctl::get_child_subreaper().context(doing)? {
         return Err(Error::bug(format!("{} while a step runs", doing())));
     }
+    spawn_companion(order)
+}
+
+/// As [`spawn_detached`], for a process that never runs steps and adopts what its children leave behind.
+///
+/// # Errors
+/// If it cannot be started; nothing of it is left then.
+pub fn spawn_companion(order: &DetachedOrder) -> Result<Detached> {
+    let doing = || "cannot start a process of ours".to_string();
     let (mut ours, theirs) = UnixStream::pair().context(doing)?;
     let mut command = Command::new(super::self_exe());
     command.arg(step_exec::SUBCOMMAND).env_clear().current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));
@@ -94,8 +103,8 @@ fn shake_hands(socket: &mut UnixStream, order: &DetachedOrder) -> Result<i32> {
     let env = order.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let program = super::self_exe().to_path_buf();
     let detached = WireDetached { program, input: order.input.clone() };
-    let wire =
-        Wire { order: StepOrder::new(argv, env, PathBuf::from("/")), detached: Some(detached), join: Vec::new() };
+    let order = StepOrder::new(argv, env, PathBuf::from("/"));
+    let wire = Wire { order, detached: Some(detached), join: Vec::new(), outlives: true };
     let bytes = serde_json::to_vec(&wire).context(doing)?;
     socket.set_write_timeout(Some(HANDSHAKE)).context(doing)?;
     socket.set_read_timeout(Some(HANDSHAKE)).context(doing)?;

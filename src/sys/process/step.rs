@@ -313,7 +313,7 @@ fn send_order(socket: &mut UnixStream, order: &StepOrder, marker: &str, join: Ve
     let mut order = order.clone();
     order.env.retain(|(n, _)| n != MARKER && n != MARKER_KEPT);
     order.env.push((name.into(), marker.into()));
-    let bytes = serde_json::to_vec(&Wire { order, detached: None, join }).context(doing)?;
+    let bytes = serde_json::to_vec(&Wire { order, detached: None, join, outlives: false }).context(doing)?;
     socket.set_write_timeout(Some(HANDSHAKE)).context(doing)?;
     // A helper that died early is found out when we wait for it.
     let _ = socket.write_all(&bytes).and_then(|()| socket.shutdown(std::net::Shutdown::Write));

@@ -31,6 +31,8 @@ pub struct Entry {
     pub is_zombie: bool,
     /// When it started, in clock ticks since boot.
     pub start: u64,
+    /// The processor time of it and of those of its children that have ended, in clock ticks.
+    pub ticks: u64,
 }
 
 impl Entry {
@@ -69,6 +71,7 @@ pub fn entry(pid: i32) -> Option<Entry> {
         parent: fields.get(1)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
+        ticks: fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum(),
     })
 }
 
@@ -170,6 +173,47 @@ pub fn kill_with_variable(variable: &str, prefix: &str) -> Result<Vec<i32>> {
     })
 }
 
+/// What lives of a service: its first process and everything below that, its session, and whatever its marker is in the
+/// environment of, wherever it fled to.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn living(first: Option<i32>, variable: &str, marker: &str) -> Result<Vec<Entry>> {
+    let mark = format!("{variable}={marker}");
+    let is_marked = |pid: i32| environment(pid).split(|b| *b == 0).any(|line| line == mark.as_bytes());
+    let all = table()?;
+    let is_of_it =
+        |entry: &Entry| first.is_some_and(|first| [entry.pid, entry.session].contains(&first)) || is_marked(entry.pid);
+    let mut found: BTreeMap<i32, Entry> = BTreeMap::new();
+    found.extend(with_descendants(&all, is_of_it).into_iter().map(|entry| (entry.pid, entry)));
+    Ok(found.into_values().filter(|entry| !entry.is_zombie).collect())
+}
+
+/// The values that `variable` has in the environments of living processes, each with its process.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn marked(variable: &str, prefix: &str) -> Result<Vec<(Entry, String)>> {
+    let mark = format!("{variable}=");
+    let value = |entry: &Entry| {
+        let found = environment(entry.pid);
+        let value = found.split(|b| *b == 0).find_map(|line| line.strip_prefix(mark.as_bytes()))?;
+        String::from_utf8(value.to_vec()).ok().filter(|value| value.starts_with(prefix))
+    };
+    let living = table()?.into_iter().filter(|entry| !entry.is_zombie);
+    Ok(living.filter_map(|entry| Some((entry, value(&entry)?))).collect())
+}
+
+/// Ends these processes by force: all are stopped before the first is killed, since what does not run cannot start
+/// another one meanwhile.
+pub fn kill_all(found: &[Entry]) {
+    for signal in [Signal::STOP, Signal::KILL] {
+        for entry in found {
+            send(entry, signal);
+        }
+    }
+}
+
 /// Sends KILL to these processes and tells which of them still live.
 pub fn kill_these(pids: &[i32]) -> Vec<i32> {
     let alive: Vec<Entry> = pids.iter().filter_map(|pid| entry(*pid)).filter(|entry| !entry.is_zombie).collect();
@@ -202,19 +246,14 @@ fn kill_until_gone(mut alive: impl FnMut() -> Result<Vec<Entry>>) -> Result<Vec<
         if Instant::now() >= end {
             return Ok(found.iter().map(|entry| entry.pid).collect());
         }
-        // All are stopped before the first is killed: what does not run cannot start another one meanwhile.
-        for signal in [Signal::STOP, Signal::KILL] {
-            for entry in &found {
-                send(entry, signal);
-            }
-        }
+        kill_all(&found);
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
 /// Sends a signal to exactly this process, never to another one that got its number.
-fn send(entry: &Entry, signal: Signal) {
+pub fn send(entry: &Entry, signal: Signal) {
     let Some(pid) = Pid::from_raw(entry.pid) else { return };
     match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => {
