@@ -13,7 +13,7 @@ use super::draft::{Deployed, Draft, Version};
 use super::environment::environment;
 use super::halt::{Halt, Step};
 use super::prepare::make_shared;
-use super::site::Site;
+use super::site::{Rights, Site};
 use super::steps::{Watcher, argv_of, steps_words};
 use crate::project::recipe::Service;
 use crate::project::recipe::service::{Unchanged, WorkDir};
@@ -23,11 +23,12 @@ use crate::report::stream::Reporter;
 use crate::service::backend::{Backend, Look};
 use crate::service::definition::{Definition, Instance, Running};
 use crate::service::supervisor::{Supervisor, SupervisorPlace};
+use crate::service::systemd::backend::Systemd;
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
-use crate::sys::fault;
 use crate::sys::process::{self, StepStatus, StepWatcher};
 use crate::sys::step_exec::StepOrder;
+use crate::sys::{fault, fs, machine};
 
 /// Instances with the digests of their definitions: those that a deployment leaves running.
 pub type Staying = HashSet<(Instance, String)>;
@@ -44,7 +45,18 @@ pub enum How {
 /// Who keeps the services of a project running on this node.
 #[must_use]
 pub fn backend(site: &Site) -> Box<dyn Backend> {
-    Box::new(supervisor(site))
+    match site.rights {
+        Rights::Separate { .. } if machine::runs_systemd() => {
+            Box::new(Systemd::new(site.place.name(), site.place.services()))
+        }
+        _ => Box::new(supervisor(site)),
+    }
+}
+
+/// A node that was one user's directory and is the whole machine now has another back end: what the old one still runs ends.
+fn retire_supervisor(site: &Site, on: &mut dyn StepWatcher) -> Result<()> {
+    let is_other = matches!(site.rights, Rights::Separate { .. }) && machine::runs_systemd();
+    if is_other && fs::exists(&site.place.supervisor()) { supervisor(site).forget(on) } else { Ok(()) }
 }
 
 /// The supervisor of a project, wherever it is what keeps services running.
@@ -130,6 +142,7 @@ fn make_directories(site: &Site, version: &Version) -> Result<()> {
 /// # Errors
 /// If one cannot be stopped.
 pub fn stop(site: &Site, telling: &mut Reporter, left: &Staying, beats: bool) -> Step<usize> {
+    retire_supervisor(site, &mut Watcher { telling, beats })?;
     let backend = backend(site);
     let is_left = |instance: &Instance, digest: &str| left.contains(&(instance.clone(), digest.to_string()));
     let known = backend.look()?;
@@ -151,6 +164,7 @@ pub fn stop(site: &Site, telling: &mut Reporter, left: &Staying, beats: bool) ->
 /// # Errors
 /// The first one that does not come up, with its last lines.
 pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: How, beats: bool) -> Step<usize> {
+    retire_supervisor(site, &mut Watcher { telling, beats })?;
     let backend = backend(site);
     let wanted = of.map(|of| definitions(site, of)).transpose()?.unwrap_or_default();
     let known = backend.look()?;

@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod definition;
+pub mod journal;
 pub mod probe;
 pub mod supervisor;
 pub mod systemd;

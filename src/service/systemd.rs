@@ -15,6 +15,10 @@ use crate::sys::process::{self, StepStatus, StepWatcher, run_captured};
 use crate::sys::step_exec::StepOrder;
 use crate::sys::{fs, machine};
 
+pub mod backend;
+mod seen;
+mod unit;
+
 /// Between two looks at a unit.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long one question may take.
@@ -181,7 +185,9 @@ impl Manager {
         matches!(self, Self::User(_)).then(|| "--user".into())
     }
 
-    fn environment(&self) -> BTreeMap<String, String> {
+    /// The environment of the programs with which it is asked.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
         let mut env = process::base_environment(Path::new("/"));
         env.insert("SYSTEMD_COLORS".into(), "0".into());
         if let Self::User(runtime) = self {

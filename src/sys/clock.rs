@@ -9,6 +9,13 @@ pub fn since_boot() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// The time since boot without suspended time (`CLOCK_MONOTONIC`): systemd's stamps are by this clock.
+#[must_use]
+pub fn monotonic() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// The time since the first process of this system started. In a container that is shorter than the time since boot,
 /// which is its machine's and goes on over its own restarts.
 #[must_use]
