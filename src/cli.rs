@@ -212,6 +212,7 @@ pub fn entry() -> u8 {
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
     }
+    let is_supervisor = args.get(1).is_some_and(|word| word == crate::service::supervisor::guard::SUBCOMMAND);
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -219,6 +220,10 @@ pub fn entry() -> u8 {
         .log_internal_errors(false);
     let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_string());
     let _ = log.with_env_filter(tracing_subscriber::EnvFilter::new(level)).try_init();
+    if is_supervisor {
+        // Not through the table of commands: what stays for long stays small.
+        return crate::service::supervisor::guard::main();
+    }
     if let Some(hook) = args.first().and_then(|name| HookName::of_program(name)) {
         return hook_entry(hook);
     }

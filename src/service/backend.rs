@@ -5,7 +5,7 @@
 //! them ends and is forgotten.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::definition::{Definition, Instance, Running};
 use crate::project::recipe::ServiceName;
@@ -25,7 +25,7 @@ pub struct Failure {
 }
 
 /// How an instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It was started and is not up yet.
@@ -38,14 +38,14 @@ pub enum State {
     Stopping,
     /// It does not run, because it was asked to end.
     Stopped,
-    /// A oneshot service that has ended well.
+    /// It has ended well, and that is all that was wanted of it.
     Done,
     /// It does not run and is not started again.
     Failed,
 }
 
 /// What is known of one instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     /// Which one.
     pub instance: Instance,

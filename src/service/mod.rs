@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod definition;
 pub mod journal;
+pub mod logs;
 pub mod probe;
 pub mod supervisor;
 pub mod systemd;

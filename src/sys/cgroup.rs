@@ -403,6 +403,8 @@ fn limit(dir: &Path, hierarchy: Kind, what: Kind, caps: &Caps) -> Result<()> {
             if counts_swap { set(both, bytes.to_string()) } else { Ok(()) }
         }
         (_, Kind::Processes, _, Some(count)) => set("pids.max", count.to_string()),
+        // A kept group may be used again after it was killed.
+        (Kind::Processes, Kind::Processes, _, None) => set("pids.max", "max".to_string()),
         _ => Ok(()),
     }
 }

@@ -230,6 +230,9 @@ pub struct LineReader {
     file: File,
     path: PathBuf,
     buffer: Vec<u8>,
+    /// Where the next line begins in the buffer.
+    start: usize,
+    /// Up to where no end of it was found.
     seen: usize,
     skipping: bool,
 }
@@ -241,10 +244,24 @@ impl LineReader {
     /// If it exists and cannot be opened.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         match File::open(path) {
-            Ok(file) => Ok(Some(Self { file, path: path.to_path_buf(), buffer: Vec::new(), seen: 0, skipping: false })),
+            Ok(file) => {
+                let (path, buffer) = (path.to_path_buf(), Vec::new());
+                Ok(Some(Self { file, path, buffer, start: 0, seen: 0, skipping: false }))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(|| format!("cannot open {}", path.display())),
         }
+    }
+
+    /// Goes on at this byte.
+    ///
+    /// # Errors
+    /// If the file cannot be read there.
+    pub fn skip_to(&mut self, offset: u64) -> Result<()> {
+        (self.start, self.seen) = (0, 0);
+        self.buffer.clear();
+        let sought = std::io::Seek::seek(&mut self.file, std::io::SeekFrom::Start(offset));
+        sought.map(|_| ()).context(|| format!("cannot read {}", self.path.display()))
     }
 
     /// The next whole line without its end; `None` if there is none at this moment.
@@ -254,16 +271,17 @@ impl LineReader {
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.buffer[self.seen..]) {
-                let rest = self.buffer.split_off(self.seen + at + 1);
-                let mut line = std::mem::replace(&mut self.buffer, rest);
-                self.seen = 0;
-                line.pop();
+                let end = self.seen + at;
+                let line = self.buffer[self.start..end].to_vec();
+                (self.start, self.seen) = (end + 1, end + 1);
                 if std::mem::take(&mut self.skipping) {
                     continue;
                 }
                 return Ok(Some(line));
             }
-            self.seen = self.buffer.len();
+            // What was handed on goes only when more is read: not once for every line.
+            self.buffer.drain(..self.start);
+            (self.start, self.seen) = (0, self.buffer.len());
             if self.seen > MAX_LINE {
                 self.skipping = true;
                 self.buffer.clear();
