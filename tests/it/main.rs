@@ -41,6 +41,8 @@ mod rollback;
 mod sha256;
 mod space;
 mod ssh;
+mod supervisor;
+mod supervisor_killed;
 mod support;
 mod trees;
 mod watch;

@@ -9,6 +9,7 @@ pub mod server;
 mod smtpd;
 mod sshd;
 mod tree;
+mod ward;
 mod work;
 mod world;
 
@@ -20,6 +21,7 @@ pub use ports::free_port;
 pub use smtpd::Smtpd;
 pub use sshd::Sshd;
 pub use tree::{Tree, digest, digest_without};
+pub use ward::{Lines, Ward, is_alive, kill_9};
 pub use work::WorkTree;
 pub use world::World;
 
