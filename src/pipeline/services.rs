@@ -67,7 +67,7 @@ fn supervisor(site: &Site) -> Supervisor {
         logs: site.place.service_logs(),
         command: site.command(),
     };
-    Supervisor::new(place, Vec::new())
+    Supervisor::new(place)
 }
 
 /// Whether a version has services in its mode.

@@ -79,14 +79,13 @@ impl Surroundings {
 #[derive(Clone)]
 pub struct Supervisor {
     place: SupervisorPlace,
-    secrets: Vec<String>,
 }
 
 impl Supervisor {
-    /// The supervisor of a project; nothing is started by this. `secrets` are the values that logs must not show.
+    /// The supervisor of a project; nothing is started by this.
     #[must_use]
-    pub fn new(place: SupervisorPlace, secrets: Vec<String>) -> Self {
-        Self { place, secrets }
+    pub fn new(place: SupervisorPlace) -> Self {
+        Self { place }
     }
 
     /// Starts a supervisor if services are to run that none watches (it was killed, and its guard too); tells whether it
@@ -131,8 +130,7 @@ impl Backend for Supervisor {
         if wanted.is_empty() && self.look()?.is_empty() {
             return Ok(Ok(()));
         }
-        let ask = Ask::Converge { wanted: wanted.to_vec(), secrets: self.secrets.clone() };
-        client::ask(&self.place, &ask, on).map(outcome)
+        client::ask(&self.place, &Ask::Converge { wanted: wanted.to_vec() }, on).map(outcome)
     }
 
     fn stop(&self, which: Choice<'_>, on: &mut dyn StepWatcher) -> Result<()> {

@@ -1,5 +1,6 @@
 //! All instances of a project in the supervisor's care, what is remembered of them, and the job that is being done.
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -42,7 +43,7 @@ impl Keeper {
             id: memory.id.clone(),
             dir: dir.to_path_buf(),
             logs: logs.to_path_buf(),
-            mask: Mask::new(&memory.secrets),
+            mask: mask_of(memory.records.iter().map(|record| &record.definition)),
         };
         let records = std::mem::take(&mut memory.records);
         let known: Vec<String> = records.iter().filter_map(|r| Some(r.live.as_ref()?.run.marker.clone())).collect();
@@ -59,7 +60,7 @@ impl Keeper {
     ///
     /// # Errors
     /// If a definition cannot be described.
-    pub fn converge(&mut self, wanted: Vec<Definition>, secrets: Vec<String>) -> Result<()> {
+    pub fn converge(&mut self, wanted: Vec<Definition>) -> Result<()> {
         let mut start = Vec::new();
         for definition in &wanted {
             let charge = self.charges.iter().find(|charge| charge.definition().instance == definition.instance);
@@ -73,8 +74,8 @@ impl Keeper {
         let instances = self.charges.iter().map(|charge| charge.definition().instance.clone());
         let stop: Vec<Instance> = instances.filter(|i| start.contains(i) || !named(i)).collect();
         // Those of before may be in output that is still to come.
-        self.around.mask = Mask::new(&[secrets.as_slice(), &self.memory.secrets].concat());
-        self.memory.secrets = secrets;
+        let known = self.charges.iter().map(Charge::definition);
+        self.around.mask = mask_of(known.chain(&wanted));
         // Not the new ones yet: if we are killed meanwhile, the next supervisor starts nothing that is half changed.
         self.want(&stop, false);
         self.take_on(Job::new(&stop, &start, Some(wanted)));
@@ -266,4 +267,10 @@ impl Keeper {
         }
         self.memory.records = Vec::new();
     }
+}
+
+/// What no log may hold of these.
+fn mask_of<'a>(definitions: impl Iterator<Item = &'a Definition>) -> Mask {
+    let secrets: BTreeSet<&String> = definitions.flat_map(|definition| &definition.secrets).collect();
+    Mask::new(&secrets.into_iter().cloned().collect::<Vec<_>>())
 }

@@ -30,8 +30,6 @@ pub struct Memory {
     pub id: String,
     /// The boot in which it was written: processes of another one are gone.
     pub boot: String,
-    /// What logs must not show.
-    pub secrets: Vec<String>,
     /// The instances, in their order.
     pub records: Vec<Record>,
 }
@@ -77,7 +75,7 @@ impl Memory {
     #[must_use]
     pub fn of_nothing() -> Self {
         let id = uuid::Uuid::now_v7().simple().to_string();
-        Self { format: PROTOCOL, id, boot: clock::boot_id(), secrets: Vec::new(), records: Vec::new() }
+        Self { format: PROTOCOL, id, boot: clock::boot_id(), records: Vec::new() }
     }
 
     /// What was written last; `None` if nothing was.

@@ -52,8 +52,6 @@ pub enum Ask {
     Converge {
         /// What is to run.
         wanted: Vec<Definition>,
-        /// What logs must not show.
-        secrets: Vec<String>,
     },
     /// Stop these.
     Stop {

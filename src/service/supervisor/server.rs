@@ -198,9 +198,9 @@ impl Server<'_> {
                 self.course = Course::End;
                 return self.say(at, &Say::Done);
             }
-            Ask::Converge { wanted, secrets } => {
+            Ask::Converge { wanted } => {
                 self.supersede();
-                if let Err(error) = self.keeper.converge(wanted, secrets) {
+                if let Err(error) = self.keeper.converge(wanted) {
                     return self.say(at, &Say::Error(error.one_line()));
                 }
             }

@@ -47,7 +47,7 @@ impl Ward {
             command: "mc_project".to_string(),
         };
         std::fs::create_dir_all(place.state.parent().unwrap()).unwrap();
-        let supervisor = Supervisor::new(place.clone(), vec!["hunter2hunter2".to_string()]);
+        let supervisor = Supervisor::new(place.clone());
         Self { dir, place, supervisor }
     }
 
@@ -82,6 +82,7 @@ impl Ward {
             unchanged: Unchanged::Restart,
             order: StepOrder::new(argv, env, self.dir.path().to_path_buf()),
             running: Running::default(),
+            secrets: vec!["hunter2hunter2".to_string()],
         }
     }
 
