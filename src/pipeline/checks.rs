@@ -207,7 +207,6 @@ pub fn check(site: &Site, telling: &mut Reporter, of: &Deployed, beats: bool) ->
 }
 
 fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<Answer>> {
-    let begin = Instant::now();
     let mut answers: Vec<Option<Answer>> = vec![None; all.len()];
     std::thread::scope(|scope| -> Step {
         let (tell, told) = channel();
@@ -220,8 +219,12 @@ fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<An
         loop {
             match told.recv_timeout(process::TICK) {
                 Ok((index, answer)) => {
-                    tell_answer(telling, &answer, begin)?;
+                    let service = answer.instance.service.clone();
                     answers[index] = Some(answer);
+                    let of_service = all.iter().zip(&answers).filter(|(it, _)| it.instance.service == service);
+                    if let Some(done) = of_service.map(|(_, answer)| answer.as_ref()).collect::<Option<Vec<_>>>() {
+                        telling.emit(Event::Note { text: words_of(&done) })?;
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => drop(Watcher { telling, beats }.tick()),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -231,11 +234,18 @@ fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<An
     Ok(answers.into_iter().flatten().collect())
 }
 
-fn tell_answer(telling: &mut Reporter, answer: &Answer, begin: Instant) -> Result<()> {
-    let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let title = format!("{}: {}", answer.instance, answer.question);
-    telling.emit(Event::Step { stage: Stage::Health, title })?;
-    telling.emit(Event::StepDone { stage: Stage::Health, status: answer.answer.clone(), ms })
+/// One line about all instances of a service: the first bad answer, or the good one.
+fn words_of(answers: &[&Answer]) -> String {
+    let Some(told) = answers.iter().find(|answer| !answer.good).or_else(|| answers.first()) else {
+        return String::new();
+    };
+    let Answer { instance, question, good, answer } = told;
+    match (good, answers.len()) {
+        (false, 1) => format!("{} is not well: {question}: {answer}", instance.service),
+        (false, _) => format!("{instance} is not well: {question}: {answer}"),
+        (true, 1) => format!("{} is well: {question}: {answer}", instance.service),
+        (true, count) => format!("all {count} of {} are well: {question}: {answer}", instance.service),
+    }
 }
 
 impl Draft<'_> {

@@ -30,6 +30,7 @@ mod machine_editable;
 mod machine_hostile;
 mod machine_isolation;
 mod machine_reboot;
+mod machine_services;
 mod machine_setup;
 mod mail;
 mod model;

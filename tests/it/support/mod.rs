@@ -6,6 +6,7 @@ mod letter;
 mod machine;
 mod ports;
 pub mod server;
+pub mod service_app;
 mod smtpd;
 mod sshd;
 mod tree;

@@ -1,0 +1,152 @@
+//! Services on a machine that systemd runs.
+
+use std::time::Duration;
+
+use crate::support::server::Server;
+use crate::support::service_app::QUEUE;
+use crate::support::{assert_has, assert_lacks, wait_until};
+
+const SHOP: u16 = 8020;
+
+fn boot() -> Option<Server> {
+    let server = Server::boot("", &["shop"])?;
+    server.let_in("alice", "shop", "deploy");
+    Some(server)
+}
+
+impl Server {
+    /// What systemd says of a unit.
+    #[track_caller]
+    fn unit(&self, unit: &str, property: &str) -> String {
+        let line = format!("systemctl show --value --property={property} '{unit}'");
+        self.machine().run(&line).ok().stdout.trim().to_string()
+    }
+
+    /// The version that both instances of the web server answer with.
+    #[track_caller]
+    fn version(&self) -> String {
+        let pages = [self.page(SHOP), self.page(SHOP + 1)];
+        let versions = pages.each_ref().map(|page| page.split(' ').next().unwrap().to_string());
+        assert_eq!(versions[0], versions[1], "{pages:?}");
+        versions[0].clone()
+    }
+
+    /// The deployment that the web server was told it belongs to.
+    #[track_caller]
+    fn deployment(&self) -> String {
+        self.page(SHOP).split(' ').nth(3).unwrap().to_string()
+    }
+
+    #[track_caller]
+    fn assert_serves_what_status_names(&self) {
+        let serves = self.last("shop").unwrap().serves.unwrap();
+        assert_eq!(self.deployment(), serves.id.to_string());
+    }
+
+    fn units(&self) -> String {
+        self.machine().run("ls /etc/systemd/system | grep '^mc-' || true").stdout
+    }
+}
+
+#[test]
+fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
+    let Some(server) = boot() else { return };
+    let pillar = server.work("alice", "shop/pillar");
+    pillar.commit("a secret", &[("init.sls", "makina-projects.shop: {env: {TOKEN: 'hunter2 \"$%h\" secret'}}\n")]);
+    pillar.push(&["main"]).ok();
+    let work = server.work("alice", "shop");
+    work.commit_services("1", SHOP, QUEUE);
+    let told = work.push(&["main"]).ok();
+    told.tells("all 2 of web are well: GET /healthz at port 8020: status 200, 2 times in a row");
+    server.settle("shop");
+    let uid = server.machine().run("id -u mc-shop").stdout.trim().to_string();
+    assert_has(&server.page(SHOP), &format!("1 web@1 {uid} "));
+    assert_has(&server.page(SHOP + 1), &format!("1 web@2 {uid} "));
+    server.assert_serves_what_status_names();
+    assert_eq!(server.unit("mc-shop.web@1.service", "Slice"), "mc_project-shop.slice");
+    assert_eq!(server.unit("mc-shop.web@1.service", "User"), uid);
+    assert_lacks(&server.machine().run("systemctl show mc-shop.web@1.service").ok().stdout, "hunter2");
+    assert_lacks(&server.machine().run("cat /etc/systemd/system/mc-shop.web@1.service").ok().stdout, "hunter2");
+    server.as_user("mc-shop", "cat /srv/projects/shop/state/services/web@1.env").fails();
+    assert_has(&server.machine().journal("mc-shop.web@1.service"), "version 1 knows hunter2 \"$%h\" secret");
+    let queue = server.unit("mc-shop.queue@1.service", "MainPID");
+
+    // The next version: the web server is another one, the queue is left.
+    work.commit_services("2", SHOP, QUEUE);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    assert_eq!(server.version(), "2");
+    server.assert_serves_what_status_names();
+    assert_eq!(server.unit("mc-shop.queue@1.service", "MainPID"), queue);
+
+    // One that is not well: everything goes back, and the push says what was answered.
+    work.write("sick", "x");
+    work.commit_services("3", SHOP, QUEUE);
+    let rejected = work.push(&["main"]).rejected("main");
+    assert_has(&rejected, "is not well: GET /healthz at port 802");
+    server.settle("shop");
+    assert_eq!(server.version(), "2");
+    server.assert_serves_what_status_names();
+    assert_has(&format!("{:?}", server.mails().last().unwrap()), "version 3 knows [secret]");
+
+    // A service that leaves the recipe ends, and comes back with its version.
+    work.git(&["rm", "--quiet", "sick"]).ok();
+    work.commit_services("4", SHOP, "");
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    assert_eq!(server.units(), "mc-shop.web@1.service\nmc-shop.web@2.service\n");
+    assert_eq!(server.unit("mc-shop.queue@1.service", "LoadState"), "not-found");
+    server.mc(&["rollback", "shop"]).ok();
+    server.settle("shop");
+    assert_eq!(server.version(), "2");
+    assert_eq!(server.unit("mc-shop.queue@1.service", "ActiveState"), "active");
+    server.assert_serves_what_status_names();
+    server.assert_sound();
+
+    server.mc(&["destroy", "shop", "--yes"]).ok();
+    assert_eq!(server.units(), "");
+    assert!(!server.listens(SHOP));
+}
+
+#[test]
+fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() {
+    let Some(mut server) = boot() else { return };
+    let work = server.work("alice", "shop");
+    work.commit_services("1", SHOP, QUEUE);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    let before = server.unit("mc-shop.web@1.service", "MainPID");
+    server.machine().run(&format!("kill -KILL {before}")).ok();
+    wait_until("it runs again", || server.unit("mc-shop.web@1.service", "MainPID") != before && server.listens(SHOP));
+    // One that dies at once is told with what it said, and nothing of it is left.
+    work.commit_services("2", SHOP, "  bad: {run: 'echo no such table; exit 3'}\n");
+    let rejected = work.push(&["main"]).rejected("main");
+    assert_has(&rejected, "bad@1 died after its start (exit 3)");
+    server.settle("shop");
+    assert_eq!(server.version(), "1");
+    assert_lacks(&server.units(), "bad");
+
+    server.machine_mut().reboot();
+    wait_until("the application runs again", || server.listens(SHOP) && server.listens(SHOP + 1));
+    assert_eq!(server.version(), "1");
+    assert_eq!(server.unit("mc-shop.queue@1.service", "ActiveState"), "active");
+    server.assert_serves_what_status_names();
+    server.assert_sound();
+
+    // The plug is pulled while the new version already runs: after the boot it is the old one, and so are its services.
+    let work = server.work("alice", "shop");
+    work.git(&["fetch", "--quiet", "node"]).ok();
+    work.git(&["reset", "--quiet", "--hard", "node/main"]).ok();
+    let nap = "stages: {upgrade: ['touch $MC_DATA/upgrading; sleep 300']}\n";
+    work.commit_services("3", SHOP, &format!("{QUEUE}{nap}"));
+    work.push(&["-o", "async", "main"]);
+    let upgrading = server.project("shop").join("data/upgrading");
+    wait_until("the upgrade runs", || upgrading.exists());
+    assert_eq!(server.version(), "3");
+    std::thread::sleep(Duration::from_millis(300));
+    server.machine_mut().power_cut();
+    wait_until("the application runs again", || server.listens(SHOP) && server.listens(SHOP + 1));
+    assert_eq!(server.version(), "1");
+    server.assert_serves_what_status_names();
+    server.assert_sound();
+}
