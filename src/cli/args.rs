@@ -2,12 +2,16 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::access;
 use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::mode::Environment;
+use crate::project::recipe::ServiceName;
+use crate::sys::escape::visible;
 
 /// A project alone.
 #[derive(Debug, Args)]
@@ -151,11 +155,23 @@ pub struct HistoryArgs {
     pub json: bool,
 }
 
+/// `start`, `stop`, `restart`.
+#[derive(Debug, Args)]
+pub struct ServicesArgs {
+    /// The project
+    pub name: ProjectName,
+    /// These services alone; all of them, and the steps, if none is given
+    pub services: Vec<ServiceName>,
+}
+
 /// `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The project; all of them if not given
     pub name: Option<ProjectName>,
+    /// Ask the checks of the services now, each once
+    #[arg(long, conflicts_with = "disk")]
+    pub check: bool,
     /// What it costs on the disk, by part, kept deployment and restore point. Parts and what removing a deployment frees are
     /// measured in disk blocks; what a deployment would take alone and what it shares are derived from manifests
     #[arg(long)]
@@ -213,12 +229,65 @@ pub struct VerifyArgs {
 pub struct LogsArgs {
     /// The project
     pub name: ProjectName,
-    /// Which deployment; the last one if not given
-    #[arg(allow_hyphen_values = true)]
+    /// The log of this deployment; without it, what deployments and services wrote last, in one view
+    #[arg(allow_hyphen_values = true, conflicts_with_all = ["service", "since", "lines", "json"])]
     pub id: Option<String>,
-    /// Follow it to its end
+    /// Go on with what comes; a deployment is followed to its end
     #[arg(short = 'f', long)]
     pub follow: bool,
+    /// What this service wrote, alone
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<ServiceName>,
+    /// Nothing before: 10m, 2h, 3d, or a time such as 2026-11-27T20:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Since>,
+    /// How many lines that are there already; 100 if nothing else is given
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub lines: Option<usize>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A moment, as it is typed: how long ago, or when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Then.
+    At(jiff::Timestamp),
+}
+
+impl Since {
+    /// The moment, if it is now `now`.
+    #[must_use]
+    pub fn moment(self, now: jiff::Timestamp) -> jiff::Timestamp {
+        match self {
+            Self::Ago(time) => now.checked_sub(time).unwrap_or(jiff::Timestamp::MIN),
+            Self::At(at) => at,
+        }
+    }
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("`{}` is no time: 10m, 2h, 3d, or 2026-11-27T20:00Z", visible(text));
+        if let Ok(at) = text.parse() {
+            return Ok(Self::At(at));
+        }
+        let unit = text.chars().last().ok_or_else(bad)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(bad()),
+        };
+        let count: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
+        count.checked_mul(seconds).map(|all| Self::Ago(Duration::from_secs(all))).ok_or_else(bad)
+    }
 }
 
 /// `run`.

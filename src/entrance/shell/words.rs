@@ -47,12 +47,15 @@ const fn acts(
     Rule { name, role, flags, options, more, changes: true }
 }
 
+/// How many services may be named: as many as a recipe may have.
+const SERVICES: usize = 50;
+
 /// What is served. `run` is not: it would be a shell; nor is anything that is about the node or a path on it.
 const TABLE: &[Rule] = &[
-    looks("status", Role::Read, &["--json", "--disk"], &[], 0),
+    looks("status", Role::Read, &["--json", "--disk", "--check"], &[], 0),
     looks("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
     looks("show", Role::Read, &["--json"], &[], 1),
-    looks("logs", Role::Read, &["-f", "--follow"], &[], 1),
+    looks("logs", Role::Read, &["-f", "--follow", "--json"], &["--service", "--since", "-n", "--lines"], 1),
     looks("diff", Role::Read, &["--json"], &[], 2),
     looks("drift", Role::Read, &["--json"], &[], 0),
     looks("verify", Role::Read, &["--json"], &[], 0),
@@ -60,9 +63,9 @@ const TABLE: &[Rule] = &[
     // What the pillar says is for those who may write it.
     looks("config", Role::Deploy, &["--json"], &[], 0),
     acts("deploy", Role::Deploy, &["--force"], &["--commit", "-o", "--wait"], 0),
-    acts("start", Role::Deploy, &[], &[], 0),
-    acts("stop", Role::Deploy, &[], &[], 0),
-    acts("restart", Role::Deploy, &[], &[], 0),
+    acts("start", Role::Deploy, &[], &[], SERVICES),
+    acts("stop", Role::Deploy, &[], &[], SERVICES),
+    acts("restart", Role::Deploy, &[], &[], SERVICES),
     acts("task", Role::Deploy, &[], &[], 1),
     acts("rollback", Role::Admin, &["--yes"], &["--to", "--with", "--reason"], 0),
     acts("recover", Role::Admin, &["--forward", "--back", "--json"], &["--with"], 0),
@@ -287,6 +290,9 @@ mod tests {
             ("show shop -1", Role::Read, "show shop -1"),
             ("diff shop #1 #2 --json", Role::Read, "diff shop #1 #2 --json"),
             ("logs -f shop", Role::Read, "logs shop -f"),
+            ("logs shop --service=web --since 10m -n 5", Role::Read, "logs shop --service=web --since 10m -n 5"),
+            ("status shop --check", Role::Read, "status shop --check"),
+            ("restart shop web worker", Role::Deploy, "restart shop web worker"),
             ("plan shop --commit=1a2b", Role::Read, "plan shop --commit=1a2b"),
             ("config shop", Role::Deploy, "config shop"),
             ("rollback shop --to -2 --with data --yes", Role::Admin, "rollback shop --to -2 --with data --yes"),
@@ -296,7 +302,11 @@ mod tests {
             let checked = checked(text).unwrap();
             assert_eq!((checked.role, checked.words.join(" ").as_str()), (role, want), "{text}");
             assert_eq!(checked.project.as_str(), "shop");
-            assert_eq!(checked.changes, ["rollback", "recover", "task"].contains(&checked.command), "{text}");
+            assert_eq!(
+                checked.changes,
+                ["rollback", "recover", "restart", "task"].contains(&checked.command),
+                "{text}"
+            );
         }
     }
 
