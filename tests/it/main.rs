@@ -39,6 +39,7 @@ mod process;
 mod push;
 mod recipe;
 mod rollback;
+mod services;
 mod sha256;
 mod space;
 mod ssh;
