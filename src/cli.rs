@@ -27,6 +27,7 @@ pub mod node;
 pub mod reading;
 pub mod screen;
 pub mod serving;
+pub mod signing;
 
 pub use args::{
     AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, Format, HistoryArgs, InitArgs, JsonArgs, KeysCommand,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::access;
+use super::{access, keeping, signing};
 use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::mode::Environment;
 
@@ -280,8 +280,13 @@ pub enum ReleaseCommand {
         /// The directory; it must not exist
         dir: PathBuf,
     },
-    /// Check the deliverable of a commit or release: signature, digests, content
+    /// Check the deliverable of a commit or release: signature, digests, content; prints where it came from
     Verify(PickArgs),
+    /// Bring a deliverable from another node (`release_sources: [ssh://…]`) into releases/, and deploy nothing
+    Fetch(keeping::FetchArgs),
+    /// Hands deliverables to another node: the forced command of its key in authorized_keys (for sshd)
+    #[command(hide = true)]
+    Serve(OneName),
 }
 
 /// A project and one of its releases.
@@ -306,13 +311,15 @@ pub enum KeysCommand {
     Remove(access::RemoveArgs),
     /// List who may come in and what they may do
     List(access::ListArgs),
-    /// Print this node's public key and the keys it trusts
+    /// Print the key that signs this node's deliverables, the keys that it trusts, the key with which it fetches from other
+    /// nodes, and the machines that it knows
     Show(JsonArgs),
     /// Accept deliverables that are signed with this key
-    Trust {
-        /// The key, as `keys show` prints it on the other node
-        key: String,
-    },
+    Trust(signing::TrustArgs),
+    /// Accept them no longer
+    Distrust(signing::DistrustArgs),
+    /// Know another node by its ssh key, so that deliverables can be fetched from it: shows the key and asks
+    Host(signing::HostArgs),
 }
 
 /// `destroy`.

@@ -3,6 +3,7 @@
 //! - [`run_step`] runs one step of a recipe and leaves no process of it behind ([`step`] tells how);
 //! - [`run_attached`] runs a command of a person in our place of the terminal;
 //! - [`run_captured`] runs a small program and keeps what it prints;
+//! - [`run_streamed`] runs a program and takes the bytes that it prints while it runs;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
 //! - [`processes_using`] names the processes that work inside a directory tree.
 
@@ -12,6 +13,7 @@ mod detached;
 mod lines;
 mod relayed;
 mod step;
+mod streamed;
 mod table;
 mod users;
 
@@ -31,6 +33,7 @@ pub use detached::{Detached, DetachedOrder, spawn_detached};
 pub use lines::LINE_LIMIT;
 pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
+pub use streamed::{Bounds, Streamed, run_streamed};
 pub use table::{kill_marked, kill_these};
 pub use users::{ProcessUse, TreeUsers, processes_using};
 

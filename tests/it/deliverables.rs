@@ -288,7 +288,9 @@ fn large_deliverable(dir: &Path) -> (Deliverable, TrustedKeys) {
     let project: ProjectName = "shop".parse().unwrap();
     let found = Deliverable::new(dir, &project, &commit);
     let supply = Supply::new(&store, Vec::new());
-    found.pack(&project, (&commit, 0), &manifest, &supply, &Packing { key: &key, secrets: &[] }).unwrap();
+    found
+        .pack(&project, (&commit, 0), &manifest, &supply, &Packing { key: &key, secrets: &[], provenance: None })
+        .unwrap();
     (found, TrustedKeys::new(vec![key.public()]))
 }
 
