@@ -15,7 +15,7 @@ use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::node::RemoteSource;
 use crate::project::wanted::{HEADER_LIMIT, Head, Part, Wanted};
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Error, Kind, Result};
 use crate::sys::escape::{visible, visible_bounded};
 use crate::sys::lock::Lock;
 use crate::sys::process::{Bounds, StepStatus, Streamed, Tick, run_streamed};
@@ -198,8 +198,19 @@ impl<'a> Download<'a> {
         let mut file = incoming.open()?;
         let doing = || format!("cannot write {}", incoming.part().display());
         let mut take = |bytes: &[u8]| file.write_all(bytes).context(doing);
-        self.part(&incoming.statement().commit.clone(), Part::Archive, Size::Exactly(whole), held, &mut take)?;
-        file.sync_all().context(doing)
+        let commit = incoming.statement().commit.clone();
+        let came = self.part(&commit, Part::Archive, Size::Exactly(whole), held, &mut take);
+        match came {
+            Ok(Some(_)) => file.sync_all().context(doing),
+            Ok(None) => Err(Error::failed(format!("{} has the deliverable no longer", self.source))),
+            Err(error) => {
+                // What comes from a liar is not worth keeping.
+                if error.kind() == Kind::Refused {
+                    incoming.forget()?;
+                }
+                Err(error)
+            }
+        }
     }
 
     fn small(&mut self, commit: &ObjectId, part: Part, at_most: u64) -> Result<Option<Vec<u8>>> {

@@ -18,6 +18,7 @@ mod editable;
 mod editable_crash;
 mod examples;
 mod features;
+mod fetch;
 mod final_mode;
 mod harness;
 mod hostile_trees;
