@@ -173,6 +173,9 @@ pub struct ShowArgs {
     /// Which deployment: an id, the beginning of one, #42, a commit, -1; the last one if not given
     #[arg(allow_hyphen_values = true)]
     pub id: Option<String>,
+    /// Print all of its log, not the end of it
+    #[arg(long)]
+    pub log: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -11,6 +11,7 @@ pub mod checkout;
 pub mod clone;
 pub mod data;
 pub mod deploy;
+pub mod detail;
 pub mod disk;
 pub mod download;
 pub mod draft;
