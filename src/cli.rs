@@ -29,6 +29,7 @@ pub mod reading;
 pub mod screen;
 pub mod services;
 pub mod serving;
+pub mod signing;
 pub mod status;
 
 use services::Act;

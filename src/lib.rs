@@ -18,7 +18,8 @@
 //!    [`pipeline::preflight`] refuses what would not fit on the disk.
 //! 6. The recipe's steps ([`project::recipe`], [`pipeline::steps`]) build in a clean tree that they see at the path of
 //!    `run`, each in a box ([`pipeline::boxes`]): as the project's account, in a view of its own ([`sys::step_exec`]), in a
-//!    control group with limits ([`sys::cgroup`]); or [`tree::deliverable`] brings what another node built.
+//!    control group with limits ([`sys::cgroup`]); or [`pipeline::fetch`] finds what another
+//!    node built ([`tree::deliverable`]), and brings it over ssh ([`pipeline::download`], [`entrance::handover`]).
 //! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
 //!    the pool ([`tree::store`]); until now nothing that runs has changed.
 //! 8. [`pipeline::activate`] stops the services, makes the restore point ([`tree::snapshot`]), exchanges `run` and the

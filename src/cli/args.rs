@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::access;
+use super::{access, keeping, signing};
 use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::mode::Environment;
 use crate::project::recipe::ServiceName;
@@ -189,6 +189,9 @@ pub struct ShowArgs {
     /// Which deployment: an id, the beginning of one, #42, a commit, -1; the last one if not given
     #[arg(allow_hyphen_values = true)]
     pub id: Option<String>,
+    /// Print all of its log, not the end of it
+    #[arg(long)]
+    pub log: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -349,8 +352,13 @@ pub enum ReleaseCommand {
         /// The directory; it must not exist
         dir: PathBuf,
     },
-    /// Check the deliverable of a commit or release: signature, digests, content
+    /// Check the deliverable of a commit or release: signature, digests, content; prints where it came from
     Verify(PickArgs),
+    /// Bring a deliverable from another node (`release_sources: [ssh://…]`) into releases/, and deploy nothing
+    Fetch(keeping::FetchArgs),
+    /// Hands deliverables to another node: the forced command of its key in authorized_keys (for sshd)
+    #[command(hide = true)]
+    Serve(OneName),
 }
 
 /// A project and one of its releases.
@@ -375,13 +383,15 @@ pub enum KeysCommand {
     Remove(access::RemoveArgs),
     /// List who may come in and what they may do
     List(access::ListArgs),
-    /// Print this node's public key and the keys it trusts
+    /// Print the key that signs this node's deliverables, the keys that it trusts, the key with which it fetches from other
+    /// nodes, and the machines that it knows
     Show(JsonArgs),
     /// Accept deliverables that are signed with this key
-    Trust {
-        /// The key, as `keys show` prints it on the other node
-        key: String,
-    },
+    Trust(signing::TrustArgs),
+    /// Accept them no longer
+    Distrust(signing::DistrustArgs),
+    /// Know another node by its ssh key, so that deliverables can be fetched from it: shows the key and asks
+    Host(signing::HostArgs),
 }
 
 /// `destroy`.

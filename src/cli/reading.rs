@@ -2,6 +2,7 @@
 
 use super::screen;
 use super::{Cli, DiffArgs, HistoryArgs, NameArgs, ShowArgs, VerifyArgs};
+use crate::pipeline::detail;
 use crate::pipeline::draft::read_pillar;
 use crate::pipeline::parking;
 use crate::pipeline::site::Site;
@@ -10,7 +11,8 @@ use crate::pipeline::worker::pillar_head;
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::report::history::{self, Entry};
-use crate::report::{journal, listing};
+use crate::report::{self, listing};
+use crate::sys::clock;
 use crate::sys::error::{Error, ExitCode, Result};
 use crate::tree::drift::{Drift, How};
 use crate::tree::manifest::pairs;
@@ -31,7 +33,8 @@ pub fn history(cli: &Cli, args: &HistoryArgs) -> Result<u8> {
     } else {
         let serves = site.serves()?;
         let serves = serves.as_ref().map(|serving| &serving.id);
-        screen::line(listing::table_of(&entries, serves, &screen::style()).trim_end());
+        let view = listing::View { serves, now: clock::now(), style: screen::style() };
+        screen::line(listing::table(&entries, &view).trim_end());
     }
     Ok(0)
 }
@@ -82,16 +85,21 @@ pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
 pub fn show(cli: &Cli, args: &ShowArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let entry = entry_of(&site, args.id.as_deref())?;
-    let records = journal::read(&site.place, &entry.id).unwrap_or_default();
+    let told = detail::gather(&site, &entry, &history::read(&site.place, None)?, args.log)?;
     if args.json {
-        screen::json(&serde_json::json!({"entry": entry, "records": records, "log": site.place.log(&entry.id)}))?;
+        let log = site.place.log(&entry.id);
+        screen::json(&serde_json::json!({
+            "entry": entry,
+            "records": told.records,
+            "log": log,
+            "changes": told.changes,
+            "restore_point": told.restore,
+            "kept": told.kept,
+            "release": Releases::new(&site.place).provenance(&entry.id).ok(),
+        }))?;
         return Ok(0);
     }
-    screen::line(listing::show(&entry, &records, &screen::style()).trim_end());
-    for line in crate::pipeline::tell::kept(&site, &entry.id) {
-        screen::line(format!("kept: {line}"));
-    }
-    screen::line(format!("log: {}", site.place.log(&entry.id).display()));
+    screen::line(report::detail::text(&entry, &told, clock::now(), &screen::style()).trim_end());
     Ok(0)
 }
 

@@ -318,9 +318,10 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
     let key = ReleaseKey::load_or_make(&place.node().keys())?;
     let secrets = pillar.secrets();
     let found = Deliverable::new(&place.releases(), place.name(), &provenance.commit);
+    let packing = Packing { key: &key, secrets: &secrets, provenance: Some(&provenance) };
     with_contents(site, &[&built], |supply| {
         let commit = (&provenance.commit, provenance.commit_time);
-        found.pack(place.name(), commit, &built, supply, &Packing { key: &key, secrets: &secrets })
+        found.pack(place.name(), commit, &built, supply, &packing)
     })
 }
 

@@ -15,4 +15,5 @@ pub mod request;
 pub mod stage;
 pub mod system;
 pub mod unit;
+pub mod wanted;
 pub mod yaml;

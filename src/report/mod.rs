@@ -1,5 +1,7 @@
 //! Telling: events and their readers.
 
+pub mod columns;
+pub mod detail;
 pub mod event;
 pub mod history;
 pub mod journal;
