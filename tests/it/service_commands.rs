@@ -178,7 +178,9 @@ fn one_view_shows_what_deployments_and_services_wrote() {
     work.commit_services("2", (port, 2), QUEUE);
     work.push(&["main"]).ok();
     let seen = || std::fs::read_to_string(&out).unwrap();
-    wait_until("all of it is seen", || seen().contains("version 2 knows [secret]") && seen().contains(" deploy     mc_project: deployed; run serves"));
+    wait_until("all of it is seen", || {
+        seen().contains("version 2 knows [secret]") && seen().contains(" deploy     mc_project: deployed; run serves")
+    });
     assert!(following.is_running());
     assert_lacks(&seen(), "version 1");
     following.signal(nix::sys::signal::Signal::SIGTERM);
