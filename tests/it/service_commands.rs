@@ -191,6 +191,22 @@ fn one_view_shows_what_deployments_and_services_wrote() {
 }
 
 #[test]
+fn a_newer_program_takes_the_services_over_without_a_stop() {
+    let (world, port) = (World::with_shop(), two_ports());
+    let work = world.clone_of("shop");
+    work.commit_services("1", (port, 1), "");
+    work.push(&["main"]).ok();
+    let (web, keepers) = (world.process_of("web"), world.keepers());
+    assert_eq!(keepers.len(), 2);
+    world.home().set("MC_PRETENDED_VERSION", "99.0.0");
+    world.mc(&["status", "shop"]).ok();
+    wait_until("the old ones have ended", || !keepers.iter().any(|pid| is_alive(*pid)));
+    assert_eq!((world.process_of("web"), version(port).as_str()), (web, "1"));
+    kill_9(web);
+    wait_until("it runs again", || world.service("web")["restarts"] == 1 && world.service("web")["state"] == "running");
+}
+
+#[test]
 fn whatever_is_killed_while_versions_are_deployed_services_run_the_version_that_status_names() {
     let (world, port) = (World::with_shop(), two_ports());
     let work = world.clone_of("shop");
