@@ -12,6 +12,7 @@ pub mod pillar;
 pub mod place;
 pub mod recipe;
 pub mod request;
+pub mod service_limits;
 pub mod stage;
 pub mod system;
 pub mod unit;

@@ -12,6 +12,7 @@ use super::ids::ProjectName;
 use super::limits::{StepLimits, StepLimitsFile};
 use super::mode::{Environment, Mode};
 use super::recipe::Defaults;
+use super::service_limits::{ServiceLimits, ServiceLimitsFile};
 use super::yaml::locate::Step as Way;
 use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from_text};
 use super::yaml::{Source, with_hint};
@@ -117,6 +118,8 @@ pub struct NodeConfig {
     pub mail: Mail,
     /// What a step may use at most.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most.
+    pub services: ServiceLimits,
     modes: Option<Vec<Mode>>,
     branch: Option<String>,
     answer: Answer,
@@ -145,6 +148,8 @@ pub struct ProjectConfig {
     pub user: Option<String>,
     /// What a step may use at most; a step that asks for nothing gets it.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most; one that asks for nothing gets it.
+    pub services: ServiceLimits,
     /// What the project may ask root for.
     pub allow: Allow,
     /// The most bytes that everything of the project may take; `None`: as many as there are.
@@ -166,6 +171,7 @@ impl Default for NodeConfig {
             defaults: Defaults::default(),
             mail: Mail::default(),
             steps: StepLimits::default(),
+            services: ServiceLimits::default(),
             modes: None,
             branch: None,
             answer: Answer::default(),
@@ -214,6 +220,7 @@ impl NodeConfig {
             trust_root: own.trust_root,
             user: own.user,
             steps: own.steps.or(self.steps),
+            services: own.services.or(self.services),
             allow: own.allow,
             disk: own.disk,
         }
@@ -252,6 +259,7 @@ struct NodeFile {
     defaults: DefaultsFile,
     mail: MailFile,
     steps: StepLimitsFile,
+    services: ServiceLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
 }
 
@@ -309,6 +317,7 @@ impl NodeFile {
             defaults,
             mail: self.mail.resolve(source)?,
             steps: self.steps.resolve(),
+            services: self.services.resolve(),
             modes: self.modes,
             branch: self.branch.map(|branch| branch.0),
             answer: self.verdict,
