@@ -42,6 +42,7 @@ mod process;
 mod push;
 mod recipe;
 mod rollback;
+mod service_commands;
 mod services;
 mod sha256;
 mod space;
