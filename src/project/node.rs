@@ -21,13 +21,16 @@ mod allow;
 mod mail;
 mod project;
 mod source;
+mod webhook;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
+use webhook::NodeWebhookFile;
 
 pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 pub use source::{ReleaseSource, RemoteSource};
+pub use webhook::NodeWebhook;
 
 /// When a push is answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -115,6 +118,8 @@ pub struct NodeConfig {
     pub defaults: Defaults,
     /// How mail goes out.
     pub mail: Mail,
+    /// Where outcomes are posted to.
+    pub webhook: Option<NodeWebhook>,
     /// What a step may use at most.
     pub steps: StepLimits,
     modes: Option<Vec<Mode>>,
@@ -165,6 +170,7 @@ impl Default for NodeConfig {
             reserve: Reserve::default(),
             defaults: Defaults::default(),
             mail: Mail::default(),
+            webhook: None,
             steps: StepLimits::default(),
             modes: None,
             branch: None,
@@ -251,6 +257,7 @@ struct NodeFile {
     reserve: ReserveFile,
     defaults: DefaultsFile,
     mail: MailFile,
+    webhook: Option<NodeWebhookFile>,
     steps: StepLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
 }
@@ -308,6 +315,7 @@ impl NodeFile {
             reserve,
             defaults,
             mail: self.mail.resolve(source)?,
+            webhook: self.webhook.map(|hook| hook.resolve(source)).transpose()?,
             steps: self.steps.resolve(),
             modes: self.modes,
             branch: self.branch.map(|branch| branch.0),

@@ -252,6 +252,12 @@ impl Place {
         self.node.root.join("var/log/mc_project").join(self.name.as_str())
     }
 
+    /// The log of what was sent about deployments.
+    #[must_use]
+    pub fn mail_log(&self) -> PathBuf {
+        self.logs().join("mail.log")
+    }
+
     /// The readable log of a deployment.
     #[must_use]
     pub fn log(&self, id: &DeploymentId) -> PathBuf {

@@ -12,7 +12,7 @@ use serde::de::{Deserializer, IgnoredAny};
 use super::limits::{Demand, StepLimitsFile};
 use super::stage::Stage;
 use super::yaml::locate::Step as Way;
-use super::yaml::scalar::{Address, Number, Variables, from_text, message_of};
+use super::yaml::scalar::{Number, Variables, from_text, message_of};
 use super::yaml::{Source, with_hint};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
@@ -20,11 +20,14 @@ use crate::sys::path::TreePath;
 
 mod demands;
 mod keys;
+pub mod notify;
 mod patterns;
 mod step;
 pub mod units;
 
 use keys::{StageKey, TaskKey};
+use notify::NotifyFile;
+pub use notify::{Notify, NotifyOn};
 use patterns::Glob;
 pub use patterns::Patterns;
 use step::StepsFile;
@@ -88,27 +91,6 @@ pub enum Attributes {
     Strict,
     /// By the git program, with filters and encodings.
     Git,
-}
-
-/// An occasion to notify people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NotifyOn {
-    /// A deployment did not deploy.
-    Failure,
-    /// The first one that deployed after a failure.
-    Recovered,
-    /// Any other one that deployed.
-    Success,
-}
-
-/// Who is notified of what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notify {
-    /// The addresses.
-    pub to: Vec<String>,
-    /// The occasions.
-    pub on: Vec<NotifyOn>,
 }
 
 /// What a project says about its own deployment.
@@ -190,7 +172,7 @@ impl Recipe {
             keep_archives: defaults.keep_archives,
             build_at: BuildAt::default(),
             in_place: false,
-            notify: Notify { to: Vec::new(), on: ALL_OCCASIONS.to_vec() },
+            notify: Notify::default(),
             attributes: Attributes::default(),
             submodules: false,
             allow_empty: false,
@@ -205,8 +187,6 @@ impl Recipe {
         self.stages.get(&stage).map_or(&[], Vec::as_slice)
     }
 }
-
-const ALL_OCCASIONS: [NotifyOn; 3] = [NotifyOn::Failure, NotifyOn::Recovered, NotifyOn::Success];
 
 /// The recipe as written.
 #[derive(Default, Deserialize)]
@@ -262,13 +242,6 @@ struct BuildFile {
     in_place: Permission,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct NotifyFile {
-    to: Vec<Address>,
-    on: Option<Vec<NotifyOn>>,
-}
-
 /// A word that says yes or no to something dangerous.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -290,9 +263,6 @@ impl RecipeFile {
         let stages = self.stages.into_iter().map(|(key, written)| (key.0, steps(written)));
         check_paths(source, &self.cache, &self.shared)?;
         check_apart(source, &["data", "snapshot"], self.data.snapshot.as_deref().unwrap_or_default())?;
-        if self.notify.to.len() > 50 {
-            return Err(source.error_at(&[Way::Key("notify"), Way::Key("to")], "more than 50 addresses"));
-        }
         Ok(Recipe {
             stages: stages.filter(|(_, steps)| !steps.is_empty()).collect(),
             tasks: self.tasks.into_iter().map(|(key, written)| (key.0, steps(written))).collect(),
@@ -305,10 +275,7 @@ impl RecipeFile {
             keep_archives: self.keep.archives.map_or(base.keep_archives, |number| number.0),
             build_at: self.build.at,
             in_place: self.build.in_place == Permission::Allow,
-            notify: Notify {
-                to: self.notify.to.into_iter().map(|address| address.0).collect(),
-                on: self.notify.on.unwrap_or(base.notify.on),
-            },
+            notify: self.notify.resolve(source)?,
             attributes: self.attributes,
             submodules: self.submodules == Permission::Allow,
             allow_empty: self.allow_empty,

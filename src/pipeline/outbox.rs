@@ -1,0 +1,197 @@
+//! Sending what [`super::tell`] wrote: at once after a deployment, and again later without waiting for another one.
+//!
+//! On a machine that systemd runs a timer of `setup` comes each minute while something waits; elsewhere the worker leaves a
+//! process behind, the postman, that ends when nothing waits any more. Whoever sends holds `state/spool/.door`, so that
+//! nothing is sent twice. Each attempt is a line in `mail.log` beside the project's logs.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::site::{Node, Site};
+use crate::project::mail::{MailTransport, SmtpTls};
+use crate::project::node::{Password, Tls, Transport};
+use crate::report::post;
+use crate::report::spool::{self, Round, Waiting};
+use crate::report::webhook::{Secret, Target};
+use crate::sys::error::{Error, Result};
+use crate::sys::lock::Lock;
+use crate::sys::process::{DetachedOrder, base_environment, spawn_detached};
+use crate::sys::{clock, escape, fs, machine};
+
+/// The hidden command of the postman.
+pub const POSTMAN: &str = "postman";
+
+/// How long one worker tries to send after its deployment.
+const BUDGET: Duration = Duration::from_secs(30);
+/// How long a person's own attempt may take.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// How often the postman looks whether something new came or the project is gone.
+const LOOK: Duration = Duration::from_secs(2);
+/// A log that is longer begins anew; the one before is kept as `mail.log.1`.
+const LOG_LIMIT: u64 = 1 << 20;
+
+/// The way out as the sender of mail knows it.
+#[must_use]
+pub fn transport(node: &Node) -> MailTransport {
+    match &node.config.mail.transport {
+        Transport::None => MailTransport::None,
+        Transport::Maildir(path) => {
+            MailTransport::Maildir { path: path.clone().unwrap_or_else(|| node.place.maildir()) }
+        }
+        Transport::Sendmail(program) => MailTransport::Sendmail { program: program.clone() },
+        Transport::Smtp(smtp) => MailTransport::Smtp {
+            host: smtp.host.clone(),
+            port: smtp.port,
+            tls: match smtp.tls {
+                Tls::None => SmtpTls::None,
+                Tls::Starttls => SmtpTls::Starttls,
+                Tls::Tls => SmtpTls::Tls,
+            },
+            login: smtp.login.clone(),
+            ca_file: smtp.ca_file.clone(),
+            timeout: smtp.timeout,
+        },
+    }
+}
+
+/// The node's own webhook, with its secret.
+///
+/// # Errors
+/// If there is none, or its secret cannot be read.
+pub fn node_target(node: &Node) -> Result<Target> {
+    let webhook = node.config.webhook.as_ref().ok_or_else(|| {
+        Error::usage("this node has no webhook").hint("node.yaml: webhook: {url: https://…, secret_file: /…}")
+    })?;
+    let secret = match &webhook.secret {
+        None => None,
+        Some(Password::Text(text)) => Some(Secret(text.clone())),
+        Some(Password::File(file)) => Some(Secret(post::password(file)?)),
+    };
+    Ok(Target { url: webhook.hook.url.clone(), secret, ca_file: webhook.ca_file.clone() })
+}
+
+/// Sends what is due. The caller holds no lock of the project.
+///
+/// # Errors
+/// If the spool cannot be read; that something cannot be sent is no error.
+pub fn send_due(site: &Site) -> Result<Round> {
+    send(site, BUDGET)
+}
+
+/// Sends everything that waits or was given up, whether it is due or not.
+///
+/// # Errors
+/// As [`send_due`].
+pub fn flush(site: &Site) -> Result<Round> {
+    fs::ensure_dir(&site.place.spool(), 0o700)?;
+    {
+        let _door = door(site, PATIENCE)?;
+        spool::make_due(&site.place, clock::now())?;
+    }
+    send(site, PATIENCE)
+}
+
+fn door(site: &Site, at_most: Duration) -> Result<Lock> {
+    Lock::take(&site.place.spool().join(".door"), Some(Instant::now() + at_most), |_| Ok(()))
+}
+
+fn send(site: &Site, budget: Duration) -> Result<Round> {
+    if spool::list(&site.place)?.is_empty() {
+        return Ok(Round::default());
+    }
+    let _one_at_a_time = door(site, budget)?;
+    let way = transport(&site.node);
+    let round = spool::retry(&site.place, clock::now(), budget, &mut |waiting| {
+        let sent = waiting.notice.send(&way);
+        let about = format!("the {} about {}", waiting.notice.shown(), waiting.deployment);
+        match &sent {
+            Ok(said) => log(site, &format!("sent {about}: {said}")),
+            Err(error) => {
+                log(site, &format!("could not send {about} (attempt {}): {}", waiting.attempts + 1, error.one_line()))
+            }
+        }
+        sent.map(|_| ())
+    })?;
+    round.given_up.iter().for_each(|waiting| log_given_up(site, waiting));
+    Ok(round)
+}
+
+/// Says that something will not be tried again.
+pub fn log_given_up(site: &Site, waiting: &Waiting) {
+    let text = format!("gave up the {} about {}: {}", waiting.notice.shown(), waiting.deployment, waiting.error);
+    tracing::error!("{}: {text}", site.place.name());
+    log(site, &text);
+}
+
+/// One line in the log of what was sent. That it cannot be written keeps nothing back.
+fn log(site: &Site, text: &str) {
+    let path = site.place.mail_log();
+    if fs::size_of(&path).is_ok_and(|size| size > LOG_LIMIT) {
+        let _ = fs::rename_durable(&path, &path.with_extension("log.1"));
+    }
+    let line = format!("{} {}\n", clock::now().strftime("%Y-%m-%d %H:%M:%S UTC"), escape::visible(text));
+    let _ = fs::open_append(&path, 0o640).and_then(|mut file| {
+        file.write_all(line.as_bytes()).map_err(|error| Error::failed("cannot write the log").because(error))
+    });
+}
+
+/// Sends after a deployment, and sees to it that what could not be sent is tried again.
+///
+/// # Errors
+/// If the spool cannot be read or the postman not be started.
+pub fn send_after_deployment(site: &Site) -> Result<()> {
+    let sent = send_due(site);
+    ensure_postman(site)?;
+    sent.map(|_| ())
+}
+
+/// Starts the postman if something waits and no timer of the machine sends it.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn ensure_postman(site: &Site) -> Result<()> {
+    if has_timer(site) || spool::list(&site.place)?.is_empty() {
+        return Ok(());
+    }
+    let root = site.place.node().root();
+    let args = [OsString::from("--root"), root.into(), POSTMAN.into(), site.place.name().as_str().into()];
+    let mut env = base_environment(Path::new("/"));
+    env.extend(std::env::var("SSL_CERT_FILE").ok().map(|file| ("SSL_CERT_FILE".to_string(), file)));
+    spawn_detached(&DetachedOrder { args: args.to_vec(), env, ..DetachedOrder::default() })?;
+    Ok(())
+}
+
+/// Whether systemd runs the timer that `setup` wrote.
+fn has_timer(site: &Site) -> bool {
+    site.node.system.is_some() && site.place.node().root() == Path::new("/") && machine::runs_systemd()
+}
+
+/// The postman: sends what is due until nothing waits. A second one leaves at once.
+///
+/// # Errors
+/// If the spool cannot be read.
+pub fn be_postman(node: &Node, site: &Site) -> Result<()> {
+    let lock = site.place.spool().join(".postman");
+    // One that is about to end lets us in within this time.
+    let Ok(_only_one) = Lock::take(&lock, Some(Instant::now() + 2 * LOOK), |_| Ok(())) else { return Ok(()) };
+    let mut configured = node.config.clone();
+    while let Some(due) = spool::next_due(&site.place, clock::now())? {
+        if due > clock::now() {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        // What was wrong may have been mended in node.yaml meanwhile.
+        if let Ok(now) = Node::open(node.place.root()) {
+            configured = now.config;
+        }
+        let mut site = site.clone();
+        site.node.config = configured.clone();
+        if let Err(error) = send_due(&site) {
+            log(&site, &error.one_line());
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(())
+}
