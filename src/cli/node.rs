@@ -4,6 +4,7 @@ use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
+use crate::pipeline::outbox;
 use crate::pipeline::parking;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
@@ -65,13 +66,21 @@ pub fn recover_all(cli: &Cli) -> Result<u8> {
 
 fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     let site = Site::open(node, name)?;
-    let dropped = unit::drop_orders(&site)?;
+    let told = recover_site(&site)?;
+    // What could not be sent before the machine stopped.
+    outbox::ensure_postman(&site)?;
+    Ok(told)
+}
+
+fn recover_site(site: &Site) -> Result<(u8, String)> {
+    let name = site.place.name();
+    let dropped = unit::drop_orders(site)?;
     let last = Last::read(&site.place)?;
     if let Some(holder) = lock::holder(&site.place.lock())? {
         // Whoever takes the lock recovers first.
         return Ok((0, format!("process {} {}", holder.pid, holder.what)));
     }
-    if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(&site)? {
+    if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(site)? {
         let request = Request {
             project: name.clone(),
             id: worker::new_id(),
@@ -83,7 +92,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
             push: None,
             wait_seconds: Some(0),
         };
-        let outcome = worker::work(&site, &request);
+        let outcome = worker::work(site, &request);
         // What was interrupted and is whole again is a success of the recovery.
         let code = if outcome.verdict == Verdict::Interrupted { 0 } else { outcome.exit_code() };
         return Ok((code, outcome.line()));
@@ -95,7 +104,7 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
         Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
         None => "nothing was interrupted".to_string(),
     };
-    match start_after_boot(&site)? {
+    match start_after_boot(site)? {
         Some(0) => Ok((0, format!("{text}; its start steps were run"))),
         Some(code) => Ok((code, format!("{text}; a start step failed: mc_project start {name}"))),
         None => Ok((0, text)),

@@ -1,7 +1,7 @@
 //! Sending what [`super::tell`] wrote: at once after a deployment, and again later without waiting for another one.
 //!
-//! On a machine that systemd runs a timer of `setup` comes each minute while something waits; elsewhere the worker leaves a
-//! process behind, the postman, that ends when nothing waits any more. Whoever sends holds `state/spool/.door`, so that
+//! What could not be sent is left to the postman, a process that ends when nothing waits any more: a transient unit where
+//! systemd runs a whole-machine node, else a detached process. Who sends holds `state/spool/.door`, so that
 //! nothing is sent twice. Each attempt is a line in `mail.log` beside the project's logs.
 
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::report::spool::{self, Round, Waiting};
 use crate::report::webhook::{Secret, Target};
 use crate::sys::error::{Error, Result};
 use crate::sys::lock::Lock;
-use crate::sys::process::{DetachedOrder, base_environment, spawn_detached};
+use crate::sys::process::{DetachedOrder, StepStatus, base_environment, run_captured, spawn_detached};
 use crate::sys::{clock, escape, fs, machine};
 
 /// The hidden command of the postman.
@@ -27,6 +27,8 @@ pub const POSTMAN: &str = "postman";
 const BUDGET: Duration = Duration::from_secs(30);
 /// How long a person's own attempt may take.
 const PATIENCE: Duration = Duration::from_mins(5);
+/// How long systemd may take.
+const SYSTEMD: Duration = Duration::from_mins(1);
 /// How often the postman looks whether something new came or the project is gone.
 const LOOK: Duration = Duration::from_secs(2);
 /// A log that is longer begins anew; the one before is kept as `mail.log.1`.
@@ -109,7 +111,8 @@ fn send(site: &Site, budget: Duration) -> Result<Round> {
         match &sent {
             Ok(said) => log(site, &format!("sent {about}: {said}")),
             Err(error) => {
-                log(site, &format!("could not send {about} (attempt {}): {}", waiting.attempts + 1, error.one_line()))
+                let attempt = waiting.attempts + 1;
+                log(site, &format!("could not send {about} (attempt {attempt}): {}", error.one_line()));
             }
         }
         sent.map(|_| ())
@@ -147,25 +150,39 @@ pub fn send_after_deployment(site: &Site) -> Result<()> {
     sent.map(|_| ())
 }
 
-/// Starts the postman if something waits and no timer of the machine sends it.
+/// Starts the postman if something waits.
 ///
 /// # Errors
 /// If it cannot be started.
 pub fn ensure_postman(site: &Site) -> Result<()> {
-    if has_timer(site) || spool::list(&site.place)?.is_empty() {
+    if spool::list(&site.place)?.is_empty() {
         return Ok(());
     }
-    let root = site.place.node().root();
-    let args = [OsString::from("--root"), root.into(), POSTMAN.into(), site.place.name().as_str().into()];
+    let (root, name) = (site.place.node().root(), site.place.name());
+    let args = [OsString::from("--root"), root.into(), POSTMAN.into(), name.as_str().into()];
     let mut env = base_environment(Path::new("/"));
     env.extend(std::env::var("SSL_CERT_FILE").ok().map(|file| ("SSL_CERT_FILE".to_string(), file)));
-    spawn_detached(&DetachedOrder { args: args.to_vec(), env, ..DetachedOrder::default() })?;
-    Ok(())
-}
-
-/// Whether systemd runs the timer that `setup` wrote.
-fn has_timer(site: &Site) -> bool {
-    site.node.system.is_some() && site.place.node().root() == Path::new("/") && machine::runs_systemd()
+    let by_systemd = site.node.system.is_some() && root == Path::new("/") && machine::runs_systemd();
+    if !by_systemd {
+        spawn_detached(&DetachedOrder { args: args.to_vec(), env, ..DetachedOrder::default() })?;
+        return Ok(());
+    }
+    let unit = format!("mc_project-postman-{name}.service");
+    let mut words: Vec<OsString> =
+        ["--quiet", "--collect", "--no-block", "-p", "Restart=on-failure", "-p", "RestartSec=30"]
+            .map(OsString::from)
+            .into();
+    words.push(format!("--unit={unit}").into());
+    words.push("--slice=mc_project.slice".into());
+    words.push(format!("--description=mc_project sends what waits of {name}").into());
+    words.extend(["--".into(), site.node.program()?.into_os_string()]);
+    words.extend(args);
+    let ended = run_captured("systemd-run", &words, &env, b"", SYSTEMD)?;
+    // One that is there already sees what is new.
+    if ended.status == StepStatus::Ok || ended.last_words().contains("already") {
+        return Ok(());
+    }
+    Err(Error::failed(format!("cannot start {unit}: {}", ended.last_words())))
 }
 
 /// The postman: sends what is due until nothing waits. A second one leaves at once.
@@ -174,7 +191,7 @@ fn has_timer(site: &Site) -> bool {
 /// If the spool cannot be read.
 pub fn be_postman(node: &Node, site: &Site) -> Result<()> {
     let lock = site.place.spool().join(".postman");
-    // One that is about to end lets us in within this time.
+    // One that is about to end lets us in within this time; one that stays sees what is new.
     let Ok(_only_one) = Lock::take(&lock, Some(Instant::now() + 2 * LOOK), |_| Ok(())) else { return Ok(()) };
     let mut configured = node.config.clone();
     while let Some(due) = spool::next_due(&site.place, clock::now())? {

@@ -364,7 +364,9 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     settling.settle();
     let spooled = tell::spool(site, begin, &entry, &recipe, version.as_ref());
     let faults = spooled.unwrap_or_else(|error| vec![format!("the mail could not be written: {}", error.one_line())]);
-    faults.into_iter().for_each(|fault| settling.warn(fault));
+    for fault in faults {
+        settling.warn(fault);
+    }
     settling.hold_ballast();
     // Last, because a recipe's own step may take its time: whatever it does, the mail is written.
     settling.notify(options);
