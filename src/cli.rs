@@ -133,6 +133,9 @@ pub enum Command {
     /// Sends what waits in the spool, until nothing does (for the program itself)
     #[command(name = crate::pipeline::outbox::POSTMAN, hide = true)]
     Postman(OneName),
+    /// Sends one mail of the spool (for the program itself)
+    #[command(name = crate::pipeline::outbox::SEND_ONE, hide = true)]
+    SendOne(mail::OneFile),
     /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
@@ -200,6 +203,7 @@ impl Cli {
             Command::WatchFiles(args) => deploying::watch_files(self, &args.name),
             Command::Mail(command) => mail::mail(self, command),
             Command::Postman(args) => mail::postman(self, &args.name),
+            Command::SendOne(args) => mail::send_one(self, args),
             Command::Watch => deploying::watch(self),
             Command::Work => deploying::work(self),
             Command::History(args) => reading::history(self, args),

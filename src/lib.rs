@@ -27,7 +27,8 @@
 //! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
 //!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
 //! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
-//!     [`pipeline::tell`] sends the mail ([`report::mail`], [`report::post`]); the hook prints the verdict, and git answers.
+//!     [`pipeline::tell`] writes mails and webhooks ([`report::mail`], [`report::webhook`]); the hook prints the verdict, and
+//!     git answers. [`pipeline::outbox`] sends what was written, now or later.
 //!
 //! In editable mode `run` is a clone that somebody works in: [`pipeline::editable`] takes the place of sentences 5 to 9, and
 //! [`entrance::watch`] runs steps again when a file is saved.

@@ -14,7 +14,7 @@ use crate::report::notice::Notice;
 use crate::report::spool::{self, Waiting};
 use crate::report::{history, webhook};
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::{clock, machine};
+use crate::sys::{clock, machine, process};
 
 /// What is to be done about mail.
 #[derive(Debug, Subcommand)]
@@ -87,6 +87,28 @@ pub fn postman(cli: &Cli, name: &ProjectName) -> Result<u8> {
     Ok(0)
 }
 
+/// `send-one`.
+#[derive(Debug, Args)]
+pub struct OneFile {
+    /// The project
+    pub name: ProjectName,
+    /// The file of its spool
+    pub file: String,
+}
+
+/// Sends one mail and says in one line what became of it (for the program itself).
+///
+/// # Errors
+/// If the project cannot be opened.
+pub fn send_one(cli: &Cli, args: &OneFile) -> Result<u8> {
+    let (line, code) = match outbox::send_one(&cli.site(&args.name)?, &args.file) {
+        Ok(said) => (said, ExitCode::Done),
+        Err(error) => (error.one_line(), ExitCode::Failed),
+    };
+    screen::line(line);
+    Ok(code as u8)
+}
+
 fn sites(cli: &Cli, name: Option<&ProjectName>) -> Result<Vec<Site>> {
     let node = cli.node()?;
     let names = name.map_or_else(|| node.projects(), |name| Ok(vec![name.clone()]))?;
@@ -107,6 +129,8 @@ fn test(cli: &Cli, args: &TestArgs) -> Result<u8> {
         let name = machine::host_name().unwrap_or_default();
         notices.push(Notice::Hook(webhook::ping(&name, delivery, &outbox::node_target(&node)?)));
     }
+    // A server may talk for ever.
+    process::limit_memory(outbox::SENDER_MEMORY)?;
     let way = outbox::transport(&node);
     let mut code = ExitCode::Done;
     for notice in notices {

@@ -12,17 +12,25 @@ use std::time::{Duration, Instant};
 use super::site::{Node, Site};
 use crate::project::mail::{MailTransport, SmtpTls};
 use crate::project::node::{Password, Tls, Transport};
+use crate::report::notice::Notice;
 use crate::report::post;
 use crate::report::spool::{self, Round, Waiting};
 use crate::report::webhook::{Secret, Target};
 use crate::sys::error::{Error, Result};
 use crate::sys::lock::Lock;
-use crate::sys::process::{DetachedOrder, StepStatus, base_environment, run_captured, spawn_detached};
-use crate::sys::{clock, escape, fs, machine};
+use crate::sys::process::{self, DetachedOrder, StepStatus, base_environment, run_captured, spawn_detached};
+use crate::sys::{clock, escape, fs, machine, pipe};
 
 /// The hidden command of the postman.
 pub const POSTMAN: &str = "postman";
 
+/// The hidden command that sends one mail.
+pub const SEND_ONE: &str = "send-one";
+
+/// How long a process may take to begin.
+const STARTING: Duration = Duration::from_secs(5);
+/// The most memory that sending a mail may take.
+pub const SENDER_MEMORY: u64 = 1 << 30;
 /// How long one worker tries to send after its deployment.
 const BUDGET: Duration = Duration::from_secs(30);
 /// How long a person's own attempt may take.
@@ -106,7 +114,10 @@ fn send(site: &Site, budget: Duration) -> Result<Round> {
     let _one_at_a_time = door(site, budget)?;
     let way = transport(&site.node);
     let round = spool::retry(&site.place, clock::now(), budget, &mut |waiting| {
-        let sent = waiting.notice.send(&way);
+        let sent = match (&waiting.notice, &way) {
+            (Notice::Mail(_), MailTransport::Smtp { timeout, .. }) => send_apart(site, waiting, *timeout),
+            _ => waiting.notice.send(&way),
+        };
         let about = format!("the {} about {}", waiting.notice.shown(), waiting.deployment);
         match &sent {
             Ok(said) => log(site, &format!("sent {about}: {said}")),
@@ -119,6 +130,30 @@ fn send(site: &Site, budget: Duration) -> Result<Round> {
     })?;
     round.given_up.iter().for_each(|waiting| log_given_up(site, waiting));
     Ok(round)
+}
+
+/// Sends a mail in a process of its own, which is killed when its time is over: a server may talk for ever, and neither its
+/// words nor a thread that listens to them stay with us.
+fn send_apart(site: &Site, waiting: &Waiting, timeout: Duration) -> Result<String> {
+    let (root, name, file) = (site.place.node().root(), site.place.name(), waiting.file_name());
+    let args = ["--root".as_ref(), root.as_os_str(), SEND_ONE.as_ref(), name.as_str().as_ref(), file.as_ref()];
+    let ended = pipe::run(process::self_exe(), &args, b"", timeout * post::DELIVERY_FACTOR + STARTING)?;
+    let said = String::from_utf8_lossy(&ended.output).trim().to_string();
+    match ended.code {
+        Some(0) => Ok(said),
+        Some(_) if !said.is_empty() => Err(Error::failed(said)),
+        _ => Err(Error::failed("the mail server did not take the mail: what it said took too much memory")),
+    }
+}
+
+/// What that process does: sends the one that waits in this file, and tells what the server said.
+///
+/// # Errors
+/// If it was not taken.
+pub fn send_one(site: &Site, file_name: &str) -> Result<String> {
+    process::limit_memory(SENDER_MEMORY)?;
+    let waiting = spool::one(&site.place, file_name)?;
+    waiting.ok_or_else(|| Error::failed("it does not wait any more"))?.notice.send(&transport(&site.node))
 }
 
 /// Says that something will not be tried again.

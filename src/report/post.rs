@@ -18,7 +18,7 @@ use crate::sys::error::{Context, Error, Result};
 use crate::sys::{clock, escape, fs, machine, pipe};
 
 /// A whole delivery may take so many times the timeout of one exchange: a server that drips must not hold us.
-const DELIVERY_FACTOR: u32 = 3;
+pub const DELIVERY_FACTOR: u32 = 3;
 
 const SENDMAIL_DEADLINE: Duration = Duration::from_secs(20);
 

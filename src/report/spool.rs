@@ -59,10 +59,16 @@ pub struct Round {
 }
 
 impl Waiting {
-    fn path(&self, place: &Place) -> PathBuf {
+    /// The name of its file.
+    #[must_use]
+    pub fn file_name(&self) -> String {
         // The address is a stranger's text, so the name has its digest.
         let receiver = blake3::hash(self.notice.receiver().as_bytes()).to_hex();
-        place.spool().join(format!("{}-{}.json", self.deployment, &receiver.as_str()[..12]))
+        format!("{}-{}.json", self.deployment, &receiver.as_str()[..12])
+    }
+
+    fn path(&self, place: &Place) -> PathBuf {
+        place.spool().join(self.file_name())
     }
 
     /// Whether it is time for the next attempt. A clock that was set back delays nothing for longer than the longest pause.
@@ -159,6 +165,14 @@ pub fn list(place: &Place) -> Result<Vec<Waiting>> {
         (a.first, &a.deployment, a.notice.receiver()).cmp(&(b.first, &b.deployment, b.notice.receiver()))
     });
     Ok(all)
+}
+
+/// What waits in the file of this name.
+///
+/// # Errors
+/// If the spool cannot be read.
+pub fn one(place: &Place, file_name: &str) -> Result<Option<Waiting>> {
+    Ok(list(place)?.into_iter().find(|waiting| waiting.file_name() == file_name))
 }
 
 /// The files of the spool that cannot be understood.

@@ -125,6 +125,11 @@ fn a_mail_server_whose_greeting_never_ends() {
 }
 
 #[test]
+fn a_mail_server_that_never_ends_a_line() {
+    survives(Broken::NeverEndsALine);
+}
+
+#[test]
 fn a_mail_server_with_a_bad_certificate() {
     let (world, other) = (world(), World::new());
     let impostor = Smtpd::start(&other);

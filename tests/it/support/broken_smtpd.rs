@@ -23,8 +23,10 @@ pub enum Broken {
     DropsAfterData,
     /// One byte each second.
     Drips,
-    /// A greeting that has no end.
+    /// A greeting that has no end, line by line.
     GreetsForEver,
+    /// A line that has no end.
+    NeverEndsALine,
 }
 
 /// Such a server; it ends when this value goes away.
@@ -96,6 +98,7 @@ fn talk(mut stream: TcpStream, how: Broken, over: &AtomicBool) {
             }
         }
         Broken::GreetsForEver => while goes_on() && stream.write_all(b"220-welcome, and wait\r\n").is_ok() {},
+        Broken::NeverEndsALine => while goes_on() && stream.write_all(&[b'2'; 4096]).is_ok() {},
         Broken::Later | Broken::Never | Broken::DropsAfterData => converse(&mut stream, how),
     }
 }
