@@ -32,6 +32,7 @@ mod machine_editable;
 mod machine_fetch;
 mod machine_hostile;
 mod machine_isolation;
+mod machine_mail;
 mod machine_reboot;
 mod machine_setup;
 mod mail;
