@@ -23,6 +23,7 @@ pub mod disk;
 pub mod doctor;
 pub mod keeping;
 pub mod logs;
+pub mod mail;
 pub mod making;
 pub mod node;
 pub mod reading;
@@ -108,6 +109,9 @@ pub enum Command {
     List(JsonArgs),
     /// Examine the node and its projects, and say what to do
     Doctor(JsonArgs),
+    /// Test how mail goes out; list, send or forget what waits
+    #[command(subcommand)]
+    Mail(mail::MailCommand),
     /// In editable mode: run again what a saved file concerns, until it is ended
     #[command(name = "watch")]
     WatchFiles(OneName),
@@ -131,6 +135,12 @@ pub enum Command {
     /// Recovers after a worker's unit has died (for the program itself)
     #[command(name = crate::entrance::unit::AFTER, hide = true)]
     After(AfterArgs),
+    /// Sends what waits in the spool, until nothing does (for the program itself)
+    #[command(name = crate::pipeline::outbox::POSTMAN, hide = true)]
+    Postman(OneName),
+    /// Sends one mail of the spool (for the program itself)
+    #[command(name = crate::pipeline::outbox::SEND_ONE, hide = true)]
+    SendOne(mail::OneFile),
     /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
@@ -196,6 +206,9 @@ impl Cli {
             Command::Run(args) => deploying::run(self, args),
             Command::Task(args) => deploying::task(self, args),
             Command::WatchFiles(args) => deploying::watch_files(self, &args.name),
+            Command::Mail(command) => mail::mail(self, command),
+            Command::Postman(args) => mail::postman(self, &args.name),
+            Command::SendOne(args) => mail::send_one(self, args),
             Command::Watch => deploying::watch(self),
             Command::Work => deploying::work(self),
             Command::History(args) => reading::history(self, args),

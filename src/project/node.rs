@@ -22,13 +22,16 @@ mod allow;
 mod mail;
 mod project;
 mod source;
+mod webhook;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
+use webhook::NodeWebhookFile;
 
 pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 pub use source::{ReleaseSource, RemoteSource};
+pub use webhook::NodeWebhook;
 
 /// When a push is answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -116,6 +119,8 @@ pub struct NodeConfig {
     pub defaults: Defaults,
     /// How mail goes out.
     pub mail: Mail,
+    /// Where outcomes are posted to.
+    pub webhook: Option<NodeWebhook>,
     /// What a step may use at most.
     pub steps: StepLimits,
     /// What an instance of a service may use at most.
@@ -170,6 +175,7 @@ impl Default for NodeConfig {
             reserve: Reserve::default(),
             defaults: Defaults::default(),
             mail: Mail::default(),
+            webhook: None,
             steps: StepLimits::default(),
             services: ServiceLimits::default(),
             modes: None,
@@ -258,6 +264,7 @@ struct NodeFile {
     reserve: ReserveFile,
     defaults: DefaultsFile,
     mail: MailFile,
+    webhook: Option<NodeWebhookFile>,
     steps: StepLimitsFile,
     services: ServiceLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
@@ -316,6 +323,7 @@ impl NodeFile {
             reserve,
             defaults,
             mail: self.mail.resolve(source)?,
+            webhook: self.webhook.map(|hook| hook.resolve(source)).transpose()?,
             steps: self.steps.resolve(),
             services: self.services.resolve(),
             modes: self.modes,

@@ -10,9 +10,11 @@ pub mod listing;
 pub mod mail;
 pub mod mask;
 pub mod notes;
+pub mod notice;
 pub mod post;
 #[cfg(test)]
 pub mod samples;
 pub mod spool;
 pub mod stream;
 pub mod terminal;
+pub mod webhook;

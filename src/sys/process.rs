@@ -204,6 +204,16 @@ pub fn base_environment(home: &Path) -> BTreeMap<String, String> {
     base_environment_of(&user_name(), home)
 }
 
+/// Takes from this process the right to use more memory than this; it cannot be given back.
+///
+/// # Errors
+/// If the system refuses.
+pub fn limit_memory(bytes: u64) -> Result<()> {
+    let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    rustix::process::setrlimit(rustix::process::Resource::As, limit)
+        .context(|| "cannot limit our own memory".to_string())
+}
+
 /// As [`base_environment`], for another user.
 #[must_use]
 pub fn base_environment_of(user: &str, home: &Path) -> BTreeMap<String, String> {
