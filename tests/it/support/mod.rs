@@ -1,5 +1,6 @@
 //! What every test needs: a private node, work trees that push to it, and ways to look at what came of it.
 
+mod away;
 mod broken_smtpd;
 mod finished;
 mod home;
@@ -17,6 +18,7 @@ mod webhookd;
 mod work;
 mod world;
 
+pub use away::{Away, cut, write_list};
 pub use broken_smtpd::{Broken, BrokenSmtpd};
 pub use finished::{Finished, Running};
 pub use home::Home;
