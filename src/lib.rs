@@ -22,12 +22,14 @@
 //!    node built ([`tree::deliverable`]), and brings it over ssh ([`pipeline::download`], [`entrance::handover`]).
 //! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
 //!    the pool ([`tree::store`]); until now nothing that runs has changed.
-//! 8. [`pipeline::activate`] stops the services, makes the restore point ([`tree::snapshot`]), exchanges `run` and the
-//!    spare by one system call ([`tree::switch`]), starts, upgrades and asks for the health of the new version.
+//! 8. [`pipeline::activate`] stops the services ([`pipeline::services`]; systemd or our own supervisor keeps them running,
+//!    [`service`]), makes the restore point ([`tree::snapshot`]), exchanges `run` and the spare by one system call
+//!    ([`tree::switch`]), starts and upgrades the new version and asks for its health ([`pipeline::checks`]).
 //! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
 //!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
 //! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
-//!     [`pipeline::tell`] sends the mail ([`report::mail`], [`report::post`]); the hook prints the verdict, and git answers.
+//!     [`pipeline::tell`] writes mails and webhooks ([`report::mail`], [`report::webhook`]); the hook prints the verdict, and
+//!     git answers. [`pipeline::outbox`] sends what was written, now or later.
 //!
 //! In editable mode `run` is a clone that somebody works in: [`pipeline::editable`] takes the place of sentences 5 to 9, and
 //! [`entrance::watch`] runs steps again when a file is saved.
@@ -35,6 +37,9 @@
 //! Before all of that [`pipeline::setup`] has made the machine a node and [`pipeline::init`] the project on it
 //! ([`pipeline::rights`]: who owns what); [`pipeline::people`] wrote down who may come in, and [`entrance::shell`] is all
 //! that their keys can do.
+//!
+//! On a developer's machine the same program pushes and asks ([`entrance::push`], [`entrance::far`]): git and ssh carry
+//! what is said, and [`entrance::event_lines`] is what a hook says to it instead of to a person.
 //!
 //! # In reading order
 //!
@@ -44,7 +49,8 @@
 //! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
 //! - [`service`]: what keeps services running (systemd, or a supervisor of our own), and the door to systemd for steps about
 //!   units.
-//! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket. They hold no lock
+//! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket; and the
+//!   developer's side of all that. They hold no lock
 //!   and change no tree themselves; only `watch` takes the lock, to run steps.
 //! - [`sys`]: the only doors to the outside: programs, git, files, accounts, control groups, locks, mounts, keys, and errors.
 //! - [`cli`] and [`demo`] stand on top of all.

@@ -118,15 +118,13 @@ fn verify(cli: &Cli, args: &PickArgs) -> Result<u8> {
 /// `release fetch`: brings a deliverable and deploys nothing.
 fn fetch_one(cli: &Cli, args: &FetchArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
-    let within = site.node.config.fetch_within;
     let mut tell = |line: String| screen::error_line(escape::visible(&line));
     let commit = match &args.commit {
         Some(commit) => commit.clone(),
         None => serving_elsewhere(&site, &mut tell)?,
     };
     let typed = |error| site.typed(error);
-    let offer = fetch::look(&site, &commit, within, &mut tell).map_err(typed)?;
-    let found = fetch::bring(&site, &offer, within, &mut tell).map_err(typed)?;
+    let found = fetch::by_hand(&site, &commit, &mut tell).map_err(typed)?;
     let (statement, manifest) = found.verify(&site.trusted_keys()?).map_err(typed)?;
     found.check_archive(&statement, &manifest)?;
     if args.json {

@@ -37,6 +37,7 @@ struct Status {
     needs_person: Option<String>,
     last: Option<Entry>,
     unsent_mail: usize,
+    given_up_mail: usize,
     clone: Option<CloneStatus>,
     kept_clones: Vec<PathBuf>,
     /// What keeps the services running had to be started again.
@@ -103,6 +104,7 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
         needs_person: last.and_then(|last| last.needs_person),
         last: entries.last().cloned(),
         unsent_mail: spool::list(&site.place)?.len(),
+        given_up_mail: spool::given_up(&site.place)?.len(),
         services: services_of(site, running.as_ref())?,
         health: health_of(site, running.as_ref(), check)?,
         healed,
@@ -153,6 +155,10 @@ fn print_status(status: &Status) {
     }
     if status.unsent_mail > 0 {
         screen::line(format!("  {} mails wait to be sent", status.unsent_mail));
+    }
+    if status.given_up_mail > 0 {
+        screen::line(format!("  {} MAILS COULD NOT BE SENT and were given up", status.given_up_mail));
+        screen::line(format!("    hint: {0} mail list {1}; {0} mail flush {1}", status.command, status.project));
     }
 }
 

@@ -128,7 +128,8 @@ fn restore(site: &Site, entry: &Entry, point: &RestorePoint) -> Restore {
     if fs::exists(&archive.join("dumps")) {
         hold("dumps", format!("what the backup steps wrote: {}", archive.join("dumps").display()));
     }
-    let back = point.before.as_ref();
+    // What never was replaced, or is back already, needs no command.
+    let back = point.before.as_ref().filter(|_| entry.was_live);
     Restore {
         path: archive.display().to_string(),
         holds,

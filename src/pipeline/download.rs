@@ -455,6 +455,19 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_is_told_how_far_it_is() {
+        let commit = "1a2b3c4d5e000000000000000000000000000000".parse().unwrap();
+        let mut wanted = Wanted { project: "shop".parse().unwrap(), commit, part: Part::Archive, offset: 1024 };
+        let told = Instant::now().checked_sub(TOLD).unwrap();
+        let mut answer = Answer { line: Vec::new(), head: None, bound: Size::Exactly(8192), wanted: &mut wanted, told };
+        let mut lines = Vec::new();
+        let piece = [b"mc_project release 1 8192\n".to_vec(), vec![0; 1024]].concat();
+        answer.feed(&piece, &mut |_| Ok(()), &mut |line| lines.push(line)).unwrap();
+        answer.feed(&[0; 1024], &mut |_| Ok(()), &mut |line| lines.push(line)).unwrap();
+        assert_eq!(lines, ["2 KiB of 8 KiB (25 %)"], "once in a while, not for each piece");
+    }
+
+    #[test]
     fn lies_about_the_size_and_what_is_no_answer_are_refused_before_anything_is_taken() {
         for (bound, offset, piece, why) in [
             (Size::Exactly(5), 0, &b"mc_project release 1 6\nhello!"[..], "signed are 5"),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::download::{Download, Tell};
 use super::draft::Draft;
 use super::halt::{Halt, Step};
+use super::preflight::{Part, What, downloaded, refuse_short};
 use super::site::Site;
 use crate::project::ids::ObjectId;
 use crate::project::node::{ReleaseSource, RemoteSource};
@@ -109,6 +110,18 @@ pub fn bring(site: &Site, offer: &Offer, within: Duration, tell: Tell<'_>) -> Re
             Ok(incoming.deliverable().clone())
         }
     }
+}
+
+/// Brings a deliverable here without deploying it, if there is room.
+///
+/// # Errors
+/// If there is none, or it cannot be had.
+pub fn by_hand(site: &Site, commit: &ObjectId, tell: Tell<'_>) -> Result<Deliverable> {
+    let within = site.node.config.fetch_within;
+    let offer = look(site, commit, within, &mut *tell)?;
+    let part = Part { dir: site.place.releases(), need: downloaded(&offer), what: What::Deployment };
+    refuse_short(site, &[part])?;
+    bring(site, &offer, within, tell)
 }
 
 impl Draft<'_> {

@@ -22,6 +22,7 @@ pub mod environment;
 pub mod fetch;
 pub mod halt;
 pub mod init;
+pub mod outbox;
 pub mod parking;
 pub mod people;
 pub mod plan;

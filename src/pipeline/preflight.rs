@@ -272,12 +272,21 @@ pub fn refuse_full(site: &Site) -> Result<()> {
     }
     let place = &site.place;
     let part = |dir: PathBuf, need| Part { dir, need, what: What::Deployment };
-    let all = disks(site, &[part(place.git_project(), REFS), part(place.state(), RECORDS)], true)?;
+    refuse_short(site, &[part(place.git_project(), REFS), part(place.state(), RECORDS)])
+}
+
+/// Refuses what is written by hand and has no room: no deployment is at hand that could ask for more.
+///
+/// # Errors
+/// The refusal, with the numbers.
+pub fn refuse_short(site: &Site, parts: &[Part]) -> Result<()> {
+    let all = disks(site, parts, true)?;
     let short: Vec<&Disk> = all.iter().filter(|disk| disk.is_short()).collect();
-    if short.is_empty() {
-        return Ok(());
-    }
-    let halt = refusal(site, &short, &[]);
+    let halt = match refuse_beyond_cap(site, parts) {
+        Err(halt) => halt,
+        Ok(()) if short.is_empty() => return Ok(()),
+        Ok(()) => refusal(site, &short, &[]),
+    };
     Err(site.typed(Error::refused(halt.reason).hint(halt.hints.join("\n"))))
 }
 
@@ -406,7 +415,7 @@ impl Undertaking<'_> {
         if self.next.mode == Mode::Cooking {
             all.push((place.releases(), self.packed()));
         }
-        all.push((place.releases(), self.downloaded()));
+        all.push((place.releases(), self.offer.map_or(Need::default(), downloaded)));
         let pillar = self.pillar()?;
         all.extend([(place.pillar(), pillar), (place.build(), pillar)]);
         Ok(all.into_iter().map(|(dir, need)| Part { dir, need, what: What::Deployment }).collect())
@@ -503,14 +512,6 @@ impl Undertaking<'_> {
         Need::sum(contents.into_values().map(Need::file))
     }
 
-    /// What is still to be downloaded of the deliverable.
-    fn downloaded(&self) -> Need {
-        let Some(Offer::There(incoming, _)) = self.offer else { return Need::default() };
-        let rest = incoming.statement().size.saturating_sub(incoming.held().unwrap_or(0));
-        let manifest = incoming.statement().entries as u64 * LINE;
-        Need { bytes: rounded(rest) + rounded(manifest) + 2 * BLOCK, inodes: 4 }
-    }
-
     /// The deliverable, as large as the last one; the first one as large as the commit.
     fn packed(&self) -> Need {
         let place = &self.site.place;
@@ -538,6 +539,15 @@ impl Undertaking<'_> {
         let entries = self.site.pillar_repo()?.list(commit, &limits_of(self.site))?;
         Ok(Need::sum(entries.iter().map(|entry| Need::file(entry.size))))
     }
+}
+
+/// What is still to be downloaded of a deliverable.
+#[must_use]
+pub fn downloaded(offer: &Offer) -> Need {
+    let Offer::There(incoming, _) = offer else { return Need::default() };
+    let rest = incoming.statement().size.saturating_sub(incoming.held().unwrap_or(0));
+    let manifest = incoming.statement().entries as u64 * LINE;
+    Need { bytes: rounded(rest) + rounded(manifest) + 2 * BLOCK, inodes: 4 }
 }
 
 /// The size of a file; 0 where there is none.

@@ -95,7 +95,7 @@ fn definition(site: &Site, of: &Deployed, service: &Service, number: u32) -> Res
         stop_signal: service.stop_signal,
         stop_timeout: service.stop_timeout,
         start_timeout: service.start_timeout,
-        limits: service.limits,
+        limits: service.limits.within(site.config.services),
         unchanged: service.unchanged,
         order: order(site, of, service, number)?.0,
         running: Running { deployment: Some(of.id.clone()), commit: Some(of.version.commit.id.clone()) },
@@ -116,7 +116,7 @@ pub fn order(site: &Site, of: &Deployed, service: &Service, number: u32) -> Resu
     env.insert("MC_INSTANCE".into(), number.to_string());
     env.extend(port.map(|port| ("PORT".to_string(), port.to_string())));
     let mut order = StepOrder::new(argv_of(&service.command), env.into_iter().collect(), directory(site, service));
-    boxes::close_service(site, service, service.limits, &mut order);
+    boxes::close_service(site, service, service.limits.within(site.config.services), &mut order);
     Ok((order, port))
 }
 

@@ -12,6 +12,7 @@ use super::ids::ProjectName;
 use super::limits::{StepLimits, StepLimitsFile};
 use super::mode::{Environment, Mode};
 use super::recipe::Defaults;
+use super::service_limits::{ServiceLimits, ServiceLimitsFile};
 use super::yaml::locate::Step as Way;
 use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from_text};
 use super::yaml::{Source, with_hint};
@@ -21,13 +22,16 @@ mod allow;
 mod mail;
 mod project;
 mod source;
+mod webhook;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
+use webhook::NodeWebhookFile;
 
 pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
 pub use source::{ReleaseSource, RemoteSource};
+pub use webhook::NodeWebhook;
 
 /// When a push is answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -115,8 +119,12 @@ pub struct NodeConfig {
     pub defaults: Defaults,
     /// How mail goes out.
     pub mail: Mail,
+    /// Where outcomes are posted to.
+    pub webhook: Option<NodeWebhook>,
     /// What a step may use at most.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most.
+    pub services: ServiceLimits,
     modes: Option<Vec<Mode>>,
     branch: Option<String>,
     answer: Answer,
@@ -145,6 +153,8 @@ pub struct ProjectConfig {
     pub user: Option<String>,
     /// What a step may use at most; a step that asks for nothing gets it.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most; one that asks for nothing gets it.
+    pub services: ServiceLimits,
     /// What the project may ask root for.
     pub allow: Allow,
     /// The most bytes that everything of the project may take; `None`: as many as there are.
@@ -165,7 +175,9 @@ impl Default for NodeConfig {
             reserve: Reserve::default(),
             defaults: Defaults::default(),
             mail: Mail::default(),
+            webhook: None,
             steps: StepLimits::default(),
+            services: ServiceLimits::default(),
             modes: None,
             branch: None,
             answer: Answer::default(),
@@ -214,6 +226,7 @@ impl NodeConfig {
             trust_root: own.trust_root,
             user: own.user,
             steps: own.steps.or(self.steps),
+            services: own.services.or(self.services),
             allow: own.allow,
             disk: own.disk,
         }
@@ -251,7 +264,9 @@ struct NodeFile {
     reserve: ReserveFile,
     defaults: DefaultsFile,
     mail: MailFile,
+    webhook: Option<NodeWebhookFile>,
     steps: StepLimitsFile,
+    services: ServiceLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
 }
 
@@ -308,7 +323,9 @@ impl NodeFile {
             reserve,
             defaults,
             mail: self.mail.resolve(source)?,
+            webhook: self.webhook.map(|hook| hook.resolve(source)).transpose()?,
             steps: self.steps.resolve(),
+            services: self.services.resolve(),
             modes: self.modes,
             branch: self.branch.map(|branch| branch.0),
             answer: self.verdict,

@@ -1,4 +1,5 @@
-//! ed25519 keys that sign deliverables, and the keys that a node trusts (RFC 8032, through `ring`).
+//! ed25519 keys that sign deliverables, and the keys that a node trusts (RFC 8032, through `ring`); and what signs a message
+//! for those who share a secret with us.
 
 use std::fmt;
 use std::path::Path;
@@ -180,6 +181,13 @@ impl TrustedKeys {
             "`keys show` on the node that cooked it prints its key; accept it here with: mc_project keys trust KEY",
         ))
     }
+}
+
+/// The HMAC-SHA256 (RFC 2104) of a message, in hexadecimal digits.
+#[must_use]
+pub fn hmac_sha256_hex(key: &[u8], message: &[u8]) -> String {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key);
+    to_hex(ring::hmac::sign(&key, message).as_ref())
 }
 
 fn to_hex(bytes: &[u8]) -> String {

@@ -392,3 +392,44 @@ fn keys_are_shown_trusted_by_name_and_taken_back() {
     world.mc(&["keys", "distrust", "staging"]).ok().says("no longer accepted");
     nodes.push().code(1).tells("keys trust");
 }
+
+#[test]
+#[cfg(feature = "failpoints")]
+fn a_fetch_that_is_killed_before_the_end_leaves_what_has_come_and_nothing_that_counts() {
+    let nodes = Nodes::new();
+    let mut fetch = nodes.production.mc_command(&["release", "fetch", "shop"]);
+    fetch.env("MC_FAIL", "fetch.downloaded=kill");
+    let killed = Finished::of(fetch);
+    assert_eq!(killed.exit_code(), None, "{killed}");
+    assert_eq!(nodes.part().metadata().unwrap().len(), nodes.archive().metadata().unwrap().len());
+    let came = nodes.relay.came_back();
+    nodes.push().ok().tells("of it are here already");
+    assert!(nodes.relay.came_back() - came < SIZE / 10, "the archive was fetched again");
+    nodes.staging.run_tree("shop").assert_same(&nodes.production.run_tree("shop"), "run of the two nodes");
+}
+
+#[test]
+fn what_was_fetched_for_a_deployment_that_failed_is_not_fetched_again() {
+    let nodes = Nodes::new();
+    nodes.push().ok();
+    let work = nodes.staging.checkout_of("shop");
+    let recipe = format!("{}  upgrade: ['[ $MC_ENV != prod ] || [ -e $MC_DATA/ready ]']\n", recipe());
+    let commit = work.commit("needs something in production", &[("mc_project.yaml", &recipe)]);
+    work.push(&["main"]).ok();
+    nodes.staging.settle("shop");
+
+    assert_has(&nodes.push().code(1).rejected("main -> main"), "rolled back at upgrade");
+    nodes.production.settle("shop");
+    std::fs::write(nodes.production.project("shop").join("data/ready"), "").unwrap();
+    let before = nodes.relay.connections();
+    nodes.push().ok().tells(&format!("run serves {}", &commit[..10]));
+    assert_eq!(nodes.relay.connections(), before);
+}
+
+#[test]
+fn what_has_no_room_is_not_fetched_by_hand_either() {
+    let nodes = Nodes::with("projects: {shop: {disk: 2MiB}}\n");
+    let refused = nodes.production.mc(&["release", "fetch", "shop"]).code(1);
+    assert_has(&refused.stderr, "no space: shop may take 2 MiB");
+    assert!(!nodes.part().exists());
+}

@@ -101,6 +101,7 @@ fn show_explains_a_deployment_and_its_commands_work() {
         assert_has(&failed, part);
     }
     assert_lacks(&failed, "\nrelease\n");
+    assert_lacks(&failed, "to have it back");
 
     // All of the log, as the last line of the short form promises.
     let (end, whole) = (world.mc(&["show", "shop", "#2"]).ok(), world.mc(&["show", "shop", "#2", "--log"]).ok());

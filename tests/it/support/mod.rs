@@ -1,5 +1,7 @@
 //! What every test needs: a private node, work trees that push to it, and ways to look at what came of it.
 
+mod away;
+mod broken_smtpd;
 mod finished;
 mod home;
 mod letter;
@@ -12,9 +14,12 @@ mod smtpd;
 mod sshd;
 mod tree;
 mod ward;
+mod webhookd;
 mod work;
 mod world;
 
+pub use away::{Away, cut, write_list};
+pub use broken_smtpd::{Broken, BrokenSmtpd};
 pub use finished::{Finished, Running};
 pub use home::Home;
 pub use letter::Mail;
@@ -25,6 +30,7 @@ pub use smtpd::Smtpd;
 pub use sshd::Sshd;
 pub use tree::{Tree, digest, digest_without};
 pub use ward::{Lines, Ward, is_alive, kill_9};
+pub use webhookd::Webhookd;
 pub use work::WorkTree;
 pub use world::World;
 
