@@ -50,6 +50,7 @@ mod recipe;
 mod rollback;
 mod service_commands;
 mod services;
+mod services_crash;
 mod sha256;
 mod space;
 mod ssh;
