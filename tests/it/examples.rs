@@ -125,7 +125,9 @@ fn the_python_application_serves_migrates_and_goes_back_with_its_database() {
 
     // A migration that destroys everything, and then a version that does not answer: all of it comes back.
     let evil = more.replace("\n]\n", "\n    \"DELETE FROM entry\",\n]\n");
-    work.commit("a fatal one", &[("migrate.py", &evil), ("health.py", "raise SystemExit('ill')\n")]);
+    let app = std::fs::read_to_string(work.dir().join("guestbook.py")).unwrap();
+    let ill = app.replace("def health():\n", "def health():\n    bottle.abort(500, 'ill')\n");
+    work.commit("a fatal one", &[("migrate.py", &evil), ("guestbook.py", &ill)]);
     let push = work.push(&["main"]).code(1);
     assert_has(&push.rejected("main -> main"), "rolled back at health");
     let health = get(port, "/healthz");
@@ -141,7 +143,7 @@ fn the_node_application_serves_and_a_failing_test_never_stops_it() {
     push_example(&world, name);
     let first = world.serves(name).unwrap();
     assert_has(&get(port, "/healthz"), &first);
-    let pid = || std::fs::read_to_string(world.project(name).join("data/server.pid")).unwrap();
+    let pid = || world.mc(&["status", name, "--json"]).json()["services"][0]["pid"].as_u64().unwrap();
     let before = pid();
 
     let work = world.checkout_of(name);
