@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 mod access;
+mod applications;
 mod attacks;
 mod bad_pushes;
 mod boxes;

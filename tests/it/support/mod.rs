@@ -5,6 +5,7 @@ mod home;
 mod letter;
 mod machine;
 mod ports;
+pub mod postgres;
 pub mod server;
 pub mod service_app;
 mod smtpd;
