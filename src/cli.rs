@@ -22,16 +22,23 @@ pub mod deploying;
 pub mod disk;
 pub mod doctor;
 pub mod keeping;
+pub mod logs;
+pub mod mail;
 pub mod making;
 pub mod node;
 pub mod reading;
 pub mod screen;
+pub mod services;
 pub mod serving;
+pub mod signing;
+pub mod status;
+
+use services::Act;
 
 pub use args::{
     AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, Format, HistoryArgs, InitArgs, JsonArgs, KeysCommand,
-    LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, RecoverArgs, ReleaseCommand, RollbackArgs, RunArgs, SetupArgs,
-    ShowArgs, StatusArgs, TaskArgs, VerifyArgs, With,
+    LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, RecoverArgs, ReleaseCommand, RollbackArgs, RunArgs, ServicesArgs,
+    SetupArgs, ShowArgs, Since, StatusArgs, TaskArgs, VerifyArgs, With,
 };
 
 /// Deploy to servers you own with git push.
@@ -74,14 +81,14 @@ pub enum Command {
     Drift(NameArgs),
     /// Check that everything on the disk fits together
     Verify(VerifyArgs),
-    /// Print the log of a deployment
+    /// Print what deployments and services wrote, or the log of one deployment
     Logs(LogsArgs),
-    /// Run the start steps of the live version
-    Start(OneName),
-    /// Run the stop steps of the live version
-    Stop(OneName),
-    /// Run the stop steps, then the start steps of the live version
-    Restart(OneName),
+    /// Start what serves: its start steps, then its services; or some services alone
+    Start(ServicesArgs),
+    /// Stop what serves: its services, then its stop steps; or some services alone. They stay stopped
+    Stop(ServicesArgs),
+    /// Stop, then start
+    Restart(ServicesArgs),
     /// Run a command in the environment of the live version
     Run(RunArgs),
     /// Run a task of the recipe; without a task, list them
@@ -102,6 +109,9 @@ pub enum Command {
     List(JsonArgs),
     /// Examine the node and its projects, and say what to do
     Doctor(JsonArgs),
+    /// Test how mail goes out; list, send or forget what waits
+    #[command(subcommand)]
+    Mail(mail::MailCommand),
     /// In editable mode: run again what a saved file concerns, until it is ended
     #[command(name = "watch")]
     WatchFiles(OneName),
@@ -125,6 +135,12 @@ pub enum Command {
     /// Recovers after a worker's unit has died (for the program itself)
     #[command(name = crate::entrance::unit::AFTER, hide = true)]
     After(AfterArgs),
+    /// Sends what waits in the spool, until nothing does (for the program itself)
+    #[command(name = crate::pipeline::outbox::POSTMAN, hide = true)]
+    Postman(OneName),
+    /// Sends one mail of the spool (for the program itself)
+    #[command(name = crate::pipeline::outbox::SEND_ONE, hide = true)]
+    SendOne(mail::OneFile),
     /// Starts a worker and recovers when it dies (for the program itself)
     #[command(name = crate::entrance::launch::WATCH, hide = true)]
     Watch,
@@ -184,21 +200,24 @@ impl Cli {
             Command::Plan(args) => deploying::plan(self, args),
             Command::Rollback(args) => deploying::rollback(self, args),
             Command::Recover(args) => deploying::recover(self, args),
-            Command::Start(args) => deploying::service(self, &args.name, false, true),
-            Command::Stop(args) => deploying::service(self, &args.name, true, false),
-            Command::Restart(args) => deploying::service(self, &args.name, true, true),
+            Command::Start(args) => services::command(self, args, Act::Start),
+            Command::Stop(args) => services::command(self, args, Act::Stop),
+            Command::Restart(args) => services::command(self, args, Act::Restart),
             Command::Run(args) => deploying::run(self, args),
             Command::Task(args) => deploying::task(self, args),
             Command::WatchFiles(args) => deploying::watch_files(self, &args.name),
+            Command::Mail(command) => mail::mail(self, command),
+            Command::Postman(args) => mail::postman(self, &args.name),
+            Command::SendOne(args) => mail::send_one(self, args),
             Command::Watch => deploying::watch(self),
             Command::Work => deploying::work(self),
             Command::History(args) => reading::history(self, args),
-            Command::Status(args) => reading::status(self, args),
+            Command::Status(args) => status::status(self, args),
             Command::Show(args) => reading::show(self, args),
             Command::Diff(args) => reading::diff(self, args),
             Command::Drift(args) => reading::drift(self, args),
             Command::Verify(args) => reading::verify(self, args),
-            Command::Logs(args) => reading::logs(self, args),
+            Command::Logs(args) => logs::logs(self, args),
             Command::Config(args) => reading::config(self, args),
             Command::Release(command) => keeping::release(self, command),
         }

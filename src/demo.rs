@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+
 use crate::cli::screen;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, ExitCode, Result};
@@ -366,16 +368,38 @@ fn typed(args: &[&str]) -> String {
     args.iter().map(word).collect::<Vec<String>>().join(" ")
 }
 
-/// The subject and the body of a mail of ours, quoted-printable undone; its other headers are for programs.
+/// The subject and the plain text of a mail of ours, its encodings undone; its other headers are for programs.
 fn letter_text(mail: &str) -> String {
     let mail = mail.replace("\r\n", "\n");
-    let (headers, body) = mail.split_once("\n\n").unwrap_or((&mail, ""));
-    // A long header goes on in lines that begin with a space.
-    let headers = headers.replace("\n ", " ");
+    let (headers, body) = headers_and_body(&mail);
     let subject = headers.lines().find(|line| line.starts_with("Subject: ")).unwrap_or_default();
+    let boundary = headers.split_once("boundary=\"").and_then(|(_, rest)| rest.split('"').next());
+    // Of two forms of the same the plain one comes first.
+    let first = boundary.and_then(|boundary| body.split(&format!("--{boundary}\n")).nth(1)?.split("\n--").next());
+    let (headers, body) = first.map_or((headers.clone(), body), headers_and_body);
     let is_quoted = headers.to_ascii_lowercase().contains("content-transfer-encoding: quoted-printable");
     let body = if is_quoted { unquoted(body) } else { body.to_string() };
-    format!("{subject}\n\n{}\n", body.trim_end())
+    format!("{}\n\n{}\n", decoded(subject), body.trim_end())
+}
+
+/// A long header goes on in lines that begin with a space: they are made one.
+fn headers_and_body(text: &str) -> (String, &str) {
+    let (headers, body) = text.split_once("\n\n").unwrap_or((text, ""));
+    (headers.replace("\n ", " "), body)
+}
+
+/// Undoes the encoding of words in a header (RFC 2047, the form that we write).
+fn decoded(header: &str) -> String {
+    let mut parts = header.split("=?utf-8?b?");
+    let mut text = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let (word, rest) = part.split_once("?=").unwrap_or((part, ""));
+        let bytes = base64::engine::general_purpose::STANDARD.decode(word).unwrap_or_default();
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        // The blank between two encoded words is none of the text.
+        text.push_str(rest.strip_suffix(' ').filter(|rest| rest.is_empty()).unwrap_or(rest));
+    }
+    text
 }
 
 /// Undoes quoted-printable (RFC 2045); what is no escape stays as it is.
@@ -430,6 +454,13 @@ mod tests {
     fn a_quoted_printable_mail_becomes_readable() {
         let mail = "From: a\r\nSubject: long\r\n subject\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nlong =\r\nline =E2=9C=93 1=3D1\r\n";
         assert_eq!(letter_text(mail), "Subject: long subject\n\nlong line ✓ 1=1\n");
+    }
+
+    #[test]
+    fn of_two_forms_the_plain_one_is_read_and_encoded_words_are_undone() {
+        let mail = "Subject: =?utf-8?b?4pyX?= shop: =?utf-8?b?w7w=?= =?utf-8?b?w7w=?=\nContent-Type: multipart/alternative;\n boundary=\"b1\"\n\n\
+                    --b1\nContent-Transfer-Encoding: quoted-printable\n\na =3D b\n--b1\nContent-Type: text/html\n\n<p>\n--b1--\n";
+        assert_eq!(letter_text(mail), "Subject: ✗ shop: üü\n\na = b\n");
     }
 
     #[test]

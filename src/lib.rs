@@ -18,15 +18,18 @@
 //!    [`pipeline::preflight`] refuses what would not fit on the disk.
 //! 6. The recipe's steps ([`project::recipe`], [`pipeline::steps`]) build in a clean tree that they see at the path of
 //!    `run`, each in a box ([`pipeline::boxes`]): as the project's account, in a view of its own ([`sys::step_exec`]), in a
-//!    control group with limits ([`sys::cgroup`]); or [`tree::deliverable`] brings what another node built.
+//!    control group with limits ([`sys::cgroup`]); or [`pipeline::fetch`] finds what another
+//!    node built ([`tree::deliverable`]), and brings it over ssh ([`pipeline::download`], [`entrance::handover`]).
 //! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
 //!    the pool ([`tree::store`]); until now nothing that runs has changed.
-//! 8. [`pipeline::activate`] stops the services, makes the restore point ([`tree::snapshot`]), exchanges `run` and the
-//!    spare by one system call ([`tree::switch`]), starts, upgrades and asks for the health of the new version.
+//! 8. [`pipeline::activate`] stops the services ([`pipeline::services`]; systemd or our own supervisor keeps them running,
+//!    [`service`]), makes the restore point ([`tree::snapshot`]), exchanges `run` and the spare by one system call
+//!    ([`tree::switch`]), starts and upgrades the new version and asks for its health ([`pipeline::checks`]).
 //! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
 //!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
 //! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
-//!     [`pipeline::tell`] sends the mail ([`report::mail`], [`report::post`]); the hook prints the verdict, and git answers.
+//!     [`pipeline::tell`] writes mails and webhooks ([`report::mail`], [`report::webhook`]); the hook prints the verdict, and
+//!     git answers. [`pipeline::outbox`] sends what was written, now or later.
 //!
 //! In editable mode `run` is a clone that somebody works in: [`pipeline::editable`] takes the place of sentences 5 to 9, and
 //! [`entrance::watch`] runs steps again when a file is saved.
@@ -41,7 +44,7 @@
 //! - [`pipeline`]: [`deploy`](pipeline::deploy) first. The only place that puts two acts in a row.
 //! - [`tree`]: manifests, the two trees, the switch, the pool, snapshots, deliverables.
 //! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
-//! - [`service`]: the door to systemd, for steps about units.
+//! - [`service`]: what keeps services running (systemd, our own supervisor), and the door to systemd.
 //! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket. They hold no lock
 //!   and change no tree themselves; only `watch` takes the lock, to run steps.
 //! - [`sys`]: the only doors to the outside: programs, git, files, accounts, control groups, locks, mounts, keys, and errors.

@@ -73,8 +73,10 @@ pub struct ShellArgs {
 /// If a key is not taken, or we may not say who comes in.
 pub fn keys(cli: &Cli, command: &KeysCommand) -> Result<u8> {
     match command {
-        KeysCommand::Show(args) => super::making::keys_show(cli, args),
-        KeysCommand::Trust { key } => super::making::keys_trust(cli, key),
+        KeysCommand::Show(args) => super::signing::show(cli, args),
+        KeysCommand::Trust(args) => super::signing::trust(cli, args),
+        KeysCommand::Distrust(args) => super::signing::distrust(cli, args),
+        KeysCommand::Host(args) => super::signing::host(cli, args),
         KeysCommand::Add(args) => add(&cli.node()?, args),
         KeysCommand::Remove(args) => remove(&cli.node()?, args),
         KeysCommand::List(args) => list(&cli.node()?, args),
@@ -246,6 +248,7 @@ fn run_shell(cli: &Cli, args: &ShellArgs) -> Result<u8> {
             Ok(0)
         }
         Answer::Git { argv, env } => Err(process::become_program(&argv, &env)),
+        Answer::Send { who, wanted } => shell::send_deliverable(&root, &who, &wanted).map(|()| 0),
         Answer::Remote { who, words } => shell::remote_command(&root, &who, &words),
     }
 }

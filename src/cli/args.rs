@@ -2,12 +2,16 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::access;
+use super::{access, keeping, signing};
 use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::mode::Environment;
+use crate::project::recipe::ServiceName;
+use crate::sys::escape::visible;
 
 /// A project alone.
 #[derive(Debug, Args)]
@@ -151,11 +155,23 @@ pub struct HistoryArgs {
     pub json: bool,
 }
 
+/// `start`, `stop`, `restart`.
+#[derive(Debug, Args)]
+pub struct ServicesArgs {
+    /// The project
+    pub name: ProjectName,
+    /// These services alone; all of them, and the steps, if none is given
+    pub services: Vec<ServiceName>,
+}
+
 /// `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The project; all of them if not given
     pub name: Option<ProjectName>,
+    /// Ask the checks of the services now, each once
+    #[arg(long, conflicts_with = "disk")]
+    pub check: bool,
     /// What it costs on the disk, by part, kept deployment and restore point. Parts and what removing a deployment frees are
     /// measured in disk blocks; what a deployment would take alone and what it shares are derived from manifests
     #[arg(long)]
@@ -173,6 +189,9 @@ pub struct ShowArgs {
     /// Which deployment: an id, the beginning of one, #42, a commit, -1; the last one if not given
     #[arg(allow_hyphen_values = true)]
     pub id: Option<String>,
+    /// Print all of its log, not the end of it
+    #[arg(long)]
+    pub log: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -213,12 +232,65 @@ pub struct VerifyArgs {
 pub struct LogsArgs {
     /// The project
     pub name: ProjectName,
-    /// Which deployment; the last one if not given
-    #[arg(allow_hyphen_values = true)]
+    /// The log of this deployment; without it, what deployments and services wrote last, in one view
+    #[arg(allow_hyphen_values = true, conflicts_with_all = ["service", "since", "lines", "json"])]
     pub id: Option<String>,
-    /// Follow it to its end
+    /// Go on with what comes; a deployment is followed to its end
     #[arg(short = 'f', long)]
     pub follow: bool,
+    /// What this service wrote, alone
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<ServiceName>,
+    /// Nothing before: 10m, 2h, 3d, or a time such as 2026-11-27T20:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Since>,
+    /// How many lines that are there already; 100 if nothing else is given
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub lines: Option<usize>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A moment, as it is typed: how long ago, or when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Then.
+    At(jiff::Timestamp),
+}
+
+impl Since {
+    /// The moment, if it is now `now`.
+    #[must_use]
+    pub fn moment(self, now: jiff::Timestamp) -> jiff::Timestamp {
+        match self {
+            Self::Ago(time) => now.checked_sub(time).unwrap_or(jiff::Timestamp::MIN),
+            Self::At(at) => at,
+        }
+    }
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("`{}` is no time: 10m, 2h, 3d, or 2026-11-27T20:00Z", visible(text));
+        if let Ok(at) = text.parse() {
+            return Ok(Self::At(at));
+        }
+        let unit = text.chars().last().ok_or_else(bad)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(bad()),
+        };
+        let count: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
+        count.checked_mul(seconds).map(|all| Self::Ago(Duration::from_secs(all))).ok_or_else(bad)
+    }
 }
 
 /// `run`.
@@ -280,8 +352,13 @@ pub enum ReleaseCommand {
         /// The directory; it must not exist
         dir: PathBuf,
     },
-    /// Check the deliverable of a commit or release: signature, digests, content
+    /// Check the deliverable of a commit or release: signature, digests, content; prints where it came from
     Verify(PickArgs),
+    /// Bring a deliverable from another node (`release_sources: [ssh://…]`) into releases/, and deploy nothing
+    Fetch(keeping::FetchArgs),
+    /// Hands deliverables to another node: the forced command of its key in authorized_keys (for sshd)
+    #[command(hide = true)]
+    Serve(OneName),
 }
 
 /// A project and one of its releases.
@@ -306,13 +383,15 @@ pub enum KeysCommand {
     Remove(access::RemoveArgs),
     /// List who may come in and what they may do
     List(access::ListArgs),
-    /// Print this node's public key and the keys it trusts
+    /// Print the key that signs this node's deliverables, the keys that it trusts, the key with which it fetches from other
+    /// nodes, and the machines that it knows
     Show(JsonArgs),
     /// Accept deliverables that are signed with this key
-    Trust {
-        /// The key, as `keys show` prints it on the other node
-        key: String,
-    },
+    Trust(signing::TrustArgs),
+    /// Accept them no longer
+    Distrust(signing::DistrustArgs),
+    /// Know another node by its ssh key, so that deliverables can be fetched from it: shows the key and asks
+    Host(signing::HostArgs),
 }
 
 /// `destroy`.

@@ -139,27 +139,6 @@ fn recover_in_unit(site: &Site, request: &Request) -> Result<Outcome> {
     }
 }
 
-/// `start`, `stop`, `restart`: the steps of the live version.
-///
-/// # Errors
-/// If nothing is deployed or the lock is held.
-pub fn service(cli: &Cli, name: &ProjectName, stop: bool, start: bool) -> Result<u8> {
-    let site = cli.site(name)?;
-    let _lock = lock_for_a_command(&site)?;
-    let version = live_version(&site)?;
-    let stages = [(Stage::Stop, stop), (Stage::Start, start)];
-    for (stage, _) in stages.iter().filter(|(_, wanted)| *wanted) {
-        let steps = version.recipe.stages.get(stage).cloned().unwrap_or_default();
-        if steps.is_empty() {
-            screen::line(format!("{name}: the recipe has no `{}` steps", stage.name()));
-        }
-        if let Some((_, code)) = steps_by_hand(&site, &version, *stage, &steps)? {
-            return Ok(code);
-        }
-    }
-    Ok(0)
-}
-
 /// Starts what serves: the `start` steps where they are wanted, then the services; `None` if there is nothing to start,
 /// else the exit code.
 ///
@@ -216,7 +195,10 @@ pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
 }
 
 /// Runs those steps that are for this mode, in order; the one that failed, with its exit code.
-fn steps_by_hand<'a>(
+///
+/// # Errors
+/// If one cannot be run.
+pub fn steps_by_hand<'a>(
     site: &Site,
     version: &Version,
     stage: Stage,
@@ -244,7 +226,10 @@ fn step_by_hand(
 }
 
 /// Does something outside of a deployment, its output shown afterwards; `Some` is the exit code of what failed.
-fn by_hand(
+///
+/// # Errors
+/// If it cannot be told.
+pub fn by_hand(
     site: &Site,
     version: &Version,
     title: &str,
@@ -391,7 +376,10 @@ fn running_version(site: &Site) -> Result<Option<Version>> {
 }
 
 /// The same, with the deployment that made it so.
-fn running(site: &Site) -> Result<Option<Deployed>> {
+///
+/// # Errors
+/// If its record is damaged.
+pub fn running(site: &Site) -> Result<Option<Deployed>> {
     if let Some(record) = parking::read(site)? {
         return Ok(parking::held_version(site, &record));
     }
@@ -399,7 +387,11 @@ fn running(site: &Site) -> Result<Option<Deployed>> {
     Ok(crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed()))
 }
 
-fn lock_for_a_command(site: &Site) -> Result<Lock> {
+/// Takes the project's lock, and finishes what was interrupted.
+///
+/// # Errors
+/// If it is held, or what was interrupted cannot be finished.
+pub fn lock_for_a_command(site: &Site) -> Result<Lock> {
     let lock = Lock::take(&site.place.lock(), Some(std::time::Instant::now()), |_| Ok(()))?;
     recovery::finish_interrupted(site)?;
     Ok(lock)

@@ -197,19 +197,20 @@ fn space_findings(site: &Site) -> Result<Vec<Finding>> {
 /// Mail that nobody got: who waits for it and why it could not be sent.
 fn mail_findings(site: &Site) -> Result<Vec<Finding>> {
     let about = site.place.name().to_string();
-    let hint = Some("look at `mail:` in node.yaml; the next deployment tries again".to_string());
+    let hint = Some(format!("look at `mail:` in node.yaml; {0} mail test; {0} mail flush {about}", site.command()));
     let mut findings: Vec<Finding> = spool::list(&site.place)?
         .into_iter()
         .filter(|waiting| waiting.attempts > 0)
         .map(|waiting| {
-            let text =
-                format!("mail to {} waits, tried {} times: {}", waiting.mail.to, waiting.attempts, waiting.error);
+            let text = format!("{} waits, tried {} times: {}", waiting.notice.shown(), waiting.attempts, waiting.error);
             Finding { about: about.clone(), good: false, text: escape::visible(&text), hint: hint.clone() }
         })
         .collect();
-    let given_up = spool::given_up_count(&site.place)?;
-    if given_up > 0 {
-        let text = format!("{given_up} mails were given up; they lie in {}", site.place.spool().display());
+    let given_up = spool::given_up(&site.place)?;
+    if let Some(last) = given_up.last() {
+        let text =
+            format!("{} notices were given up, last the {}: {}", given_up.len(), last.notice.shown(), last.error);
+        let text = escape::visible(&text);
         findings.push(Finding { about, good: false, text, hint });
     }
     Ok(findings)

@@ -1,16 +1,35 @@
 //! Commands for deliverables and kept releases.
 
+use clap::Args;
 use serde::Serialize;
 
 use super::reading::release_of;
 use super::screen;
 use super::{Cli, NameArgs, PickArgs, ReleaseCommand};
+use crate::entrance::handover::{self, Served};
+use crate::pipeline::download::{Download, Tell};
+use crate::pipeline::fetch;
 use crate::pipeline::settle::{pack_release, write_tree};
-use crate::project::ids::DeploymentId;
+use crate::pipeline::site::Site;
+use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
 use crate::project::outcome::Serving;
-use crate::sys::error::Result;
+use crate::sys::error::{Error, Result};
+use crate::sys::escape;
+use crate::sys::size::words;
 use crate::tree::deliverable::{Deliverable, Statement};
 use crate::tree::release::{Provenance, Releases};
+
+/// `release fetch`.
+#[derive(Debug, Args)]
+pub struct FetchArgs {
+    /// The project
+    pub name: ProjectName,
+    /// The whole commit; what serves on the other node if not given
+    pub commit: Option<ObjectId>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `release …`.
 ///
@@ -28,6 +47,8 @@ pub fn release(cli: &Cli, command: &ReleaseCommand) -> Result<u8> {
             Ok(0)
         }
         ReleaseCommand::Verify(args) => verify(cli, args),
+        ReleaseCommand::Fetch(args) => fetch_one(cli, args),
+        ReleaseCommand::Serve(args) => serve(cli, &args.name),
     }
 }
 
@@ -80,14 +101,61 @@ fn verify(cli: &Cli, args: &PickArgs) -> Result<u8> {
     let id = release_of(&site, args.id.as_deref())?;
     let commit = Releases::new(&site.place).provenance(&id)?.commit;
     let own = Deliverable::new(&site.place.releases(), site.place.name(), &commit);
-    let all = site.release_sources().into_iter().map(|dir| Deliverable::new(&dir, site.place.name(), &commit));
-    let found = all.into_iter().find(Deliverable::exists).unwrap_or(own);
+    let found = fetch::found_here(&site, &commit).unwrap_or(own);
     let (statement, manifest) = found.verify(&site.trusted_keys()?)?;
     found.check_archive(&statement, &manifest)?;
     if args.json {
         screen::json(&statement)?;
     } else {
         screen::line(format!("{}: signature, manifest and all {} contents are good", found.name(), manifest.files()));
+        for (name, value) in statement.provenance.iter().flat_map(Provenance::facts) {
+            screen::line(format!("  {name:<9}{}", escape::visible(&value)));
+        }
     }
     Ok(0)
+}
+
+/// `release fetch`: brings a deliverable and deploys nothing.
+fn fetch_one(cli: &Cli, args: &FetchArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let mut tell = |line: String| screen::error_line(escape::visible(&line));
+    let commit = match &args.commit {
+        Some(commit) => commit.clone(),
+        None => serving_elsewhere(&site, &mut tell)?,
+    };
+    let typed = |error| site.typed(error);
+    let found = fetch::by_hand(&site, &commit, &mut tell).map_err(typed)?;
+    let (statement, manifest) = found.verify(&site.trusted_keys()?).map_err(typed)?;
+    found.check_archive(&statement, &manifest)?;
+    if args.json {
+        screen::json(&statement)?;
+    } else {
+        let archive = found.file("tar.zst");
+        screen::line(format!("{} ({}), signature and digests good", archive.display(), words(statement.size)));
+        screen::line(format!("to deploy it: push {} here", commit.short()));
+    }
+    Ok(0)
+}
+
+/// What serves on the first other node that can be asked.
+fn serving_elsewhere(site: &Site, tell: Tell<'_>) -> Result<ObjectId> {
+    let mut failed = Error::usage("no other node is named to fetch from, so name a commit")
+        .hint("`release_sources: [ssh://…/NAME]` in node.yaml names one");
+    for remote in fetch::remotes(site) {
+        match Download::new(site, remote, site.node.config.fetch_within, &mut *tell).and_then(|mut way| way.serving()) {
+            Ok(Some(commit)) => return Ok(commit),
+            Ok(None) => failed = Error::refused(format!("nothing is deployed at {remote}, so nothing was chosen")),
+            Err(error) => failed = error,
+        }
+    }
+    Err(site.typed(failed))
+}
+
+/// `release serve`: the forced command of another node's key. What is refused is one line on standard error.
+fn serve(cli: &Cli, name: &ProjectName) -> Result<u8> {
+    let original = std::env::var_os("SSH_ORIGINAL_COMMAND");
+    match handover::words_of_ssh(original.as_deref(), name)? {
+        Served::List => list(cli, &NameArgs { name: name.clone(), json: true }),
+        Served::Send(wanted) => handover::serve_own(&cli.site(name)?, &wanted).map(|()| 0),
+    }
 }

@@ -9,7 +9,6 @@ use crate::pipeline::site::Rights;
 use crate::project::mode::Mode;
 use crate::sys::error::{Error, Result};
 use crate::sys::git::ObjectFormat;
-use crate::sys::keys::{PublicKey, ReleaseKey};
 use crate::sys::lock::Lock;
 use crate::sys::{fs, machine};
 
@@ -172,49 +171,6 @@ pub fn list(cli: &Cli, args: &JsonArgs) -> Result<u8> {
         }
     }
     Ok(0)
-}
-
-/// `keys show`.
-///
-/// # Errors
-/// If a key cannot be read or made.
-pub fn keys_show(cli: &Cli, args: &JsonArgs) -> Result<u8> {
-    let (dir, text) = trusted_file(cli)?;
-    let own = ReleaseKey::load_or_make(&dir)?.public().to_string();
-    let configured = cli.node()?.config.trusted_release_keys;
-    let trusted: Vec<String> =
-        configured.iter().map(|key| format!("{key:?}")).chain(text.lines().map(str::to_string)).collect();
-    if args.json {
-        screen::json(&serde_json::json!({"own": own, "trusted": trusted}))?;
-        return Ok(0);
-    }
-    for key in &trusted {
-        screen::line(format!("trusted: {key}"));
-    }
-    screen::line(format!("this node signs with: {own}"));
-    Ok(0)
-}
-
-/// `keys trust`.
-///
-/// # Errors
-/// If the key is none, or cannot be written.
-pub fn keys_trust(cli: &Cli, key: &str) -> Result<u8> {
-    let (dir, text) = trusted_file(cli)?;
-    let key = PublicKey::parse(key)?.to_string();
-    if !text.lines().any(|known| known == key) {
-        fs::ensure_dir(&dir, 0o700)?;
-        fs::write_durable(&dir.join("trusted"), format!("{text}{key}\n").as_bytes(), 0o644)?;
-    }
-    screen::line(format!("deliverables that are signed by {key} are accepted"));
-    Ok(0)
-}
-
-/// The keys that were trusted by command, as they stand in their file: one on each line.
-fn trusted_file(cli: &Cli) -> Result<(std::path::PathBuf, String)> {
-    let dir = cli.node()?.place.keys();
-    let text = fs::read_if_there(&dir.join("trusted"))?;
-    Ok((dir, text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()))
 }
 
 #[cfg(test)]

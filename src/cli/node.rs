@@ -4,6 +4,7 @@ use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
+use crate::pipeline::outbox;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::worker;
@@ -65,14 +66,22 @@ pub fn recover_all(cli: &Cli) -> Result<u8> {
 
 fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     let site = Site::open(node, name)?;
-    let dropped = unit::drop_orders(&site)?;
+    let told = recover_site(&site)?;
+    // What could not be sent before the machine stopped.
+    outbox::ensure_postman(&site)?;
+    Ok(told)
+}
+
+fn recover_site(site: &Site) -> Result<(u8, String)> {
+    let name = site.place.name();
+    let dropped = unit::drop_orders(site)?;
     let last = Last::read(&site.place)?;
     if let Some(holder) = lock::holder(&site.place.lock())? {
         // Whoever takes the lock recovers first.
         return Ok((0, format!("process {} {}", holder.pid, holder.what)));
     }
-    if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(&site)? {
-        let moves = parking::read(&site)?.is_some_and(|record| record.moving.is_some());
+    if last.as_ref().is_some_and(|last| last.open) || parking::needs_resume(site)? {
+        let moves = parking::read(site)?.is_some_and(|record| record.moving.is_some());
         let request = Request {
             project: name.clone(),
             id: worker::new_id(),
@@ -84,16 +93,16 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
             push: None,
             wait_seconds: Some(0),
         };
-        let outcome = worker::work(&site, &request);
+        let outcome = worker::work(site, &request);
         // What was interrupted and is whole again is a success of the recovery.
         let code = if outcome.verdict == Verdict::Interrupted { 0 } else { outcome.exit_code() };
         if outcome.verdict == Verdict::NeedsPerson {
-            start_known_after_boot(&site)?;
+            start_known_after_boot(site)?;
             return Ok((code, outcome.line()));
         }
-        let has_started = last.as_ref().filter(|last| last.open).map(|last| recover::has_started(&site, &last.id));
+        let has_started = last.as_ref().filter(|last| last.open).map(|last| recover::has_started(site, &last.id));
         let with_steps = !moves && !has_started.transpose()?.unwrap_or(false);
-        return match start_after_boot(&site, with_steps)? {
+        return match start_after_boot(site, with_steps)? {
             Some(started) if started != 0 => {
                 Ok((started, format!("{}; it does not start: mc_project start {name}", outcome.line())))
             }
@@ -101,14 +110,14 @@ fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
         };
     }
     if let Some(why) = last.and_then(|last| last.needs_person) {
-        start_known_after_boot(&site)?;
+        start_known_after_boot(site)?;
         return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));
     }
     let text = match dropped.last() {
         Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
         None => "nothing was interrupted".to_string(),
     };
-    match start_after_boot(&site, true)? {
+    match start_after_boot(site, true)? {
         Some(0) => Ok((0, format!("{text}; started"))),
         Some(code) => Ok((code, format!("{text}; it does not start: mc_project start {name}"))),
         None => Ok((0, text)),

@@ -1,14 +1,8 @@
 //! Commands that only look. Each of them has `--json`.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use serde::Serialize;
-
 use super::screen;
-use super::{Cli, DiffArgs, HistoryArgs, LogsArgs, NameArgs, ShowArgs, StatusArgs, VerifyArgs};
-use crate::entrance::launch;
-use crate::pipeline::binding::{self, Shown};
+use super::{Cli, DiffArgs, HistoryArgs, NameArgs, ShowArgs, VerifyArgs};
+use crate::pipeline::detail;
 use crate::pipeline::draft::read_pillar;
 use crate::pipeline::parking;
 use crate::pipeline::site::Site;
@@ -16,13 +10,10 @@ use crate::pipeline::verify::{Verified, verify as check};
 use crate::pipeline::worker::pillar_head;
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
-use crate::project::outcome::Serving;
 use crate::report::history::{self, Entry};
-use crate::report::ledger::Last;
-use crate::report::{journal, listing, spool, terminal};
+use crate::report::{self, listing};
+use crate::sys::clock;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::fs;
-use crate::sys::lock::{self, Holder};
 use crate::tree::drift::{Drift, How};
 use crate::tree::manifest::pairs;
 use crate::tree::release::Releases;
@@ -42,178 +33,17 @@ pub fn history(cli: &Cli, args: &HistoryArgs) -> Result<u8> {
     } else {
         let serves = site.serves()?;
         let serves = serves.as_ref().map(|serving| &serving.id);
-        screen::line(listing::table_of(&entries, serves, &screen::style()).trim_end());
+        let view = listing::View { serves, now: clock::now(), style: screen::style() };
+        screen::line(listing::table(&entries, &view).trim_end());
     }
     Ok(0)
 }
 
-/// What `status` tells of one project.
-#[derive(Debug, Serialize)]
-struct Status {
-    project: String,
-    environment: &'static str,
-    mode: &'static str,
-    branch: Option<String>,
-    serves: Option<Serving>,
-    since: Option<jiff::Timestamp>,
-    pusher: Option<String>,
-    subject: Option<String>,
-    busy: Option<Holder>,
-    interrupted: bool,
-    needs_person: Option<String>,
-    last: Option<Entry>,
-    unsent_mail: usize,
-    clone: Option<CloneStatus>,
-    kept_clones: Vec<PathBuf>,
-    #[serde(skip)]
-    command: String,
-}
-
-/// What `status` tells of the clone that runs in editable mode.
-#[derive(Debug, Serialize)]
-struct CloneStatus {
-    since: jiff::Timestamp,
-    commit: String,
-    shown: Shown,
-    parked: Option<Serving>,
-}
-
-fn clone_status(site: &Site) -> Result<Option<CloneStatus>> {
-    let Some(record) = parking::read(site)? else { return Ok(None) };
-    let commit = record.holds.commit.to_string();
-    Ok(Some(CloneStatus { since: record.since, commit, shown: binding::shown(site)?, parked: record.cooked }))
-}
-
-fn print_clone(status: &Status) {
-    if let Some(clone) = &status.clone {
-        let at = clone.commit.get(..10).unwrap_or(&clone.commit);
-        let shown = match clone.shown {
-            Shown::Mount => "mounted at project",
-            Shown::Link => "project is a link to it",
-            Shown::Missing => "project DOES NOT SHOW IT",
-        };
-        screen::line(format!("  run is a clone, checked out at {at}; {shown}"));
-        if clone.shown == Shown::Missing {
-            screen::line(format!("    hint: {} recover {}", status.command, status.project));
-        }
-        if let Some(parked) = &clone.parked {
-            screen::line(format!("  parked until editable mode ends: {}", parked.commit.short()));
-        }
-    }
-    for kept in &status.kept_clones {
-        screen::line(format!("  kept until you remove it: {}", kept.display()));
-    }
-}
-
-fn status_of(site: &Site) -> Result<Status> {
-    let last = Last::read(&site.place)?;
-    let busy = lock::holder(&site.place.lock())?;
-    let entries = history::read(&site.place, None)?;
-    let serves = last.as_ref().and_then(|last| last.serves.clone());
-    let made = serves.as_ref().and_then(|serving| entries.iter().rev().find(|entry| entry.id == serving.id));
-    Ok(Status {
-        project: site.place.name().to_string(),
-        environment: site.config.environment.name(),
-        mode: site.config.mode.name(),
-        branch: site.deploy_branch()?.and_then(|name| name.branch().map(str::to_string)),
-        since: made.map(Entry::ended),
-        pusher: made.map(|entry| entry.pusher.clone()),
-        subject: made.map(|entry| entry.subject.clone()),
-        interrupted: busy.is_none() && last.as_ref().is_some_and(|last| last.open),
-        needs_person: last.and_then(|last| last.needs_person),
-        last: entries.last().cloned(),
-        unsent_mail: spool::list(&site.place)?.len(),
-        clone: clone_status(site)?,
-        kept_clones: parking::kept_clones(site)?,
-        command: site.command(),
-        serves,
-        busy,
-    })
-}
-
-fn print_status(status: &Status) {
-    let shown = |text: &Option<String>| crate::sys::escape::visible(text.as_deref().unwrap_or_default());
-    screen::line(format!("{}: {} ({})", status.project, status.mode, status.environment));
-    match &status.serves {
-        Some(serving) => {
-            let since =
-                status.since.map(|since| since.strftime(", since %Y-%m-%d %H:%M UTC").to_string()).unwrap_or_default();
-            screen::line(format!(
-                "  run serves {} \"{}\"{since}, by {}",
-                serving.commit.short(),
-                shown(&status.subject),
-                shown(&status.pusher)
-            ));
-        }
-        None => screen::line("  nothing is deployed yet"),
-    }
-    print_clone(status);
-    if let Some(holder) = &status.busy {
-        screen::line(format!("  at this moment process {} {} since {}", holder.pid, holder.what, holder.since));
-    }
-    if status.interrupted {
-        screen::line(format!(
-            "  a deployment was interrupted, and run may hold its version; to recover: {} recover {}",
-            status.command, status.project
-        ));
-    }
-    if let Some(reason) = &status.needs_person {
-        screen::line(format!("  needs a person: {reason}"));
-        screen::line(format!(
-            "    hint: {} recover {} --forward, or --back [--with data]",
-            status.command, status.project
-        ));
-    }
-    if let Some(last) = &status.last {
-        screen::line(format!("  last: #{} {}", last.seq, last.outcome().line()));
-    }
-    if status.unsent_mail > 0 {
-        screen::line(format!("  {} mails wait to be sent", status.unsent_mail));
-    }
-}
-
-/// `status`.
+/// The entry that was named, or the last one.
 ///
 /// # Errors
-/// If the state cannot be read.
-pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
-    if args.disk {
-        return super::disk::status(cli, args);
-    }
-    let names = match &args.name {
-        Some(name) => vec![name.clone()],
-        None => cli.node()?.projects()?,
-    };
-    let mut statuses = Vec::new();
-    let mut unreadable = None;
-    for name in &names {
-        match cli.site(name).and_then(|site| status_of(&site)) {
-            Ok(status) => statuses.push(status),
-            // One project that cannot be read hides nothing of the others.
-            Err(error) if args.name.is_none() => unreadable = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    match (args.json, &args.name) {
-        (true, Some(_)) => statuses.iter().try_for_each(screen::json)?,
-        (true, None) => screen::json(&statuses)?,
-        (false, _) if statuses.is_empty() => screen::line("this node has no projects; make one: mc_project init NAME"),
-        (false, _) => statuses.iter().for_each(print_status),
-    }
-    if let Some(error) = unreadable {
-        return Err(error);
-    }
-    let waits = statuses.iter().any(|status| status.needs_person.is_some());
-    let interrupted = statuses.iter().any(|status| status.interrupted);
-    Ok(match (waits, interrupted) {
-        (true, _) => ExitCode::NeedsPerson as u8,
-        (false, true) => ExitCode::Failed as u8,
-        (false, false) => ExitCode::Done as u8,
-    })
-}
-
-/// The entry that was named, or the last one.
-fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
+/// If there is none.
+pub fn entry_of(site: &Site, spec: Option<&str>) -> Result<Entry> {
     let entries = history::read(&site.place, None)?;
     match spec {
         Some(spec) => {
@@ -255,16 +85,21 @@ pub fn release_of(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
 pub fn show(cli: &Cli, args: &ShowArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let entry = entry_of(&site, args.id.as_deref())?;
-    let records = journal::read(&site.place, &entry.id).unwrap_or_default();
+    let told = detail::gather(&site, &entry, &history::read(&site.place, None)?, args.log)?;
     if args.json {
-        screen::json(&serde_json::json!({"entry": entry, "records": records, "log": site.place.log(&entry.id)}))?;
+        let log = site.place.log(&entry.id);
+        screen::json(&serde_json::json!({
+            "entry": entry,
+            "records": told.records,
+            "log": log,
+            "changes": told.changes,
+            "restore_point": told.restore,
+            "kept": told.kept,
+            "release": Releases::new(&site.place).provenance(&entry.id).ok(),
+        }))?;
         return Ok(0);
     }
-    screen::line(listing::show(&entry, &records, &screen::style()).trim_end());
-    for line in crate::pipeline::tell::kept(&site, &entry.id) {
-        screen::line(format!("kept: {line}"));
-    }
-    screen::line(format!("log: {}", site.place.log(&entry.id).display()));
+    screen::line(report::detail::text(&entry, &told, clock::now(), &screen::style()).trim_end());
     Ok(0)
 }
 
@@ -359,38 +194,6 @@ fn print_verified(result: &Verified) {
     for line in result.drift.lines(20) {
         screen::line(format!("  drift in {line}"));
     }
-}
-
-/// `logs`.
-///
-/// # Errors
-/// If there is no such deployment.
-pub fn logs(cli: &Cli, args: &LogsArgs) -> Result<u8> {
-    let site = cli.site(&args.name)?;
-    let running = Last::read(&site.place)?.filter(|last| last.open).map(|last| last.id);
-    let id = match (&args.id, running) {
-        (None, Some(id)) => id,
-        (spec, _) => entry_of(&site, spec.as_deref())?.id,
-    };
-    if !args.follow {
-        let text = fs::read_if_there(&site.place.log(&id))?;
-        let text = text.ok_or_else(|| Error::usage(format!("the log of {id} is gone")))?;
-        screen::line(String::from_utf8_lossy(&text).trim_end());
-        return Ok(0);
-    }
-    let mut follower = launch::follower(&site.place, &id);
-    let style = terminal::Style { verbose: true, ..screen::style() };
-    loop {
-        match follower.next(Duration::from_secs(1))? {
-            Some(record) => terminal::lines(&record, &style).iter().for_each(screen::line),
-            None if lock::holder(&site.place.lock())?.is_none() => break,
-            None => {}
-        }
-        if follower.is_closed() {
-            break;
-        }
-    }
-    Ok(follower.outcome().map_or(0, crate::project::outcome::Outcome::exit_code))
 }
 
 /// `config`.

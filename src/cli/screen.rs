@@ -35,12 +35,13 @@ pub fn error(error: &Error) {
     }
 }
 
-/// How to print on this standard output: colour only on a terminal and without `NO_COLOR`.
+/// How to print on this standard output: colour only on a terminal and without `NO_COLOR`; as wide as the terminal.
 #[must_use]
 pub fn style() -> Style {
     let is_terminal = std::io::stdout().is_terminal();
     let colour = is_terminal && std::env::var_os("NO_COLOR").is_none();
-    Style { colour, ..Style::default() }
+    let columns = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col));
+    Style { colour, width: columns.filter(|columns| is_terminal && *columns > 0), ..Style::default() }
 }
 
 /// Asks a question that only the given answer confirms.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::entrance::{ProjectFacts, RepoKind};
 use crate::project::ids::{DeploymentId, ObjectId, ProjectName, RefName};
 use crate::project::request::{Options, RefUpdate};
+use crate::project::wanted::Wanted;
 use crate::report::event::Record;
 use crate::sys::error::{Context, Error, Kind, Result};
 use crate::sys::escape::visible_bounded;
@@ -92,6 +93,13 @@ pub enum Ask {
         /// The command and its arguments.
         words: Vec<String>,
     },
+    /// Hands over a part of a deliverable: [`Answer::Deliverable`], then the bytes themselves.
+    Deliverable {
+        /// Who asks.
+        who: Person,
+        /// The part.
+        wanted: Wanted,
+    },
 }
 
 /// A deployment as a hook orders it; what else a worker can do is not for hooks.
@@ -165,6 +173,11 @@ pub enum Answer {
     },
     /// The exit code of a command.
     Exit(u8),
+    /// The size of a part of a deliverable, if there is one; its bytes from the wanted offset on follow.
+    Deliverable {
+        /// The whole size.
+        size: Option<u64>,
+    },
     /// It was refused or could not be done.
     Failed {
         /// What kind of failure.

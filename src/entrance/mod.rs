@@ -10,6 +10,7 @@ pub mod desk;
 pub mod door;
 #[cfg(test)]
 mod fake;
+pub mod handover;
 pub mod hook;
 pub mod launch;
 pub mod listen;

@@ -56,7 +56,10 @@ fn identity_for_receiver(repository: &Path) -> Result<Option<Identity>> {
 }
 
 /// Asks root one question; the connection stays open for what follows the first answer.
-fn ask(socket: &Path, ask: &Ask) -> Result<(Channel, Answer)> {
+///
+/// # Errors
+/// If root cannot be reached, or refuses.
+pub fn ask(socket: &Path, ask: &Ask) -> Result<(Channel, Answer)> {
     let line = door::write_question(ask)?;
     let mut channel = Channel::connect(socket, door::ANSWER_LIMIT).map_err(|error| {
         error.hint("on the node, as root: systemctl start mc_project.socket (without systemd: mc_project serve)")
@@ -91,7 +94,9 @@ fn no_answer(socket: &Path) -> Error {
         )
 }
 
-fn unexpected(answer: &Answer) -> Error {
+/// The error where root gives an answer to another question.
+#[must_use]
+pub fn unexpected(answer: &Answer) -> Error {
     Error::bug(format!("the node's service gave an answer to another question: {answer:?}"))
 }
 

@@ -11,14 +11,16 @@ use std::time::Duration;
 use crate::entrance::check;
 use crate::entrance::desk::NodeDesk;
 use crate::entrance::door::{self, Answer, Ask, Order, Person, Pushed, Stream};
+use crate::entrance::handover;
 use crate::entrance::launch;
-use crate::entrance::shell::words::{self, Checked};
+use crate::entrance::shell::words;
 use crate::entrance::{Desk, ProjectFacts, Run};
 use crate::pipeline::people::People;
 use crate::pipeline::site::{Node, Site};
 use crate::project::access::Role;
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::request::{RefUpdate, Request};
+use crate::project::wanted::Wanted;
 use crate::report::event::Event;
 use crate::sys::accounts::Account;
 use crate::sys::error::{Error, Result};
@@ -106,6 +108,7 @@ impl Service<'_> {
             }
             Ask::Start { of, order } => return self.start(&of, &order),
             Ask::Command { who, words } => return self.command(&who, &words),
+            Ask::Deliverable { who, wanted } => return self.deliverable(&who, &wanted),
         };
         self.tell(&answer)
     }
@@ -164,7 +167,7 @@ impl Service<'_> {
         let known = self.node.projects()?.into_iter().any(|name| name == checked.project);
         // Whether a project is here is told to those only who may see it.
         if !known || self.role(who, &checked.project)?.is_none_or(|role| role < checked.role) {
-            return Err(not_allowed(who, &checked));
+            return Err(not_allowed(who, &checked.project, checked.role));
         }
         let mut args = vec!["--root".into(), self.node.place.root().as_os_str().to_os_string()];
         args.extend(checked.words.iter().map(OsString::from));
@@ -194,6 +197,16 @@ impl Service<'_> {
 }
 
 impl Service<'_> {
+    /// Hands over a part of a deliverable to whoever may read the project.
+    fn deliverable(&mut self, who: &Person, wanted: &Wanted) -> Result<()> {
+        let project = &wanted.project;
+        let known = self.node.projects()?.contains(project);
+        if !known || self.role(who, project)?.is_none() {
+            return Err(not_allowed(who, project, Role::Read));
+        }
+        handover::give(&Site::open(self.node, project)?, wanted, self.channel)
+    }
+
     /// What the node's own list lets this person do with this project; the key that they name must be one of theirs.
     fn role(&self, who: &Person, project: &ProjectName) -> Result<Option<Role>> {
         let access = People::open(self.node)?.read()?;
@@ -245,10 +258,10 @@ fn check_pillar(desk: &NodeDesk, facts: &ProjectFacts, commit: &ObjectId) -> Res
         .hint("push the pillar again"))
 }
 
-fn not_allowed(who: &Person, checked: &Checked) -> Error {
-    let need = checked.role.name();
+fn not_allowed(who: &Person, project: &ProjectName, role: Role) -> Error {
+    let need = role.name();
     let name = visible_bounded(who.name.as_bytes(), 100);
-    Error::refused(format!("{name} may not do this with {} (it needs the role {need})", checked.project))
+    Error::refused(format!("{name} may not do this with {project} (it needs the role {need})"))
         .hint(format!("on the node, as root: mc_project keys list {name}"))
 }
 

@@ -14,11 +14,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::remote::run_command;
-use super::{RepoKind, door};
+use super::{RepoKind, door, handover};
 use crate::project::access::key::is_fingerprint;
 use crate::project::access::{self, Access, Person, Role, Scope, Who};
 use crate::project::ids::ProjectName;
 use crate::project::place::NodePlace;
+use crate::project::wanted::Wanted;
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::{visible, visible_bounded};
 use crate::sys::{fs, machine, process};
@@ -36,6 +37,13 @@ pub enum Answer {
         argv: Vec<OsString>,
         /// The whole environment.
         env: BTreeMap<String, String>,
+    },
+    /// Hand over a part of a deliverable, with [`send_deliverable`].
+    Send {
+        /// Who asks.
+        who: Who,
+        /// The part.
+        wanted: Wanted,
     },
     /// Ask the node, with [`remote_command`].
     Remote {
@@ -99,6 +107,14 @@ pub fn remote_command(root: &Path, who: &Who, words: &[String]) -> Result<u8> {
     run_command(root, &door::Person { name: who.person.clone(), key: who.key.clone() }, words)
 }
 
+/// Has a part of a deliverable handed over by the node, to standard output.
+///
+/// # Errors
+/// If it is refused, or the node cannot be reached.
+pub fn send_deliverable(root: &Path, who: &Who, wanted: &Wanted) -> Result<()> {
+    handover::of_root(root, &door::Person { name: who.person.clone(), key: who.key.clone() }, wanted)
+}
+
 impl Visitor<'_> {
     fn answer(&self) -> Result<Answer> {
         let original = self.environment.get(OsStr::new("SSH_ORIGINAL_COMMAND"));
@@ -115,6 +131,7 @@ impl Visitor<'_> {
             ["list", "--json"] | ["mc_project", "list", "--json"] => {
                 return Ok(Answer::Say(vec![serde_json::Value::from(self.projects()).to_string()]));
             }
+            ref question if Wanted::is_meant(question) => return self.send(Wanted::parse(question)?),
             _ => return self.remote(&words),
         };
         match *arguments {
@@ -173,8 +190,17 @@ impl Visitor<'_> {
         let checked = words::check(words)?;
         let role = self.role(&checked.project)?;
         self.need(&checked.project, role, checked.role, &format!("run `{}` for {}", checked.command, checked.project))?;
-        let who = Who { person: self.name.to_string(), key: self.key.map(str::to_string), role };
-        Ok(Answer::Remote { who, words: checked.words })
+        Ok(Answer::Remote { who: self.who(role), words: checked.words })
+    }
+
+    fn send(&self, wanted: Wanted) -> Result<Answer> {
+        let role = self.role(&wanted.project)?;
+        self.need(&wanted.project, role, Role::Read, &format!("fetch deliverables of {}", wanted.project))?;
+        Ok(Answer::Send { who: self.who(role), wanted })
+    }
+
+    fn who(&self, role: Role) -> Who {
+        Who { person: self.name.to_string(), key: self.key.map(str::to_string), role }
     }
 
     /// The person's role for a project that exists.

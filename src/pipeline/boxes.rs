@@ -104,7 +104,7 @@ fn group(site: &Site, order: &StepOrder, limits: StepLimits) -> Option<GroupOrde
 /// # Errors
 /// Of kind Invalid, with the line of the recipe and both numbers.
 pub fn refuse_demands(site: &Site, recipe: &Recipe) -> Result<()> {
-    recipe.check_demands(&site.config.steps, site.config.trust_root)?;
+    recipe.check_demands(&site.config.steps, &site.config.services, site.config.trust_root)?;
     match recipe.demands.iter().find(|demand| demand.what == Asked::Root) {
         Some(demand) => refuse_root(site).map_err(|error| {
             Error::invalid(format!("{}: {}", demand.place, error.message())).hint(error.hint_text().unwrap_or_default())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::environment::{Setting, config_path, write_config};
+use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
@@ -20,7 +21,7 @@ use crate::sys::fs;
 use crate::sys::git::{CommitInfo, GitEntry, Repo};
 use crate::sys::path::TreePath;
 use crate::tree::manifest::Manifest;
-use crate::tree::release::{Provenance, Releases};
+use crate::tree::release::{Made, Provenance, Releases};
 use crate::tree::scan::Identified;
 use crate::tree::switch::Inodes;
 
@@ -204,6 +205,8 @@ pub struct Draft<'a> {
     pub candidate: Option<Candidate>,
     /// The files of the commit, once they are listed.
     pub listing: Option<Vec<GitEntry>>,
+    /// In final mode: where the deliverable is, or why it cannot be had; told by stage fetch.
+    pub offer: Option<Result<Offer>>,
     /// The walk that proves what the spare is, while other things are prepared.
     pub proof: Option<std::thread::JoinHandle<Result<Identified>>>,
     /// Processes that have something open in the spare: then the proof is repeated at the switch.
@@ -238,6 +241,7 @@ impl<'a> Draft<'a> {
             live,
             candidate: None,
             listing: None,
+            offer: None,
             proof: None,
             spare_in_use: false,
             builds_in_run: false,
@@ -293,6 +297,16 @@ impl Draft<'_> {
     /// Tells something once.
     pub fn note(&mut self, text: impl Into<String>) {
         let _ = self.telling.emit(Event::Note { text: text.into() });
+    }
+
+    /// With what the release is made, for its provenance.
+    ///
+    /// # Errors
+    /// If the repository or the log cannot be read.
+    pub fn made(&self) -> Result<Made> {
+        let path = TreePath::new(RECIPE.as_bytes())?;
+        let recipe = self.repo.blob_at(&self.next.commit.id, &path, fs::CONFIG_LIMIT)?;
+        Made::here(recipe.as_deref(), &self.site.place.log(self.id()))
     }
 
     /// The prepared candidate.

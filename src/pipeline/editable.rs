@@ -307,6 +307,7 @@ impl Draft<'_> {
             tree_digest: nothing.tree_digest().hex(),
             created: crate::sys::clock::now(),
             pusher: self.begin.pusher.clone(),
+            made: self.made()?,
         };
         Releases::new(&self.site.place).save(&provenance, &nothing, &nothing, None)?;
         Ok(())

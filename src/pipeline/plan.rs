@@ -1,7 +1,10 @@
 //! The plan: what a deployment would do, told and not done.
 
+use std::time::Duration;
+
 use super::checkout::limits_of;
 use super::draft::{Live, Version};
+use super::fetch::{self, Offer};
 use super::halt::Halt;
 use super::site::Site;
 use super::{editable, parking};
@@ -13,10 +16,12 @@ use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::error::Result;
 use crate::sys::git::{GitEntry, Repo};
-use crate::tree::deliverable::Deliverable;
+use crate::sys::size::words;
 use crate::tree::manifest::Manifest;
 use crate::tree::snapshot::Snapshots;
 
+/// How long another node is asked for a deliverable.
+const ASKING: Duration = Duration::from_secs(20);
 /// The most changed paths that are named.
 const NAMED: usize = 20;
 
@@ -151,14 +156,14 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
     Ok(lines)
 }
 
+/// Where the deliverable would come from; another node is asked, but not for long.
 fn deliverable(site: &Site, next: &Version) -> String {
-    let sources = site.release_sources();
-    let found =
-        sources.iter().map(|dir| Deliverable::new(dir, site.place.name(), &next.commit.id)).find(Deliverable::exists);
-    if let Some(found) = found {
-        format!("deliverable: {}", found.file("tar.zst").display())
-    } else {
-        let looked: Vec<String> = sources.iter().map(|dir| dir.display().to_string()).collect();
-        format!("no deliverable of this commit: it would be refused (looked in {})", looked.join(", "))
+    match fetch::look(site, &next.commit.id, ASKING, &mut |_| {}) {
+        Ok(Offer::Here(found)) => format!("deliverable: {}", found.file("tar.zst").display()),
+        Ok(Offer::There(incoming, remote)) => {
+            let rest = incoming.statement().size.saturating_sub(incoming.held().unwrap_or(0));
+            format!("deliverable: {remote}, {} to fetch", words(rest))
+        }
+        Err(error) => format!("no deliverable: it would be refused ({})", error.one_line()),
     }
 }

@@ -4,6 +4,7 @@
 //! differ from the last snapshot; what the last dumps, the last deliverable, the last log took; what the last build made
 //! new. A rollback counts only what it must write, and need not leave the reserve: it is what one does when a disk is full.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use super::activate::{RestorePoint, dumps_of};
 use super::ballast;
 use super::checkout::limits_of;
 use super::draft::{Draft, Goal, Live, Version};
+use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -25,7 +27,7 @@ use crate::sys::path::TreePath;
 use crate::sys::size::{exact, grouped, words};
 use crate::sys::usage::{self, Counted};
 use crate::sys::{fs, mount};
-use crate::tree::deliverable::Deliverable;
+use crate::tree::deliverable::{Deliverable, LARGEST_MANIFEST};
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Entry, Manifest};
 use crate::tree::release::Releases;
@@ -43,8 +45,6 @@ const REFS: Need = Need { bytes: 64 * 1024, inodes: 16 };
 const LINE: u64 = 200;
 /// The least that is taken for a log.
 const LOG: u64 = 64 * 1024;
-/// The largest manifest of a deliverable that is looked at.
-const LARGEST_MANIFEST: u64 = 512 << 20;
 
 /// Bytes and inodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -159,6 +159,8 @@ pub struct Undertaking<'a> {
     pub kept: Option<&'a DeploymentId>,
     /// The files of the commit.
     pub listing: &'a [GitEntry],
+    /// In final mode: where its deliverable is.
+    pub offer: Option<&'a Offer>,
     /// Whether it builds.
     pub builds: bool,
     /// Whether `backup` steps will run.
@@ -187,6 +189,7 @@ impl Draft<'_> {
             live: self.live.as_ref(),
             kept: kept.as_ref(),
             listing: &listing,
+            offer: self.offer.as_ref().and_then(|offer| offer.as_ref().ok()),
             builds,
             dumps,
         };
@@ -269,12 +272,21 @@ pub fn refuse_full(site: &Site) -> Result<()> {
     }
     let place = &site.place;
     let part = |dir: PathBuf, need| Part { dir, need, what: What::Deployment };
-    let all = disks(site, &[part(place.git_project(), REFS), part(place.state(), RECORDS)], true)?;
+    refuse_short(site, &[part(place.git_project(), REFS), part(place.state(), RECORDS)])
+}
+
+/// Refuses what is written by hand and has no room: no deployment is at hand that could ask for more.
+///
+/// # Errors
+/// The refusal, with the numbers.
+pub fn refuse_short(site: &Site, parts: &[Part]) -> Result<()> {
+    let all = disks(site, parts, true)?;
     let short: Vec<&Disk> = all.iter().filter(|disk| disk.is_short()).collect();
-    if short.is_empty() {
-        return Ok(());
-    }
-    let halt = refusal(site, &short, &[]);
+    let halt = match refuse_beyond_cap(site, parts) {
+        Err(halt) => halt,
+        Ok(()) if short.is_empty() => return Ok(()),
+        Ok(()) => refusal(site, &short, &[]),
+    };
     Err(site.typed(Error::refused(halt.reason).hint(halt.hints.join("\n"))))
 }
 
@@ -403,6 +415,7 @@ impl Undertaking<'_> {
         if self.next.mode == Mode::Cooking {
             all.push((place.releases(), self.packed()));
         }
+        all.push((place.releases(), self.offer.map_or(Need::default(), downloaded)));
         let pillar = self.pillar()?;
         all.extend([(place.pillar(), pillar), (place.build(), pillar)]);
         Ok(all.into_iter().map(|(dir, need)| Part { dir, need, what: What::Deployment }).collect())
@@ -478,19 +491,21 @@ impl Undertaking<'_> {
         Ok(Need::sum(made.filter(is_new).map(|entry| Need::file(entry.size()))))
     }
 
-    /// Contents of the commit's deliverable that the live version has not; nothing where it is missing or unreadable, which
-    /// is refused later.
+    /// Contents of the commit's deliverable that the live version has not; nothing where there is none, which is refused later.
     fn fetched(&self) -> Need {
-        let (place, commit) = (&self.site.place, &self.next.commit.id);
-        let sources = self.site.release_sources();
-        let mut found = sources.iter().map(|dir| Deliverable::new(dir, place.name(), commit));
-        let Some(found) = found.find(Deliverable::exists) else { return Need::default() };
-        let bytes = fs::read_bounded(&found.file("manifest"), LARGEST_MANIFEST).ok().flatten().unwrap_or_default();
-        let Ok(manifest) = Manifest::from_text(&String::from_utf8_lossy(&bytes)) else { return Need::default() };
+        let read = |found: &Deliverable| {
+            let bytes = fs::read_bounded(&found.file("manifest"), LARGEST_MANIFEST).ok().flatten().unwrap_or_default();
+            Manifest::from_text(&String::from_utf8_lossy(&bytes)).ok()
+        };
+        let manifest = match self.offer {
+            Some(Offer::Here(found)) => read(found).map(Cow::Owned),
+            Some(Offer::There(incoming, _)) => Some(Cow::Borrowed(&incoming.manifest)),
+            None => None,
+        };
         let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
         let contents: HashMap<Hash, u64> = manifest
-            .entries()
             .iter()
+            .flat_map(|manifest| manifest.entries())
             .filter_map(|entry| Some((entry.hash()?, entry.size())))
             .filter(|(hash, _)| !live.contains(hash))
             .collect();
@@ -524,6 +539,15 @@ impl Undertaking<'_> {
         let entries = self.site.pillar_repo()?.list(commit, &limits_of(self.site))?;
         Ok(Need::sum(entries.iter().map(|entry| Need::file(entry.size))))
     }
+}
+
+/// What is still to be downloaded of a deliverable.
+#[must_use]
+pub fn downloaded(offer: &Offer) -> Need {
+    let Offer::There(incoming, _) = offer else { return Need::default() };
+    let rest = incoming.statement().size.saturating_sub(incoming.held().unwrap_or(0));
+    let manifest = incoming.statement().entries as u64 * LINE;
+    Need { bytes: rounded(rest) + rounded(manifest) + 2 * BLOCK, inodes: 4 }
 }
 
 /// The size of a file; 0 where there is none.

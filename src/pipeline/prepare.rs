@@ -19,7 +19,6 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
 use crate::sys::{fault, process};
-use crate::tree::deliverable::{Deliverable, Limits};
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest};
 use crate::tree::release::{Provenance, Releases};
@@ -77,6 +76,9 @@ impl Draft<'_> {
         // A port that nothing names is found out before anything changes.
         services::definitions(self.site, &self.next_deployed())?;
         self.listing = Some(self.listed(&next, &next.commit.id)?);
+        if next.mode == Mode::Final && self.goal == Goal::Commit {
+            self.look_for_deliverable();
+        }
         self.preflight()?;
         self.say_that_production_builds();
         Ok(None)
@@ -85,7 +87,7 @@ impl Draft<'_> {
     /// Production that has nowhere to fetch from builds by itself: told once, with the first deployment.
     fn say_that_production_builds(&mut self) {
         let builds = self.begin.environment == Environment::Prod && self.next.mode == Mode::Cooking;
-        if builds && self.live.is_none() && self.site.node.config.release_sources.is_empty() {
+        if builds && self.live.is_none() && !self.site.node.config.is_fed(self.site.place.name()) {
             self.note("no release_sources in node.yaml: this production node builds by itself");
         }
     }
@@ -271,37 +273,6 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Final: the deliverable of the commit is found, checked, and its contents taken into the store.
-    fn fetch(&mut self, store: &Store) -> Step<Manifest> {
-        self.stage(Stage::Fetch, |draft| {
-            let (name, commit) = (draft.site.place.name().clone(), draft.next.commit.id.clone());
-            let mut looked = Vec::new();
-            for source in draft.site.release_sources() {
-                let found = Deliverable::new(&source, &name, &commit);
-                if found.exists() {
-                    return draft.unpack(&found, store);
-                }
-                looked.push(source.display().to_string());
-            }
-            let file = Deliverable::new(Path::new(""), &name, &commit).name().to_string();
-            let places = if looked.is_empty() { "no release_sources are configured".into() } else { looked.join(", ") };
-            Err(Halt::refused(format!(
-                "no deliverable {file}.json of {} was found; looked in: {places}",
-                commit.short()
-            ))
-            .hint("push this commit to the staging node first, which cooks it, and make its releases/ reachable here"))
-        })
-    }
-
-    fn unpack(&mut self, found: &Deliverable, store: &Store) -> Step<(Manifest, Option<String>)> {
-        let (statement, manifest) = found.verify(&self.site.trusted_keys()?)?;
-        let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
-        let wants = |hash: &Hash| Ok(!live.contains(hash));
-        let taken = found.unpack(&statement, &manifest, store, Limits::default(), &wants)?;
-        fault::point("fetch.verified")?;
-        Ok((manifest, Some(format!("{}, {taken} new contents, signature good", found.name()))))
-    }
-
     /// A kept release: every content must be at hand before anything is touched.
     fn kept_release(&mut self, next: &Version, id: &DeploymentId, store: &Store) -> Step<(Manifest, Manifest, bool)> {
         let releases = Releases::new(&self.site.place);
@@ -440,6 +411,7 @@ impl Draft<'_> {
             tree_digest: candidate.manifest.tree_digest().hex(),
             created: crate::sys::clock::now(),
             pusher: self.begin.pusher.clone(),
+            made: self.made()?,
         };
         let before = self.live.as_ref().map(|live| (&live.serving.id, &live.manifest));
         Releases::new(&self.site.place).save(&provenance, &candidate.manifest, &candidate.built, before)?;

@@ -118,7 +118,7 @@ pub fn after_death(site: &Site, id: &DeploymentId) -> Result<()> {
         Reporter::new(&site.place, id, None).tell(Event::End { outcome });
     }
     Reporter::new(&site.place, id, None).tell(Event::Closed);
-    super::tell::send_spooled(site)
+    super::outbox::send_after_deployment(site)
 }
 
 /// Carries out a person's decision on the last deployment. The caller holds the lock.
@@ -278,7 +278,9 @@ fn switching(records: &[Record]) -> Option<(SwitchKind, Inodes)> {
     })
 }
 
-fn begin_of(records: &[Record]) -> Option<Begin> {
+/// How the deployment of this journal began.
+#[must_use]
+pub fn begin_of(records: &[Record]) -> Option<Begin> {
     records.iter().find_map(|record| match &record.event {
         Event::Begin(begin) => Some((**begin).clone()),
         _ => None,

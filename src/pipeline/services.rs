@@ -45,18 +45,19 @@ pub enum How {
 /// Who keeps the services of a project running on this node.
 #[must_use]
 pub fn backend(site: &Site) -> Box<dyn Backend> {
-    match site.rights {
-        Rights::Separate { .. } if machine::runs_systemd() => {
-            Box::new(Systemd::new(site.place.name(), site.place.services()))
-        }
-        _ => Box::new(supervisor(site)),
+    if is_kept_by_systemd(site) {
+        return Box::new(Systemd::new(site.place.name(), site.place.services()));
     }
+    Box::new(supervisor(site))
+}
+
+fn is_kept_by_systemd(site: &Site) -> bool {
+    matches!(site.rights, Rights::Separate { .. }) && machine::runs_systemd()
 }
 
 /// A node that was one user's directory and is the whole machine now has another back end: what the old one still runs ends.
 fn retire_supervisor(site: &Site, on: &mut dyn StepWatcher) -> Result<()> {
-    let is_other = matches!(site.rights, Rights::Separate { .. }) && machine::runs_systemd();
-    if is_other && fs::exists(&site.place.supervisor()) { supervisor(site).forget(on) } else { Ok(()) }
+    if is_kept_by_systemd(site) && fs::exists(&site.place.supervisor()) { supervisor(site).forget(on) } else { Ok(()) }
 }
 
 /// The supervisor of a project, wherever it is what keeps services running.
@@ -94,7 +95,7 @@ fn definition(site: &Site, of: &Deployed, service: &Service, number: u32) -> Res
         stop_signal: service.stop_signal,
         stop_timeout: service.stop_timeout,
         start_timeout: service.start_timeout,
-        limits: service.limits,
+        limits: service.limits.within(site.config.services),
         unchanged: service.unchanged,
         order: order(site, of, service, number)?.0,
         running: Running { deployment: Some(of.id.clone()), commit: Some(of.version.commit.id.clone()) },
@@ -115,7 +116,7 @@ pub fn order(site: &Site, of: &Deployed, service: &Service, number: u32) -> Resu
     env.insert("MC_INSTANCE".into(), number.to_string());
     env.extend(port.map(|port| ("PORT".to_string(), port.to_string())));
     let mut order = StepOrder::new(argv_of(&service.command), env.into_iter().collect(), directory(site, service));
-    boxes::close_service(site, service, service.limits, &mut order);
+    boxes::close_service(site, service, service.limits.within(site.config.services), &mut order);
     Ok((order, port))
 }
 
@@ -222,6 +223,14 @@ fn is_known(wanted: &[Definition], known: &[Look]) -> Result<bool> {
 /// If the back end cannot do its part; what does not come up is left to be started again by itself.
 pub fn start_known(site: &Site) -> Result<()> {
     backend(site).start(&|_, _| true, &mut Silent).map(|_| ())
+}
+
+/// Starts what keeps services running again, if it was killed and none of them is watched; tells whether it was.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn heal(site: &Site) -> Result<bool> {
+    if is_kept_by_systemd(site) { Ok(false) } else { supervisor(site).heal() }
 }
 
 /// Stops everything of a project and leaves nothing of it with any back end.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::time::Duration;
 
 use super::activate::{RestorePoint, failed_data, in_run, kept_ref};
 use super::ballast;
@@ -41,6 +42,8 @@ use crate::tree::witness::Witness;
 
 /// The most lines that drift takes.
 const DRIFT_LINES: usize = 20;
+/// How long a deliverable that was fetched is kept although no release needs it.
+const FETCHED_KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// A deployment whose outcome is certain.
 #[derive(Debug)]
@@ -318,9 +321,10 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
     let key = ReleaseKey::load_or_make(&place.node().keys())?;
     let secrets = pillar.secrets();
     let found = Deliverable::new(&place.releases(), place.name(), &provenance.commit);
+    let packing = Packing { key: &key, secrets: &secrets, provenance: Some(&provenance) };
     with_contents(site, &[&built], |supply| {
         let commit = (&provenance.commit, provenance.commit_time);
-        found.pack(place.name(), commit, &built, supply, &Packing { key: &key, secrets: &secrets })
+        found.pack(place.name(), commit, &built, supply, &packing)
     })
 }
 
@@ -437,11 +441,21 @@ fn remove_releases(
     }
     for found in Deliverable::list(&place.releases(), place.name())? {
         let commit = found.name().rsplit('-').next().unwrap_or_default();
-        if !kept_commits.iter().any(|kept| kept.as_str() == commit) {
+        if !kept_commits.iter().any(|kept| kept.as_str() == commit) && !was_fetched_lately(site, &found)? {
             found.remove()?;
         }
     }
     remove_stale_state(site, &kept_pillars)
+}
+
+/// Whether a deliverable came here a short time ago: it may be one that was fetched before the push that deploys it, or one
+/// whose deployment failed and is tried again. It is not downloaded twice.
+fn was_fetched_lately(site: &Site, found: &Deliverable) -> Result<bool> {
+    if !site.node.config.is_fed(site.place.name()) {
+        return Ok(false);
+    }
+    let came = fs::examine(&found.file("json"))?.and_then(|meta| meta.modified().ok());
+    Ok(came.and_then(|came| came.elapsed().ok()).is_some_and(|age| age < FETCHED_KEPT))
 }
 
 /// Witnesses of trees that are gone, and configurations that no release needs.

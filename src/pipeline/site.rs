@@ -15,7 +15,7 @@ use crate::sys::accounts::Account;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
 use crate::sys::git::Repo;
-use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKeys};
+use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKey, TrustedKeys};
 use crate::sys::process;
 use crate::sys::step_exec::RunAs;
 use crate::tree::layout::Owners;
@@ -269,22 +269,6 @@ impl Site {
         Ok(Last::read(&self.place)?.and_then(|last| last.serves))
     }
 
-    /// The directories in which a deliverable is looked for, in order: the node's sources (each may be a directory of
-    /// deliverables, of one project, or of all projects of a staging node), then the project's own.
-    #[must_use]
-    pub fn release_sources(&self) -> Vec<PathBuf> {
-        let name = self.place.name().as_str();
-        let mut all = Vec::new();
-        for source in &self.node.config.release_sources {
-            let candidates =
-                [source.clone(), source.join(name).join("releases"), source.join("releases"), source.join(name)];
-            let found = candidates.into_iter().filter(|dir| fs::exists(dir)).collect::<Vec<_>>();
-            if found.is_empty() { all.push(source.clone()) } else { all.extend(found) }
-        }
-        all.push(self.place.releases());
-        all
-    }
-
     /// The keys whose deliverables this node accepts: those of `node.yaml`, those that were trusted by command, its own.
     ///
     /// # Errors
@@ -293,13 +277,7 @@ impl Site {
         let keys = self.place.node().keys();
         let configured = &self.node.config.trusted_release_keys;
         let mut all: Vec<PublicKey> = configured.iter().map(|key| PublicKey::from_bytes(key.0)).collect();
-        for line in fs::read_if_there(&keys.join("trusted"))?
-            .map(|b| String::from_utf8_lossy(&b).into_owned())
-            .unwrap_or_default()
-            .lines()
-        {
-            all.push(PublicKey::parse(line)?);
-        }
+        all.extend(TrustedKey::read_all(&keys)?.into_iter().map(|trusted| trusted.key));
         if fs::exists(&keys.join("release.key")) {
             all.push(ReleaseKey::load_or_make(&keys)?.public());
         }

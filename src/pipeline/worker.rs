@@ -10,7 +10,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{boxes, deploy, editable, parking, plan, tell};
+use super::{boxes, deploy, editable, outbox, parking, plan, tell};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -40,7 +40,7 @@ pub fn work(site: &Site, request: &Request) -> Outcome {
         }
     };
     let _ = telling.emit(Event::Closed);
-    if let Err(error) = tell::send_spooled(site) {
+    if let Err(error) = outbox::send_after_deployment(site) {
         tracing::warn!("mail: {error}");
     }
     outcome
@@ -362,8 +362,10 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     let mut settling =
         Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live };
     settling.settle();
-    if let Err(error) = tell::spool(site, begin, &entry, &recipe) {
-        settling.warn(format!("the mail could not be written: {}", error.one_line()));
+    let spooled = tell::spool(site, begin, &entry, &recipe, version.as_ref());
+    let faults = spooled.unwrap_or_else(|error| vec![format!("the mail could not be written: {}", error.one_line())]);
+    for fault in faults {
+        settling.warn(fault);
     }
     settling.hold_ballast();
     // Last, because a recipe's own step may take its time: whatever it does, the mail is written.

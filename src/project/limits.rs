@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
+use super::service_limits::ServiceLimits;
 use super::yaml::scalar::{Number, Span, from_text, parse_memory};
 use crate::sys::size;
 
@@ -78,17 +79,40 @@ pub enum Asked {
     Timeout(Duration),
     /// To be root.
     Root,
+    /// Bytes of memory for an instance of a service.
+    ServiceMemory(u64),
+    /// Processes of an instance.
+    ServiceProcesses(u32),
+    /// Hundredths of a processor for an instance.
+    ServiceCpu(u32),
+    /// Open descriptors of an instance.
+    ServiceOpenFiles(u32),
 }
 
 impl Asked {
     /// The number that the node allows, in words, if it is less than what is asked for.
     #[must_use]
-    pub fn beyond(self, caps: &StepLimits) -> Option<String> {
+    pub fn beyond(self, steps: &StepLimits, services: &ServiceLimits) -> Option<String> {
+        let number = |count: u32, cap: Option<u32>| cap.filter(|cap| count > *cap).map(|cap| cap.to_string());
+        let bytes = |bytes: u64, cap: Option<u64>| cap.filter(|cap| bytes > *cap).map(size::words);
         match self {
-            Self::Memory(bytes) => caps.memory.filter(|cap| bytes > *cap).map(size::words),
-            Self::Processes(count) => caps.processes.filter(|cap| count > *cap).map(|cap| cap.to_string()),
-            Self::Timeout(time) => caps.timeout.filter(|cap| time > *cap).map(time_words),
+            Self::Memory(asked) => bytes(asked, steps.memory),
+            Self::Processes(count) => number(count, steps.processes),
+            Self::Timeout(time) => steps.timeout.filter(|cap| time > *cap).map(time_words),
             Self::Root => None,
+            Self::ServiceMemory(asked) => bytes(asked, services.memory),
+            Self::ServiceProcesses(count) => number(count, services.processes),
+            Self::ServiceCpu(percent) => number(percent, services.cpu).map(|cap| format!("{cap}%")),
+            Self::ServiceOpenFiles(count) => number(count, services.open_files),
+        }
+    }
+
+    /// Who asks: `a step` or `a service`, and the key of `node.yaml` that caps it.
+    #[must_use]
+    pub fn asker(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Memory(_) | Self::Processes(_) | Self::Timeout(_) | Self::Root => ("a step", "steps"),
+            _ => ("a service", "services"),
         }
     }
 
@@ -96,8 +120,10 @@ impl Asked {
     #[must_use]
     pub fn words(self) -> String {
         match self {
-            Self::Memory(bytes) => format!("memory: {}", size::words(bytes)),
-            Self::Processes(count) => format!("processes: {count}"),
+            Self::Memory(bytes) | Self::ServiceMemory(bytes) => format!("memory: {}", size::words(bytes)),
+            Self::Processes(count) | Self::ServiceProcesses(count) => format!("processes: {count}"),
+            Self::ServiceCpu(percent) => format!("cpu: {percent}%"),
+            Self::ServiceOpenFiles(count) => format!("open_files: {count}"),
             Self::Timeout(time) => format!("timeout: {}", time_words(time)),
             Self::Root => "user: root".to_string(),
         }
@@ -107,8 +133,10 @@ impl Asked {
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {
-            Self::Memory(_) => "memory",
-            Self::Processes(_) => "processes",
+            Self::Memory(_) | Self::ServiceMemory(_) => "memory",
+            Self::Processes(_) | Self::ServiceProcesses(_) => "processes",
+            Self::ServiceCpu(_) => "cpu",
+            Self::ServiceOpenFiles(_) => "open_files",
             Self::Timeout(_) => "timeout",
             Self::Root => "user",
         }
@@ -168,9 +196,13 @@ mod tests {
         let both = StepLimits { memory: Some(5), processes: Some(7), timeout: Some(Duration::from_mins(1)) };
         assert_eq!(asked.within(caps), both);
         assert_eq!(asked.or(caps), StepLimits { memory: Some(10), ..both });
-        assert_eq!(Asked::Memory(3 << 30).beyond(&StepLimits { memory: Some(2 << 30), ..caps }).unwrap(), "2 GiB");
-        assert_eq!(Asked::Memory(5).beyond(&caps), None);
-        assert_eq!(Asked::Timeout(Duration::from_hours(2)).beyond(&caps), None);
+        let none = ServiceLimits::default();
+        assert_eq!(
+            Asked::Memory(3 << 30).beyond(&StepLimits { memory: Some(2 << 30), ..caps }, &none).unwrap(),
+            "2 GiB"
+        );
+        assert_eq!(Asked::Memory(5).beyond(&caps, &none), None);
+        assert_eq!(Asked::Timeout(Duration::from_hours(2)).beyond(&caps, &none), None);
         assert_eq!(time_words(Duration::from_secs(90)), "90s");
     }
 }

@@ -12,6 +12,7 @@ use super::ids::ProjectName;
 use super::limits::{StepLimits, StepLimitsFile};
 use super::mode::{Environment, Mode};
 use super::recipe::Defaults;
+use super::service_limits::{ServiceLimits, ServiceLimitsFile};
 use super::yaml::locate::Step as Way;
 use super::yaml::scalar::{Address, NodeVariables, Number, Size, Span, Text, from_text};
 use super::yaml::{Source, with_hint};
@@ -20,12 +21,17 @@ use crate::sys::error::Result;
 mod allow;
 mod mail;
 mod project;
+mod source;
+mod webhook;
 
 use mail::MailFile;
 use project::{Branch, Overrides, Permission, ProjectFile, ProjectKey};
+use webhook::NodeWebhookFile;
 
 pub use allow::{Allow, Enlarge};
 pub use mail::{Login, Mail, Password, Smtp, Tls, Transport};
+pub use source::{ReleaseSource, RemoteSource};
+pub use webhook::NodeWebhook;
 
 /// When a push is answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -95,8 +101,10 @@ pub struct NodeConfig {
     pub environment: Environment,
     /// Where the projects are, below the node's root.
     pub projects_dir: PathBuf,
-    /// Directories with deliverables.
-    pub release_sources: Vec<PathBuf>,
+    /// Where deliverables come from.
+    pub release_sources: Vec<ReleaseSource>,
+    /// How long a deliverable may take to come from another node, attempts and pauses included.
+    pub fetch_within: Duration,
     /// Whose deliverables are accepted.
     pub trusted_release_keys: Vec<PublicKey>,
     /// How long a push waits for the lock.
@@ -111,8 +119,12 @@ pub struct NodeConfig {
     pub defaults: Defaults,
     /// How mail goes out.
     pub mail: Mail,
+    /// Where outcomes are posted to.
+    pub webhook: Option<NodeWebhook>,
     /// What a step may use at most.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most.
+    pub services: ServiceLimits,
     modes: Option<Vec<Mode>>,
     branch: Option<String>,
     answer: Answer,
@@ -141,6 +153,8 @@ pub struct ProjectConfig {
     pub user: Option<String>,
     /// What a step may use at most; a step that asks for nothing gets it.
     pub steps: StepLimits,
+    /// What an instance of a service may use at most; one that asks for nothing gets it.
+    pub services: ServiceLimits,
     /// What the project may ask root for.
     pub allow: Allow,
     /// The most bytes that everything of the project may take; `None`: as many as there are.
@@ -153,6 +167,7 @@ impl Default for NodeConfig {
             environment: Environment::default(),
             projects_dir: PathBuf::from("/srv/projects"),
             release_sources: Vec::new(),
+            fetch_within: Duration::from_hours(1),
             trusted_release_keys: Vec::new(),
             wait: Duration::from_hours(1),
             env: BTreeMap::new(),
@@ -160,7 +175,9 @@ impl Default for NodeConfig {
             reserve: Reserve::default(),
             defaults: Defaults::default(),
             mail: Mail::default(),
+            webhook: None,
             steps: StepLimits::default(),
+            services: ServiceLimits::default(),
             modes: None,
             branch: None,
             answer: Answer::default(),
@@ -181,6 +198,12 @@ impl NodeConfig {
         written.resolve(&source)
     }
 
+    /// Whether there is a source for deliverables of this project.
+    #[must_use]
+    pub fn is_fed(&self, name: &ProjectName) -> bool {
+        self.release_sources.iter().any(|source| source.concerns(name))
+    }
+
     /// What holds for a project; `recorded` is the environment that it was initialised with.
     ///
     /// The node's file is the newer word: what it says of the project wins over what was recorded, and that over what
@@ -189,8 +212,9 @@ impl NodeConfig {
     pub fn for_project(&self, name: &ProjectName, recorded: Option<Environment>) -> ProjectConfig {
         let own = self.projects.get(name).cloned().unwrap_or_default();
         let environment = own.environment.or(recorded).unwrap_or(self.environment);
-        let natural = environment.mode(!self.release_sources.is_empty());
-        let modes = self.modes.clone().unwrap_or_else(|| modes_of(environment, !self.release_sources.is_empty()));
+        let is_fed = self.is_fed(name);
+        let natural = environment.mode(is_fed);
+        let modes = self.modes.clone().unwrap_or_else(|| modes_of(environment, is_fed));
         let allowed = if modes.contains(&natural) { natural } else { modes.first().copied().unwrap_or(natural) };
         ProjectConfig {
             environment,
@@ -202,6 +226,7 @@ impl NodeConfig {
             trust_root: own.trust_root,
             user: own.user,
             steps: own.steps.or(self.steps),
+            services: own.services.or(self.services),
             allow: own.allow,
             disk: own.disk,
         }
@@ -227,7 +252,8 @@ struct NodeFile {
     environment: Option<Environment>,
     projects_dir: Option<AbsoluteDir>,
     modes: Option<Vec<Mode>>,
-    release_sources: Vec<AbsoluteDir>,
+    release_sources: Vec<ReleaseSource>,
+    fetch_within: Option<Span>,
     trusted_release_keys: Vec<KeyText>,
     branch: Option<Branch>,
     verdict: Answer,
@@ -238,7 +264,9 @@ struct NodeFile {
     reserve: ReserveFile,
     defaults: DefaultsFile,
     mail: MailFile,
+    webhook: Option<NodeWebhookFile>,
     steps: StepLimitsFile,
+    services: ServiceLimitsFile,
     projects: BTreeMap<ProjectKey, ProjectFile>,
 }
 
@@ -286,7 +314,8 @@ impl NodeFile {
         let config = NodeConfig {
             environment: self.environment.unwrap_or(base.environment),
             projects_dir: self.projects_dir.map_or(base.projects_dir, |dir| dir.0),
-            release_sources: self.release_sources.into_iter().map(|dir| dir.0).collect(),
+            release_sources: self.release_sources,
+            fetch_within: self.fetch_within.map_or(base.fetch_within, |span| span.0),
             trusted_release_keys: self.trusted_release_keys.into_iter().map(|key| key.0).collect(),
             wait: self.wait.map_or(base.wait, |span| span.0),
             env: self.env.0,
@@ -294,7 +323,9 @@ impl NodeFile {
             reserve,
             defaults,
             mail: self.mail.resolve(source)?,
+            webhook: self.webhook.map(|hook| hook.resolve(source)).transpose()?,
             steps: self.steps.resolve(),
+            services: self.services.resolve(),
             modes: self.modes,
             branch: self.branch.map(|branch| branch.0),
             answer: self.verdict,
@@ -334,15 +365,19 @@ pub struct AbsoluteDir(pub PathBuf);
 
 impl<'de> Deserialize<'de> for AbsoluteDir {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "an absolute path", |text| {
-            let parts = text.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-            let bad = |part: &str| matches!(part, "" | "." | "..");
-            let good = parts.is_some_and(|parts| parts.is_empty() || !parts.split('/').any(bad));
-            if !good || text.len() > 1024 || text.contains(char::is_control) {
-                return Err(with_hint("this is no good path", "an absolute path without `.`, `..` and double slashes"));
-            }
-            Ok(Self(PathBuf::from(format!("/{}", parts.unwrap_or("")))))
-        })
+        from_text(deserializer, "an absolute path", Self::parse)
+    }
+}
+
+impl AbsoluteDir {
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        let parts = text.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        let bad = |part: &str| matches!(part, "" | "." | "..");
+        let good = parts.is_some_and(|parts| parts.is_empty() || !parts.split('/').any(bad));
+        if !good || text.len() > 1024 || text.contains(char::is_control) {
+            return Err(with_hint("this is no good path", "an absolute path without `.`, `..` and double slashes"));
+        }
+        Ok(Self(PathBuf::from(format!("/{}", parts.unwrap_or("")))))
     }
 }
 
@@ -395,7 +430,7 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::time::Duration;
 
-    use super::{Answer, NodeConfig, Password, Tls, Transport, public_key};
+    use super::{Answer, NodeConfig, Password, ReleaseSource, RemoteSource, Tls, Transport, public_key};
     use crate::project::ids::ProjectName;
     use crate::project::limits::StepLimits;
     use crate::project::mode::{Environment, Mode};
@@ -413,7 +448,8 @@ mod tests {
 environment: prod
 projects_dir: /srv/sites/
 modes: [final, cooking]
-release_sources: [/srv/releases]
+release_sources: [/srv/releases, 'ssh://mc@staging:2222/shop']
+fetch_within: 20m
 trusted_release_keys: [AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]
 branch: live
 verdict: later
@@ -439,7 +475,9 @@ projects:
     fn a_whole_file_is_read() {
         let node = parse(WHOLE).unwrap();
         assert_eq!(node.projects_dir, Path::new("/srv/sites"));
-        assert_eq!(node.release_sources, [PathBuf::from("/srv/releases")]);
+        let remote = RemoteSource::parse("ssh://mc@staging:2222/shop").unwrap();
+        let sources = [ReleaseSource::Directory(PathBuf::from("/srv/releases")), ReleaseSource::Remote(remote)];
+        assert_eq!((&node.release_sources[..], node.fetch_within), (&sources[..], Duration::from_mins(20)));
         assert_eq!(node.trusted_release_keys[0].0, [0; 32]);
         assert_eq!(node.wait, Duration::from_mins(15));
         assert_eq!(node.env["http_proxy"], "http://proxy:3128");
@@ -483,6 +521,10 @@ projects:
         assert_eq!(of(Environment::Dev).mode, Mode::Editable);
         let only = parse("modes: [final]\nrelease_sources: [/r]\n").unwrap();
         assert_eq!(only.for_project(&name("a"), None).mode, Mode::Final);
+        // Another node's `shop` feeds `shop` and nobody else.
+        let far = parse("environment: prod\nrelease_sources: ['ssh://mc@staging/shop']\n").unwrap();
+        assert_eq!(far.for_project(&name("shop"), None).mode, Mode::Final);
+        assert_eq!(far.for_project(&name("blog"), None).mode, Mode::Cooking);
     }
 
     #[test]

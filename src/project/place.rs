@@ -264,6 +264,12 @@ impl Place {
         self.logs().join("services")
     }
 
+    /// The log of what was sent about deployments.
+    #[must_use]
+    pub fn mail_log(&self) -> PathBuf {
+        self.logs().join("mail.log")
+    }
+
     /// The readable log of a deployment.
     #[must_use]
     pub fn log(&self, id: &DeploymentId) -> PathBuf {

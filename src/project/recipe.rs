@@ -13,7 +13,7 @@ use super::limits::{Demand, StepLimitsFile};
 use super::stage::Stage;
 use super::yaml::Source;
 use super::yaml::locate::Step as Way;
-use super::yaml::scalar::{Address, Number, Variables, from_text, message_of};
+use super::yaml::scalar::{Number, Variables, from_text, message_of};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
@@ -21,12 +21,15 @@ use crate::sys::path::TreePath;
 pub mod check;
 mod demands;
 mod keys;
+pub mod notify;
 mod patterns;
 pub mod service;
 mod step;
 pub mod units;
 
 use keys::{StageKey, TaskKey};
+use notify::NotifyFile;
+pub use notify::{Notify, NotifyOn};
 use patterns::Glob;
 pub use patterns::Patterns;
 use service::ServicesFile;
@@ -92,27 +95,6 @@ pub enum Attributes {
     Strict,
     /// By the git program, with filters and encodings.
     Git,
-}
-
-/// An occasion to notify people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NotifyOn {
-    /// A deployment did not deploy.
-    Failure,
-    /// The first one that deployed after a failure.
-    Recovered,
-    /// Any other one that deployed.
-    Success,
-}
-
-/// Who is notified of what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notify {
-    /// The addresses.
-    pub to: Vec<String>,
-    /// The occasions.
-    pub on: Vec<NotifyOn>,
 }
 
 /// What a project says about its own deployment.
@@ -197,7 +179,7 @@ impl Recipe {
             keep_archives: defaults.keep_archives,
             build_at: BuildAt::default(),
             in_place: false,
-            notify: Notify { to: Vec::new(), on: ALL_OCCASIONS.to_vec() },
+            notify: Notify::default(),
             attributes: Attributes::default(),
             submodules: false,
             allow_empty: false,
@@ -212,8 +194,6 @@ impl Recipe {
         self.stages.get(&stage).map_or(&[], Vec::as_slice)
     }
 }
-
-const ALL_OCCASIONS: [NotifyOn; 3] = [NotifyOn::Failure, NotifyOn::Recovered, NotifyOn::Success];
 
 /// The recipe as written.
 #[derive(Default, Deserialize)]
@@ -269,13 +249,6 @@ struct BuildFile {
     in_place: Permission,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct NotifyFile {
-    to: Vec<Address>,
-    on: Option<Vec<NotifyOn>>,
-}
-
 /// A word that says yes or no to something dangerous.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -296,9 +269,6 @@ impl RecipeFile {
         let stages = self.stages.into_iter().map(|(key, written)| (key.0, steps(written)));
         check_paths(source, &self.cache, &self.shared)?;
         check_apart(source, &["data", "snapshot"], self.data.snapshot.as_deref().unwrap_or_default())?;
-        if self.notify.to.len() > 50 {
-            return Err(source.error_at(&[Way::Key("notify"), Way::Key("to")], "more than 50 addresses"));
-        }
         let misplaced =
             |(name, message): (String, String)| source.error_at(&[Way::Key("services"), Way::Key(&name)], &message);
         Ok(Recipe {
@@ -314,10 +284,7 @@ impl RecipeFile {
             keep_archives: self.keep.archives.map_or(base.keep_archives, |number| number.0),
             build_at: self.build.at,
             in_place: self.build.in_place == Permission::Allow,
-            notify: Notify {
-                to: self.notify.to.into_iter().map(|address| address.0).collect(),
-                on: self.notify.on.unwrap_or(base.notify.on),
-            },
+            notify: self.notify.resolve(source)?,
             attributes: self.attributes,
             submodules: self.submodules == Permission::Allow,
             allow_empty: self.allow_empty,

@@ -1,14 +1,18 @@
-//! The mail about a deployment: what it says, as a pure function. [`super::post`] sends it.
-
-use std::fmt::Write as _;
+//! The mail about a deployment: what it says, as pure functions. [`super::post`] sends it.
+//!
+//! It is told twice, as text ([`text`]) and as HTML ([`html`]), from the same data; both escape everything that comes from a
+//! push or a step.
 
 use serde::{Deserialize, Serialize};
 
 use super::event::Work;
 use super::history::Entry;
-use super::terminal::{self, cut, shown_output};
 use crate::project::outcome::Verdict;
-use crate::sys::escape::visible;
+use crate::project::recipe::NotifyOn;
+
+pub mod html;
+pub mod subject;
+pub mod text;
 
 /// The most of a failed step's output that a mail carries.
 pub const TAIL_LIMIT: usize = 64 * 1024;
@@ -16,7 +20,6 @@ pub const TAIL_LIMIT: usize = 64 * 1024;
 const MAX_COMMITS: usize = 50;
 const MAX_LIST: usize = 20;
 const MAX_LINE: usize = 500;
-const MAX_SUBJECT: usize = 180;
 
 /// A mail to one person or list, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,14 +32,23 @@ pub struct Mail {
     pub subject: String,
     /// The text, lines ended by line feeds.
     pub text: String,
+    /// The same as HTML; `None`: text alone.
+    #[serde(default)]
+    pub html: Option<String>,
     /// When it was written.
     pub date: jiff::Timestamp,
     /// Identifies it, `left@right`: the same for each attempt to send it.
     pub message_id: String,
+    /// What all mails of one thread answer to, `left@right`.
+    #[serde(default)]
+    pub thread: Option<String>,
+    /// The project, for filters.
+    #[serde(default)]
+    pub project: Option<String>,
 }
 
 /// A commit that a deployment brought.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CommitLine {
     /// The short id.
     pub id: String,
@@ -47,7 +59,7 @@ pub struct CommitLine {
 }
 
 /// What a mail tells besides the history's entry.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MailFacts {
     /// The project's name.
     pub project: String,
@@ -55,6 +67,10 @@ pub struct MailFacts {
     pub node: String,
     /// The sender's address.
     pub from: String,
+    /// Which kind of news it is.
+    pub occasion: NotifyOn,
+    /// The branch that deploys: all mails about it are one thread.
+    pub branch: Option<String>,
     /// The commits since the last good deployment, newest first.
     pub commits: Vec<CommitLine>,
     /// How many commits more there are.
@@ -63,6 +79,8 @@ pub struct MailFacts {
     pub tail: Vec<String>,
     /// What was changed by hand in `run`, one line each.
     pub drift: Vec<String>,
+    /// What was taken back, and what was not, one line each.
+    pub taken_back: Vec<String>,
     /// What was kept where, one line each.
     pub kept: Vec<String>,
     /// Warnings, one line each.
@@ -73,6 +91,15 @@ pub struct MailFacts {
     pub command: String,
     /// How somebody without an account on the node gives it a command (`ssh mc@node`), where people can.
     pub from_afar: Option<String>,
+}
+
+/// A command that the reader may want next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Suggestion {
+    /// What it is for.
+    pub what: &'static str,
+    /// What is typed.
+    pub line: String,
 }
 
 /// The mails about a deployment, one to each of these addresses.
@@ -87,189 +114,90 @@ pub fn compose(entry: &Entry, facts: &MailFacts, to: &str, now: jiff::Timestamp)
     Mail {
         from: facts.from.clone(),
         to: to.to_string(),
-        subject: subject(entry, facts),
-        text: text(entry, facts),
+        subject: subject::of(entry, facts),
+        text: text::of(entry, facts),
+        html: html::of(entry, facts),
         date: now,
         message_id: message_id(entry, facts, to),
+        thread: Some(thread(facts)),
+        project: Some(facts.project.clone()),
     }
-}
-
-/// `[shop staging] rolled back at upgrade: 1a2b3c4d5e cart: no empty orders`.
-fn subject(entry: &Entry, facts: &MailFacts) -> String {
-    let place = format!("[{} {}]", facts.project, entry.environment.name());
-    let verdict = match (entry.verdict, entry.stage) {
-        (Verdict::Deployed | Verdict::Unchanged | Verdict::Prepared, _) | (_, None) => {
-            entry.verdict.words().to_string()
-        }
-        (verdict, Some(stage)) => format!("{} at {}", verdict.words(), stage.name()),
-    };
-    let verdict = match entry.work {
-        Work::Deploy => verdict,
-        Work::Rollback if entry.with_data => format!("rollback with data {verdict}"),
-        Work::Rollback => format!("rollback {verdict}"),
-    };
-    let line = format!("{place} {verdict}: {} {}", entry.commit.short(), entry.subject);
-    cut(&visible(line.trim_end()), Some(MAX_SUBJECT))
 }
 
 /// The same for each attempt, and another one for each receiver, so that no server takes two for one.
 fn message_id(entry: &Entry, facts: &MailFacts, to: &str) -> String {
-    let host: String = facts.node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-')).collect();
-    let host = if host.is_empty() { "localhost".to_string() } else { host };
     // The end tells a deployment that was decided by a person later from its first end.
     let key = format!("{to}\n{}", entry.ended());
     let unique = blake3::hash(key.as_bytes()).to_hex();
-    format!("{}.{}@{host}", entry.id, &unique.as_str()[..8])
+    format!("{}.{}@{}", entry.id, &unique.as_str()[..8], host(&facts.node))
 }
 
-fn text(entry: &Entry, facts: &MailFacts) -> String {
-    let mut text = String::new();
-    let _ = writeln!(text, "{} on {}, #{}", one_line(&facts.project), one_line(&facts.node), entry.seq);
-    let _ = writeln!(text, "{}\n", one_line(&entry.outcome().line()));
-    head(&mut text, entry);
-    commits(&mut text, facts);
-    if !entry.stages.is_empty() {
-        text.push_str("\nStages\n");
-        for time in &entry.stages {
-            let mark = if time.ok { "ok    " } else { "FAILED" };
-            let room = 24_usize.saturating_sub(time.stage.name().len());
-            let note = one_line(time.note.as_deref().unwrap_or(""));
-            let line = format!("  {mark} {}{:>room$}  {note}", time.stage.name(), terminal::duration(time.ms));
-            let _ = writeln!(text, "{}", line.trim_end());
-        }
-    }
-    tail(&mut text, facts);
-    list(&mut text, "Warnings", &facts.warnings);
-    list(&mut text, "Changed by hand in run before this deployment", &facts.drift);
-    list(&mut text, "Kept", &facts.kept);
-    list(&mut text, "Hints", &entry.hints);
-    commands(&mut text, entry, facts);
-    text
+/// One for each project and branch. No mail has this id: readers put those that answer to the same one together.
+fn thread(facts: &MailFacts) -> String {
+    let key = format!("{}\n{}", facts.project, facts.branch.as_deref().unwrap_or_default());
+    let unique = blake3::hash(key.as_bytes()).to_hex();
+    format!("thread.{}@{}", &unique.as_str()[..16], host(&facts.node))
 }
 
-fn head(text: &mut String, entry: &Entry) {
-    let branch = entry.branch.as_ref().map_or(String::new(), |branch| format!(" to {branch}"));
-    let by = match entry.work {
-        Work::Deploy => format!("{}{branch}", entry.by()),
-        Work::Rollback => format!("{} (rollback)", entry.by()),
-    };
-    let serves = entry.serves.as_ref().map_or("nothing".to_string(), |s| format!("{} of {}", s.commit.short(), s.id));
-    let rows = [
-        ("Commit", format!("{} {}", entry.commit, entry.subject)),
-        ("Author", entry.author.clone()),
-        ("By", by),
-        ("Began", entry.started.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()),
-        ("Took", terminal::duration(entry.duration_ms)),
-        ("Mode", format!("{} ({})", entry.mode.name(), entry.environment.name())),
-        ("Serves now", serves),
-        ("Deployment", entry.id.to_string()),
+/// A host's name as an id may hold it.
+#[must_use]
+pub fn host(node: &str) -> String {
+    let host: String = node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-')).collect();
+    if host.is_empty() { "localhost".to_string() } else { host }
+}
+
+/// The commands to look further and to go back, as the reader can give them: over ssh where people come in that way.
+#[must_use]
+pub fn suggestions(entry: &Entry, facts: &MailFacts) -> Vec<Suggestion> {
+    let command = facts.from_afar.as_ref().unwrap_or(&facts.command);
+    let (name, seq) = (&facts.project, entry.seq);
+    let mut all = vec![
+        Suggestion { what: "what happened, in full", line: format!("{command} show {name} '#{seq}'") },
+        Suggestion { what: "its whole log", line: format!("{command} logs {name} '#{seq}'") },
     ];
-    for (name, value) in rows {
-        let _ = writeln!(text, "{name:<12}{}", one_line(&value));
+    if entry.verdict == Verdict::NeedsPerson {
+        all.push(Suggestion { what: "keep what runs now", line: format!("{command} recover {name} --forward") });
+        all.push(Suggestion { what: "or the version before", line: format!("{command} recover {name} --back") });
     }
-    if let Some(why) = &entry.why {
-        let _ = writeln!(text, "{:<12}{}", "Reason", one_line(why));
+    if !facts.drift.is_empty() {
+        all.push(Suggestion { what: "what is changed by hand now", line: format!("{command} drift {name}") });
     }
+    if entry.was_live && entry.before.is_some() && entry.verdict == Verdict::Deployed {
+        all.push(Suggestion { what: "back to the version before", line: format!("{command} rollback {name}") });
+        // Who cannot be asked must say that they mean it; on the node it first says what it takes back.
+        let yes = if facts.from_afar.is_some() { " --yes" } else { "" };
+        let line = format!("{command} rollback {name} --with data{yes}");
+        all.push(Suggestion { what: "with the data as they were then", line });
+    }
+    all
 }
 
-fn commits(text: &mut String, facts: &MailFacts) {
-    if facts.commits.is_empty() {
-        return;
-    }
-    text.push_str("\nCommits since the last good deployment\n");
-    for commit in facts.commits.iter().take(MAX_COMMITS) {
-        let line = format!("{} {} ({})", commit.id, commit.subject, commit.author);
-        let _ = writeln!(text, "  {}", one_line(&line));
-    }
-    let more = facts.more_commits + facts.commits.len().saturating_sub(MAX_COMMITS);
-    if more > 0 {
-        let _ = writeln!(text, "  and {more} more");
-    }
-}
-
-fn tail(text: &mut String, facts: &MailFacts) {
-    if facts.tail.is_empty() {
-        return;
-    }
-    text.push_str("\nLast output of the failed step\n");
-    let mut room = TAIL_LIMIT;
-    let mut kept = Vec::new();
-    for line in facts.tail.iter().rev() {
-        // Prefixed, so that no line of a step can pass for one of ours.
-        let line = format!("  | {}\n", shown_output(&cut(line, Some(4 * MAX_LINE))));
-        if line.len() > room {
-            break;
+/// What serves now, in one sentence.
+#[must_use]
+pub fn serves(entry: &Entry) -> String {
+    match (&entry.serves, entry.verdict) {
+        (None, Verdict::LeftAsItIs) => "the clone is left as it is".to_string(),
+        (None, _) => "nothing: nothing was deployed yet".to_string(),
+        (Some(s), Verdict::Deployed) if entry.work == Work::Rollback => format!("{} again", s.commit.short()),
+        (Some(s), Verdict::Deployed) => format!("{}, this version", s.commit.short()),
+        (Some(s), Verdict::LeftAsItIs) => {
+            format!("the clone is left as it is; the last good one was {}", s.commit.short())
         }
-        room -= line.len();
-        kept.push(line);
+        (Some(s), Verdict::NeedsPerson) => {
+            format!("perhaps not all of {}: run is left as it was when this happened", s.commit.short())
+        }
+        (Some(s), Verdict::RolledBack | Verdict::Interrupted) => {
+            format!("{}, the version before, again", s.commit.short())
+        }
+        (Some(s), _) => format!("{}, the version before, as if nothing had happened", s.commit.short()),
     }
-    let left_out = facts.tail.len() - kept.len();
-    if left_out > 0 {
-        let _ = writeln!(text, "  ({left_out} lines before these are in the log)");
-    }
-    text.extend(kept.into_iter().rev());
-}
-
-fn list(text: &mut String, title: &str, lines: &[String]) {
-    if lines.is_empty() {
-        return;
-    }
-    let _ = writeln!(text, "\n{title}");
-    for line in lines.iter().take(MAX_LIST) {
-        let _ = writeln!(text, "  {}", one_line(line));
-    }
-    if lines.len() > MAX_LIST {
-        let _ = writeln!(text, "  and {} more", lines.len() - MAX_LIST);
-    }
-}
-
-fn commands(text: &mut String, entry: &Entry, facts: &MailFacts) {
-    let (command, name) = (one_line(&facts.command), one_line(&facts.project));
-    text.push_str("\nTo look further, on the node\n");
-    let _ = writeln!(text, "  {command} show {name} '#{}'", entry.seq);
-    if !facts.log.is_empty() {
-        let _ = writeln!(text, "  {}", one_line(&facts.log));
-    }
-    if let Some(ssh) = &facts.from_afar {
-        let _ = writeln!(text, "or from elsewhere\n  {} show {name} '#{}'", one_line(ssh), entry.seq);
-    }
-    if entry.was_live && entry.before.is_some() {
-        text.push_str("To go back to the version before\n");
-        let _ = writeln!(text, "  {command} rollback {name}");
-        let _ =
-            writeln!(text, "  {command} rollback {name} --with data   (data too; it says first what that takes back)");
-    }
-}
-
-fn one_line(text: &str) -> String {
-    cut(&visible(text), Some(MAX_LINE))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::report::samples;
-
-    fn facts() -> MailFacts {
-        MailFacts {
-            project: "shop".into(),
-            node: "web1.example.org".into(),
-            from: "mc_project@web1.example.org".into(),
-            commits: vec![CommitLine {
-                id: "1a2b3c4d5e".into(),
-                subject: "cart".into(),
-                author: "Alice <a@x.org>".into(),
-            }],
-            more_commits: 2,
-            tail: vec!["Traceback:".into(), "\tno such column".into()],
-            drift: vec!["templates/ 2 files".into()],
-            kept: vec!["run.failed in archives/x".into()],
-            warnings: vec!["disk is 91 % full".into()],
-            log: "/var/log/mc_project/shop/x.log".into(),
-            command: "mc_project".into(),
-            from_afar: None,
-        }
-    }
+    use samples::mail_facts as facts;
 
     fn mail(entry: &Entry, facts: &MailFacts) -> Mail {
         compose(entry, facts, "dev@example.org", entry.ended())
@@ -279,19 +207,29 @@ mod tests {
     fn the_mail_tells_verdict_commits_stages_tail_drift_and_what_to_run() {
         let entry = samples::rolled_back_entry();
         let mail = mail(&entry, &facts());
-        assert_eq!(mail.subject, "[shop staging] rolled back at upgrade: 1a2b3c4d5e cart: no empty orders");
+        assert_eq!(mail.subject, "✗ shop staging: rolled back 1a2b3c4d5e at upgrade: cart: no empty orders");
         let want = "\
 shop on web1.example.org, #12
 rolled back at upgrade: exit 2; run serves 9f8e7d6c5b again
 
+Serves now  9f8e7d6c5b, the version before, again
 Commit      1a2b3c4d5e000000000000000000000000000000 cart: no empty orders
 Author      Alice <alice@example.org>
 By          alice to main
 Began       2026-11-20 15:04:05 UTC
 Took        3.0 s
 Mode        cooking (staging)
-Serves now  9f8e7d6c5b of 20261120T150409Z-0199e5a0-0000-7000-8000-000000000009
 Deployment  20261120T150412Z-0199e5a0-0000-7000-8000-00000000000c
+
+Last output of the failed step
+  | Traceback:
+  | \tno such column
+
+Taken back
+  code and configuration: those of 9f8e7d6c5b
+
+Kept
+  what failed: /archives/x/run.failed
 
 Commits since the last good deployment
   1a2b3c4d5e cart (Alice <a@x.org>)
@@ -301,25 +239,23 @@ Stages
   ok     build             12.4 s  3 steps
   FAILED upgrade            2.1 s  exit 2
 
-Last output of the failed step
-  | Traceback:
-  | \tno such column
-
 Warnings
   disk is 91 % full
 
 Changed by hand in run before this deployment
   templates/ 2 files
 
-Kept
-  run.failed in archives/x
-
 Hints
   mc_project logs shop
 
-To look further, on the node
-  mc_project show shop '#12'
-  /var/log/mc_project/shop/x.log
+To look further, and to go on
+  what happened, in full
+      mc_project show shop '#12'
+  its whole log
+      mc_project logs shop '#12'
+  what is changed by hand now
+      mc_project drift shop
+The log is /var/log/mc_project/shop/x.log there.
 ";
         assert_eq!(mail.text, want);
     }
@@ -327,8 +263,16 @@ To look further, on the node
     #[test]
     fn who_has_no_account_on_the_node_reads_how_to_look_further_from_elsewhere() {
         let facts = MailFacts { from_afar: Some("ssh mc@web1".into()), ..facts() };
-        let text = mail(&samples::rolled_back_entry(), &facts).text;
-        assert!(text.contains("/x.log\nor from elsewhere\n  ssh mc@web1 show shop '#12'\n"), "{text}");
+        let mut entry = samples::rolled_back_entry();
+        let text = mail(&entry, &facts).text;
+        assert!(text.contains("\n      ssh mc@web1 show shop '#12'\n"), "{text}");
+        assert!(text.contains("\nOn the node itself these begin with `mc_project`.\n"), "{text}");
+        (entry.verdict, entry.was_live, entry.before) = (Verdict::Deployed, true, entry.serves.clone());
+        let text = mail(&entry, &facts).text;
+        assert!(
+            text.contains("      ssh mc@web1 rollback shop --with data --yes\n"),
+            "nobody can answer there: {text}"
+        );
     }
 
     #[test]
@@ -351,7 +295,15 @@ To look further, on the node
         let mut entry = samples::rolled_back_entry();
         (entry.verdict, entry.was_live, entry.before) = (Verdict::Deployed, true, entry.serves.clone());
         let text = mail(&entry, &facts()).text;
-        assert!(text.contains("To go back to the version before\n  mc_project rollback shop\n"), "{text}");
+        assert!(text.contains("  back to the version before\n      mc_project rollback shop\n"), "{text}");
+    }
+
+    #[test]
+    fn who_must_decide_reads_both_ways_out() {
+        let mut entry = samples::rolled_back_entry();
+        entry.verdict = Verdict::NeedsPerson;
+        let text = mail(&entry, &facts()).text;
+        assert!(text.contains("recover shop --forward\n") && text.contains("recover shop --back\n"), "{text}");
     }
 
     #[test]
@@ -366,11 +318,14 @@ To look further, on the node
         facts.commits[0] = CommitLine { id: evil.into(), subject: evil.into(), author: evil.into() };
         let all = || vec![evil.to_string()];
         (facts.tail, facts.drift, facts.kept, facts.warnings) = (all(), all(), all(), all());
+        (facts.taken_back, facts.branch) = (all(), Some(evil.into()));
         facts.node = format!("web1{evil}");
         let mail = mail(&entry, &facts);
         assert!(!mail.subject.contains(['\r', '\n']), "{:?}", mail.subject);
         assert!(!mail.message_id.contains(['\r', '\n', ' ', '<', '>']), "{:?}", mail.message_id);
         assert!(!mail.text.contains(['\r', '\u{1b}']), "{}", mail.text);
+        let html = mail.html.unwrap();
+        assert!(!html.contains(['\r', '\u{1b}']), "{html}");
         assert!(mail.text.lines().all(|line| !line.starts_with("Bcc") && !line.starts_with("hello")), "{}", mail.text);
     }
 
@@ -384,7 +339,8 @@ To look further, on the node
         facts.drift = vec!["d".repeat(10_000); 10_000];
         facts.commits = vec![facts.commits[0].clone(); 10_000];
         let mail = mail(&entry, &facts);
-        assert!(mail.subject.chars().count() <= MAX_SUBJECT);
+        assert!(mail.subject.chars().count() <= subject::MAX);
+        assert!(mail.html.as_ref().is_none_or(|html| html.len() <= 100 * 1024));
         assert!(mail.text.len() < 160 * 1024, "{}", mail.text.len());
         assert!(mail.text.contains("\n  | 9999 "), "the end of the output is what counts");
         assert!(mail.text.contains("  and 9952 more\n") && mail.text.contains(" lines before these are in the log)"));
@@ -400,5 +356,18 @@ To look further, on the node
         let later = entry.ended() + jiff::SignedDuration::from_hours(1);
         assert_eq!(compose(&entry, &facts(), "a@x.org", later).message_id, mails[0].message_id);
         assert!(mails[0].message_id.ends_with("@web1.example.org"));
+    }
+
+    #[test]
+    fn all_mails_of_one_branch_answer_to_the_same_one() {
+        let (one, mut other) = (samples::rolled_back_entry(), samples::rolled_back_entry());
+        other.id = samples::id(13);
+        other.verdict = Verdict::Deployed;
+        let thread = mail(&one, &facts()).thread.unwrap();
+        assert_eq!(mail(&other, &facts()).thread.unwrap(), thread);
+        let elsewhere = MailFacts { branch: Some("next".into()), ..facts() };
+        assert_ne!(mail(&one, &elsewhere).thread.unwrap(), thread);
+        let elsewhere = MailFacts { project: "blog".into(), ..facts() };
+        assert_ne!(mail(&one, &elsewhere).thread.unwrap(), thread);
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MultiPart};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{Message, SmtpTransport, Transport};
@@ -18,19 +18,19 @@ use crate::sys::error::{Context, Error, Result};
 use crate::sys::{clock, escape, fs, machine, pipe};
 
 /// A whole delivery may take so many times the timeout of one exchange: a server that drips must not hold us.
-const DELIVERY_FACTOR: u32 = 3;
+pub const DELIVERY_FACTOR: u32 = 3;
 
 const SENDMAIL_DEADLINE: Duration = Duration::from_secs(20);
 
 const PASSWORD_LIMIT: u64 = 4096;
 
-/// Sends a mail; with [`MailTransport::None`] nothing is done.
+/// Sends a mail, and tells what whoever took it said; with [`MailTransport::None`] nothing is done.
 ///
 /// # Errors
 /// If it could not be delivered; the text tells why and holds no secret.
-pub fn send(mail: &Mail, transport: &MailTransport) -> Result<()> {
+pub fn send(mail: &Mail, transport: &MailTransport) -> Result<String> {
     match transport {
-        MailTransport::None => Ok(()),
+        MailTransport::None => Ok("mail is switched off (transport: none)".to_string()),
         MailTransport::Maildir { path } => deliver_to_maildir(&message(mail)?, path),
         MailTransport::Sendmail { program } => deliver_to_sendmail(&message(mail)?, program),
         MailTransport::Smtp { host, port, tls, login, ca_file, timeout } => {
@@ -52,19 +52,28 @@ pub fn send(mail: &Mail, transport: &MailTransport) -> Result<()> {
 
 /// The message of RFC 5322; header values cannot begin new headers.
 fn message(mail: &Mail) -> Result<Message> {
-    let headers = ["Auto-Submitted", "X-Auto-Response-Suppress"].map(HeaderName::new_from_ascii_str);
-    let [auto_submitted, suppress] = headers;
-    Message::builder()
+    let raw =
+        |name: &'static str, value: &str| HeaderValue::new(HeaderName::new_from_ascii_str(name), header_text(value));
+    let mut builder = Message::builder()
         .from(address(&mail.from)?)
         .to(address(&mail.to)?)
         .subject(header_text(&mail.subject))
         .date(std::time::SystemTime::from(mail.date))
         .message_id(Some(format!("<{}>", header_text(&mail.message_id))))
-        .raw_header(HeaderValue::new(auto_submitted, "auto-generated".to_string()))
-        .raw_header(HeaderValue::new(suppress, "All".to_string()))
-        .header(ContentType::TEXT_PLAIN)
-        .body(mail.text.clone())
-        .context(|| "cannot write the mail".to_string())
+        .raw_header(raw("Auto-Submitted", "auto-generated"))
+        .raw_header(raw("X-Auto-Response-Suppress", "All"));
+    if let Some(project) = &mail.project {
+        builder = builder.raw_header(raw("X-Mc-Project", project));
+    }
+    if let Some(thread) = &mail.thread {
+        let thread = format!("<{}>", header_text(thread));
+        builder = builder.in_reply_to(thread.clone()).references(thread);
+    }
+    let message = match &mail.html {
+        Some(html) => builder.multipart(MultiPart::alternative_plain_html(mail.text.clone(), html.clone())),
+        None => builder.header(ContentType::TEXT_PLAIN).body(mail.text.clone()),
+    };
+    message.context(|| "cannot write the mail".to_string())
 }
 
 fn address(text: &str) -> Result<Mailbox> {
@@ -80,7 +89,11 @@ fn header_text(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn password(file: &Path) -> Result<String> {
+/// The first line of a file: a password or another secret.
+///
+/// # Errors
+/// If there is none.
+pub fn password(file: &Path) -> Result<String> {
     let bytes = fs::read_bounded(file, PASSWORD_LIMIT)?
         .ok_or_else(|| Error::invalid(format!("there is no password file {}", file.display())))?;
     let text = String::from_utf8(bytes)
@@ -132,7 +145,7 @@ fn smtp(
 
 /// In a thread of its own: neither a slow name server nor a server that sends one byte per second holds us longer than
 /// the deadline. A thread that is still stuck then ends with the process.
-fn deliver_by_smtp(mailer: SmtpTransport, message: Message, server: &str, timeout: Duration) -> Result<()> {
+fn deliver_by_smtp(mailer: SmtpTransport, message: Message, server: &str, timeout: Duration) -> Result<String> {
     let (tell, done) = channel();
     std::thread::Builder::new()
         .name("smtp".into())
@@ -141,7 +154,11 @@ fn deliver_by_smtp(mailer: SmtpTransport, message: Message, server: &str, timeou
         })
         .context(|| "cannot start sending mail".to_string())?;
     match done.recv_timeout(timeout * DELIVERY_FACTOR) {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(response)) => {
+            let lines: Vec<&str> = response.message().collect();
+            let said = format!("{} {}", response.code(), lines.join(" "));
+            Ok(format!("{server} said: {}", escape::visible_bounded(said.as_bytes(), 300)))
+        }
         Ok(Err(error)) => {
             let mut why = error.to_string();
             let mut source = std::error::Error::source(&error);
@@ -159,23 +176,23 @@ fn deliver_by_smtp(mailer: SmtpTransport, message: Message, server: &str, timeou
     }
 }
 
-fn deliver_to_sendmail(message: &Message, program: &Path) -> Result<()> {
+fn deliver_to_sendmail(message: &Message, program: &Path) -> Result<String> {
     // `-t`: receivers from the header; `-i`: a line with a single dot is no end; `--`: nothing after it is an option.
     let ended = pipe::run(program, &["-t", "-i", "--"].map(OsStr::new), &unix_lines(message), SENDMAIL_DEADLINE)?;
+    let said = escape::visible_bounded(ended.output.trim_ascii(), 500);
+    let said = if said.is_empty() { said } else { format!(": {said}") };
     if ended.code == Some(0) {
-        return Ok(());
+        return Ok(format!("{} took it{said}", program.display()));
     }
     let how = match (ended.code, ended.signal) {
         (Some(code), _) => format!("exit {code}"),
         (None, signal) => format!("killed by signal {}", signal.unwrap_or(0)),
     };
-    let said = escape::visible_bounded(ended.output.trim_ascii(), 500);
-    let said = if said.is_empty() { said } else { format!(": {said}") };
     Err(Error::failed(format!("{} did not take the mail: {how}{said}", program.display())))
 }
 
 /// Writes the file below `tmp/`, syncs it and renames it to `new/`: readers see whole mails only.
-fn deliver_to_maildir(message: &Message, maildir: &Path) -> Result<()> {
+fn deliver_to_maildir(message: &Message, maildir: &Path) -> Result<String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     for part in ["", "tmp", "new", "cur"] {
         fs::ensure_dir(&maildir.join(part), 0o700)?;
@@ -187,7 +204,9 @@ fn deliver_to_maildir(message: &Message, maildir: &Path) -> Result<()> {
     let name = format!("{}.M{micros}P{}Q{count}.{host}", now.as_second(), std::process::id());
     let temp = maildir.join("tmp").join(&name);
     fs::write_durable(&temp, &unix_lines(message), 0o600)?;
-    fs::rename_durable(&temp, &maildir.join("new").join(&name))
+    let new = maildir.join("new").join(&name);
+    fs::rename_durable(&temp, &new)?;
+    Ok(format!("written to {}", new.display()))
 }
 
 fn host_name() -> String {
@@ -216,6 +235,9 @@ mod tests {
             to: "dev@example.org".into(),
             subject: "[shop staging] deployed: é\r\nBcc: evil@example.org".into(),
             text: "first\n.\n  | tail é\n".into(),
+            html: None,
+            thread: Some("thread.1@web1.example.org".into()),
+            project: Some("shop".into()),
             date: "2026-11-20T15:04:05Z".parse().unwrap(),
             message_id: "abc@web1.example.org".into(),
         }
@@ -258,6 +280,9 @@ mod tests {
             "Date: Fri, 20 Nov 2026 15:04:05 +0000",
             "Message-ID: <abc@web1.example.org>",
             "Auto-Submitted: auto-generated",
+            "X-Mc-Project: shop",
+            "In-Reply-To: <thread.1@web1.example.org>",
+            "References: <thread.1@web1.example.org>",
             "Content-Type: text/plain; charset=utf-8",
         ] {
             assert!(head.lines().any(|l| l == line), "{line} is not in\n{head}");

@@ -76,6 +76,31 @@ pub fn end(verdict: Verdict, stage: Option<Stage>, reason: Option<&str>, serves:
     }
 }
 
+/// What a mail about deployment number 12 tells besides its entry.
+pub fn mail_facts() -> super::mail::MailFacts {
+    super::mail::MailFacts {
+        project: "shop".into(),
+        node: "web1.example.org".into(),
+        from: "mc_project@web1.example.org".into(),
+        occasion: crate::project::recipe::NotifyOn::Failure,
+        branch: Some("main".into()),
+        commits: vec![super::mail::CommitLine {
+            id: "1a2b3c4d5e".into(),
+            subject: "cart".into(),
+            author: "Alice <a@x.org>".into(),
+        }],
+        more_commits: 2,
+        tail: vec!["Traceback:".into(), "\tno such column".into()],
+        drift: vec!["templates/ 2 files".into()],
+        taken_back: vec!["code and configuration: those of 9f8e7d6c5b".into()],
+        kept: vec!["what failed: /archives/x/run.failed".into()],
+        warnings: vec!["disk is 91 % full".into()],
+        log: "/var/log/mc_project/shop/x.log".into(),
+        command: "mc_project".into(),
+        from_afar: None,
+    }
+}
+
 /// The entry of deployment number 12, rolled back at `upgrade`.
 pub fn rolled_back_entry() -> super::history::Entry {
     let mut end_event = end(Verdict::RolledBack, Some(Stage::Upgrade), Some("exit 2"), Some((9, "9f8e7d6c5b")));

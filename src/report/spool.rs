@@ -1,7 +1,7 @@
-//! Mail that could not be sent: `state/spool/`, one file per deployment and receiver, tried again later and later.
+//! Mails and webhooks on their way out: `state/spool/`, one file per deployment and receiver, tried again later and later.
 //!
-//! Nothing here waits: whoever holds the lock anyway calls [`retry`]. What is not sent within three days is given up:
-//! its file gets the ending `.given-up`, and the caller tells it.
+//! Nothing here waits: who sends calls [`retry`] and asks [`next_due`] when to come again. What is not sent within three days
+//! is given up: its file gets the ending `.given-up`, and the caller tells it.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::mail::Mail;
+use super::notice::Notice;
 use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Result};
 use crate::sys::fs;
 
-/// No more mails wait than this: when one more comes, the oldest is given up.
+/// No more wait than this: when one more comes, the oldest is given up.
 pub const MAX_WAITING: usize = 100;
 
 const GIVEN_UP_AFTER: SignedDuration = SignedDuration::from_hours(72);
@@ -27,15 +27,16 @@ const FILE_LIMIT: u64 = 4 * 1024 * 1024;
 
 const FORMAT: u32 = 1;
 
-/// A mail that waits.
+/// A mail or webhook that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// Format of the file.
     pub format: u32,
     /// The deployment it tells of.
     pub deployment: DeploymentId,
-    /// The mail.
-    pub mail: Mail,
+    /// What goes out: the key `mail` or `hook`.
+    #[serde(flatten)]
+    pub notice: Notice,
     /// How often it was tried.
     pub attempts: u32,
     /// When it was tried first.
@@ -58,10 +59,16 @@ pub struct Round {
 }
 
 impl Waiting {
-    fn path(&self, place: &Place) -> PathBuf {
+    /// The name of its file.
+    #[must_use]
+    pub fn file_name(&self) -> String {
         // The address is a stranger's text, so the name has its digest.
-        let receiver = blake3::hash(self.mail.to.as_bytes()).to_hex();
-        place.spool().join(format!("{}-{}.json", self.deployment, &receiver.as_str()[..12]))
+        let receiver = blake3::hash(self.notice.receiver().as_bytes()).to_hex();
+        format!("{}-{}.json", self.deployment, &receiver.as_str()[..12])
+    }
+
+    fn path(&self, place: &Place) -> PathBuf {
+        place.spool().join(self.file_name())
     }
 
     /// Whether it is time for the next attempt. A clock that was set back delays nothing for longer than the longest pause.
@@ -75,7 +82,7 @@ impl Waiting {
     }
 
     fn write(&self, place: &Place) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context(|| "cannot spool a mail".to_string())?;
+        let json = serde_json::to_vec_pretty(self).context(|| "cannot spool a mail or webhook".to_string())?;
         fs::write_durable(&self.path(place), &json, 0o600)
     }
 
@@ -89,39 +96,23 @@ impl Waiting {
 fn pause(attempts: u32) -> SignedDuration {
     match attempts {
         0 => SignedDuration::ZERO,
-        1 => SignedDuration::from_mins(1),
-        2 => SignedDuration::from_mins(5),
-        3 => SignedDuration::from_mins(30),
+        1 => SignedDuration::from_secs(10),
+        2 => SignedDuration::from_mins(1),
+        3 => SignedDuration::from_mins(5),
+        4 => SignedDuration::from_mins(30),
         _ => LONGEST,
     }
 }
 
-/// Keeps a mail that is to be sent as soon as the deployment is closed.
+/// Keeps what is to be sent as soon as the deployment is closed; what waits already for the same deployment and receiver is
+/// replaced. Gives back what was given up to make room.
 ///
 /// # Errors
 /// If the spool cannot be written.
-pub fn put_new(place: &Place, id: &DeploymentId, mail: &Mail, now: Timestamp) -> Result<()> {
-    let error = "not tried yet".to_string();
-    Waiting { format: 1, deployment: id.clone(), mail: mail.clone(), attempts: 0, first: now, last: now, error }
-        .write(place)
-}
-
-/// Keeps a mail that could not be sent because of `error`; one that waits already for the same deployment and receiver
-/// is replaced. Gives back what was given up to make room.
-///
-/// # Errors
-/// If the spool cannot be written.
-pub fn put(place: &Place, id: &DeploymentId, mail: &Mail, error: &Error, now: Timestamp) -> Result<Vec<Waiting>> {
+pub fn put(place: &Place, id: &DeploymentId, notice: Notice, now: Timestamp) -> Result<Vec<Waiting>> {
     fs::ensure_dir(&place.spool(), 0o700)?;
-    let waiting = Waiting {
-        format: FORMAT,
-        deployment: id.clone(),
-        mail: mail.clone(),
-        attempts: 1,
-        first: now,
-        last: now,
-        error: error.one_line(),
-    };
+    let error = "not tried yet".to_string();
+    let waiting = Waiting { format: FORMAT, deployment: id.clone(), notice, attempts: 0, first: now, last: now, error };
     let mut present = list(place)?;
     present.retain(|other| other.path(place) != waiting.path(place));
     let too_many = (present.len() + 1).saturating_sub(MAX_WAITING);
@@ -132,6 +123,31 @@ pub fn put(place: &Place, id: &DeploymentId, mail: &Mail, error: &Error, now: Ti
     forget_old(place)?;
     waiting.write(place)?;
     Ok(given_up)
+}
+
+/// When the next attempt is due; `None`: nothing waits. What is overdue counts as due now.
+///
+/// # Errors
+/// If the spool cannot be read.
+pub fn next_due(place: &Place, now: Timestamp) -> Result<Option<Timestamp>> {
+    let due = |waiting: &Waiting| {
+        if waiting.is_due(now) { now } else { waiting.last.checked_add(pause(waiting.attempts)).unwrap_or(now) }
+    };
+    Ok(list(place)?.iter().map(due).min())
+}
+
+/// Makes everything due at once, what was given up too.
+///
+/// # Errors
+/// If the spool cannot be written.
+pub fn make_due(place: &Place, now: Timestamp) -> Result<()> {
+    for path in files(place, "given-up")? {
+        fs::rename_durable(&path, &path.with_extension("json"))?;
+    }
+    for waiting in list(place)? {
+        Waiting { attempts: 0, first: now, last: now, ..waiting }.write(place)?;
+    }
+    Ok(())
 }
 
 /// All mails that wait, oldest first. A file that cannot be understood is passed over: see [`damaged`].
@@ -146,9 +162,17 @@ pub fn list(place: &Place) -> Result<Vec<Waiting>> {
         }
     }
     all.sort_by(|a: &Waiting, b: &Waiting| {
-        (a.first, &a.deployment, &a.mail.to).cmp(&(b.first, &b.deployment, &b.mail.to))
+        (a.first, &a.deployment, a.notice.receiver()).cmp(&(b.first, &b.deployment, b.notice.receiver()))
     });
     Ok(all)
+}
+
+/// What waits in the file of this name.
+///
+/// # Errors
+/// If the spool cannot be read.
+pub fn one(place: &Place, file_name: &str) -> Result<Option<Waiting>> {
+    Ok(list(place)?.into_iter().find(|waiting| waiting.file_name() == file_name))
 }
 
 /// The files of the spool that cannot be understood.
@@ -165,15 +189,31 @@ pub fn damaged(place: &Place) -> Result<Vec<PathBuf>> {
     Ok(bad)
 }
 
-/// How many mails were given up and are still kept for reading.
+/// What was given up and is still kept for reading, oldest first.
 ///
 /// # Errors
 /// If the spool cannot be read.
-pub fn given_up_count(place: &Place) -> Result<usize> {
-    Ok(files(place, "given-up")?.len())
+pub fn given_up(place: &Place) -> Result<Vec<Waiting>> {
+    let mut all = Vec::new();
+    for path in files(place, "given-up")? {
+        all.extend(read(&path)?);
+    }
+    Ok(all)
 }
 
-/// Tries the mails whose time has come, for `budget` at most (what is not reached waits on).
+/// Forgets what was given up; tells how much that was.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn forget(place: &Place) -> Result<usize> {
+    let paths = files(place, "given-up")?;
+    for path in &paths {
+        fs::remove_file(path)?;
+    }
+    Ok(paths.len())
+}
+
+/// Tries what is due, for `budget` at most (what is not reached waits on).
 ///
 /// # Errors
 /// If the spool cannot be read or written; that a mail cannot be sent is no error.
@@ -181,7 +221,7 @@ pub fn retry(
     place: &Place,
     now: Timestamp,
     budget: Duration,
-    send: &mut dyn FnMut(&Mail) -> Result<()>,
+    send: &mut dyn FnMut(&Waiting) -> Result<()>,
 ) -> Result<Round> {
     let begin = Instant::now();
     let mut round = Round::default();
@@ -190,7 +230,7 @@ pub fn retry(
             round.waiting += 1;
             continue;
         }
-        match send(&waiting.mail) {
+        match send(&waiting) {
             Ok(()) => {
                 fs::remove_file(&waiting.path(place))?;
                 round.sent += 1;
@@ -238,26 +278,31 @@ fn read(path: &std::path::Path) -> Result<Option<Waiting>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::mail::Mail;
     use crate::report::samples;
+    use crate::sys::error::Error;
     use std::os::unix::fs::PermissionsExt;
 
     fn at(minutes: i64) -> Timestamp {
         "2026-11-20T15:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_mins(minutes)
     }
 
-    fn mail(to: &str) -> Mail {
-        Mail {
+    fn mail(to: &str) -> Notice {
+        Notice::Mail(Mail {
             from: "mc@x.org".into(),
             to: to.into(),
             subject: "s".into(),
             text: "t".into(),
+            html: None,
             date: at(0),
             message_id: "a@b".into(),
-        }
+            thread: None,
+            project: None,
+        })
     }
 
     fn spool(place: &Place, n: u64, to: &str, now: Timestamp) -> Vec<Waiting> {
-        put(place, &samples::id(n), &mail(to), &Error::failed("connection refused"), now).unwrap()
+        put(place, &samples::id(n), mail(to), now).unwrap()
     }
 
     /// One round at this minute; how many attempts were made, and the round.
@@ -271,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_is_tried_after_1_5_and_30_minutes_then_each_2_hours_and_given_up_after_3_days() {
+    fn a_mail_is_tried_at_once_then_later_and_later_and_given_up_after_3_days() {
         let (_dir, place) = samples::place();
         spool(&place, 1, "a@x.org", at(0));
         let mut tries = Vec::new();
@@ -283,12 +328,16 @@ mod tests {
             }
             given_up.extend(round.given_up.into_iter().map(|w| (minute, w.attempts, w.error)));
         }
-        assert_eq!(tries[..6], [1, 6, 36, 156, 276, 396]);
+        assert_eq!(tries[..7], [0, 1, 2, 7, 37, 157, 277]);
         let last = *tries.last().unwrap();
         assert!((3 * 24 * 60..3 * 24 * 60 + 120).contains(&last), "{last}");
-        assert_eq!(given_up, [(last, u32::try_from(tries.len()).unwrap() + 1, "still refused".to_string())]);
+        assert_eq!(given_up, [(last, u32::try_from(tries.len()).unwrap(), "still refused".to_string())]);
         assert!(list(&place).unwrap().is_empty());
-        assert_eq!(given_up_count(&place).unwrap(), 1);
+        assert_eq!(super::given_up(&place).unwrap().len(), 1);
+        assert_eq!(next_due(&place, at(0)).unwrap(), None);
+        make_due(&place, at(9999)).unwrap();
+        assert_eq!(next_due(&place, at(9999)).unwrap(), Some(at(9999)));
+        assert_eq!(self::round(&place, 9999, true).1.sent, 1, "what was given up is sent when a person asks for it");
     }
 
     #[test]
@@ -316,7 +365,7 @@ mod tests {
         let told = spool(&place, 100, "a@x.org", at(200));
         assert_eq!(told.iter().map(|w| w.first).collect::<Vec<_>>(), [at(0)]);
         assert!(spool(&place, 100, "a@x.org", at(201)).is_empty(), "replacing needs no room");
-        assert_eq!((list(&place).unwrap().len(), given_up_count(&place).unwrap()), (100, 1));
+        assert_eq!((list(&place).unwrap().len(), given_up(&place).unwrap().len()), (100, 1));
     }
 
     #[test]
@@ -328,6 +377,29 @@ mod tests {
         spool(&place, 1, "a@x.org", at(0));
         let ten_years = 60 * 24 * 3650;
         assert_eq!(round(&place, ten_years, true), (1, Round { sent: 1, ..Round::default() }));
+    }
+
+    #[test]
+    fn a_file_of_an_older_version_is_still_sent() {
+        let (_dir, place) = samples::place();
+        let old = serde_json::json!({
+            "format": 1, "deployment": samples::id(1), "attempts": 1, "first": at(0), "last": at(0), "error": "refused",
+            "mail": {"from": "a@x.org", "to": "b@x.org", "subject": "s", "text": "t", "date": at(0), "message_id": "m@x"},
+        });
+        fs::ensure_dir(&place.spool(), 0o700).unwrap();
+        std::fs::write(place.spool().join("old.json"), old.to_string()).unwrap();
+        let Notice::Mail(mail) = &list(&place).unwrap()[0].notice else { panic!("no mail") };
+        assert_eq!((mail.to.as_str(), mail.html.as_deref()), ("b@x.org", None));
+    }
+
+    #[test]
+    fn the_time_of_the_next_attempt_is_told() {
+        let (_dir, place) = samples::place();
+        spool(&place, 1, "a@x.org", at(0));
+        assert_eq!(next_due(&place, at(0)).unwrap(), Some(at(0)));
+        round(&place, 0, false);
+        let soon = at(0) + SignedDuration::from_secs(10);
+        assert_eq!(next_due(&place, at(0)).unwrap(), Some(soon));
     }
 
     #[test]

@@ -208,6 +208,7 @@ pub fn ascii(text: &str) -> String {
             '✓' => out.push('+'),
             '✗' => out.push('x'),
             '·' => out.push('-'),
+            '█' => out.push('#'),
             '…' => out.push_str("..."),
             c if c.is_ascii() => out.push(c),
             c => {

@@ -14,6 +14,7 @@ pub const POINTS: &[&str] = &[
     "checkout.pillar",
     "build.tree-ready",
     "build.done",
+    "fetch.downloaded",
     "fetch.verified",
     "store.ingested",
     "candidate.dirty",

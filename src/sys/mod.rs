@@ -26,6 +26,7 @@ pub mod pipe;
 pub mod process;
 pub mod size;
 pub mod socket;
+pub mod ssh_identity;
 pub mod step_exec;
 pub mod tcp;
 pub mod trust;

@@ -1,4 +1,4 @@
-//! Pipes to others: one small trusted program (sendmail) with bytes on its standard input and a deadline, and
+//! Pipes to others: one small trusted program (sendmail, or this very one as a sender of mail) with bytes on its standard input and a deadline, and
 //! descriptors that must not block us.
 //!
 //! Steps of recipes do not go through here: they have their own, stricter way.
@@ -43,6 +43,7 @@ pub fn run(program: &Path, args: &[&OsStr], input: &[u8], deadline: Duration) ->
         .env_clear()
         .env("PATH", super::process::PATH)
         .env("LC_ALL", "C")
+        .envs(std::env::var_os("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file)))
         .current_dir("/")
         .process_group(0)
         .stdin(Stdio::piped())

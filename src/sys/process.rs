@@ -3,6 +3,7 @@
 //! - [`run_step`] runs one step of a recipe and leaves no process of it behind ([`step`] tells how);
 //! - [`run_attached`] runs a command of a person in our place of the terminal;
 //! - [`run_captured`] runs a small program and keeps what it prints;
+//! - [`run_streamed`] runs a program and takes the bytes that it prints while it runs;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
 //! - [`spawn_kept`] starts a service, which goes on without us;
 //! - [`processes_using`] names the processes that work inside a directory tree.
@@ -14,6 +15,7 @@ mod kept;
 mod lines;
 mod relayed;
 mod step;
+mod streamed;
 mod table;
 mod usage;
 mod users;
@@ -35,6 +37,7 @@ pub use kept::{Beginning, Kept, Member, Members, ProcessId, Run, adopt_orphans, 
 pub use lines::{LINE_LIMIT, Lines};
 pub use relayed::{Said, run_relayed};
 pub use step::{GRACE, MARKER, MARKER_KEPT, Patience, TICK, run_step, run_step_patiently};
+pub use streamed::{Bounds, Streamed, run_streamed};
 pub use table::{has_variable, kill_marked, kill_these};
 pub use usage::{Usage, usage_of};
 pub use users::{ProcessUse, TreeUsers, processes_using};
@@ -199,6 +202,16 @@ pub fn user_name() -> String {
 #[must_use]
 pub fn base_environment(home: &Path) -> BTreeMap<String, String> {
     base_environment_of(&user_name(), home)
+}
+
+/// Takes from this process the right to use more memory than this; it cannot be given back.
+///
+/// # Errors
+/// If the system refuses.
+pub fn limit_memory(bytes: u64) -> Result<()> {
+    let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    rustix::process::setrlimit(rustix::process::Resource::As, limit)
+        .context(|| "cannot limit our own memory".to_string())
 }
 
 /// As [`base_environment`], for another user.

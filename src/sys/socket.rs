@@ -101,9 +101,16 @@ impl Channel {
     /// # Errors
     /// If the other side is gone or takes nothing.
     pub fn send(&mut self, line: &[u8], patience: Duration) -> Result<()> {
+        self.send_bytes(&[line, b"\n"].concat(), patience)
+    }
+
+    /// Sends bytes as they are; `patience` is the longest time without progress.
+    ///
+    /// # Errors
+    /// If the other side is gone or takes nothing.
+    pub fn send_bytes(&mut self, bytes: &[u8], patience: Duration) -> Result<()> {
         let doing = || "cannot send through a socket".to_string();
-        let bytes = [line, b"\n"].concat();
-        let mut rest = bytes.as_slice();
+        let mut rest = bytes;
         let mut deadline = Instant::now() + patience;
         while !rest.is_empty() {
             match rustix::net::send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -150,6 +157,36 @@ impl Channel {
                 Err(Errno::AGAIN) => {
                     if !wait(self.stream.as_fd(), PollFlags::IN, deadline).context(doing)? {
                         return Ok(Received::Nothing);
+                    }
+                }
+                Err(error) => return Err(error).context(doing),
+            }
+        }
+    }
+
+    /// The next bytes as they are, at most so many; none at the end of the connection.
+    ///
+    /// # Errors
+    /// If none came within the time, or the connection is broken.
+    pub fn receive_bytes(&mut self, at_most: usize, patience: Duration) -> Result<Vec<u8>> {
+        let doing = || "cannot read from a socket".to_string();
+        if !self.buffer.is_empty() {
+            let rest = self.buffer.split_off(self.buffer.len().min(at_most));
+            return Ok(std::mem::replace(&mut self.buffer, rest));
+        }
+        let deadline = Instant::now() + patience;
+        let mut piece = vec![0_u8; at_most];
+        loop {
+            match rustix::net::recv(&self.stream, &mut piece[..], RecvFlags::DONTWAIT) {
+                Ok((n, _)) => {
+                    piece.truncate(n);
+                    return Ok(piece);
+                }
+                Err(Errno::CONNRESET) => return Ok(Vec::new()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    if !wait(self.stream.as_fd(), PollFlags::IN, deadline).context(doing)? {
+                        return Err(Error::failed(doing()).because(Error::failed("nothing comes from the other end")));
                     }
                 }
                 Err(error) => return Err(error).context(doing),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::Hash;
 use super::manifest::{Content, Entry, Manifest};
+use super::release::Provenance;
 use super::store::{Store, Supply};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::sys::error::{Context, Error, Result};
@@ -42,6 +43,9 @@ pub struct Statement {
     pub entries: usize,
     /// Sum of the sizes of the files.
     pub bytes: u64,
+    /// Where it came from; `None` where an older version packed it.
+    #[serde(default)]
+    pub provenance: Option<Provenance>,
 }
 
 /// Limits on what a deliverable may unpack to.
@@ -60,7 +64,12 @@ impl Default for Limits {
 }
 
 const FORMAT: u32 = 1;
-const LARGEST_MANIFEST: u64 = 512 << 20;
+/// The largest statement that is read.
+pub const LARGEST_STATEMENT: u64 = 1 << 20;
+/// The largest signature that is read.
+pub const LARGEST_SIGNATURE: u64 = 4096;
+/// The largest manifest that is read.
+pub const LARGEST_MANIFEST: u64 = 512 << 20;
 /// zstd level: 3 packs package trees to a fifth at little cost.
 const LEVEL: i32 = 3;
 
@@ -141,6 +150,7 @@ impl Deliverable {
             size: written.1,
             entries: manifest.entries().len(),
             bytes: manifest.bytes(),
+            provenance: packing.provenance.cloned(),
         };
         let json = serde_json::to_vec_pretty(&statement).context(|| "cannot write a statement".to_string())?;
         // One that is there already is taken apart first, so that no statement ever stands beside another's archive.
@@ -157,11 +167,20 @@ impl Deliverable {
     /// # Errors
     /// If anything does not fit; the message says what.
     pub fn verify(&self, keys: &TrustedKeys) -> Result<(Statement, Manifest)> {
-        let json = self.read("json", 1 << 20)?;
-        let signature = self.read("sig", 4096)?;
-        keys.verify(&json, String::from_utf8_lossy(&signature).trim()).map_err(|e| self.refused("signature", &e))?;
+        let (json, signature) = (self.read("json", LARGEST_STATEMENT)?, self.read("sig", LARGEST_SIGNATURE)?);
+        let statement = self.verify_statement(&json, &signature, keys)?;
+        let manifest = self.verify_manifest(&statement, &self.read("manifest", LARGEST_MANIFEST)?)?;
+        Ok((statement, manifest))
+    }
+
+    /// Checks a statement with its signature, wherever they are.
+    ///
+    /// # Errors
+    /// If no trusted key signed it, or it is that of another deliverable.
+    pub fn verify_statement(&self, json: &[u8], signature: &[u8], keys: &TrustedKeys) -> Result<Statement> {
+        keys.verify(json, String::from_utf8_lossy(signature).trim()).map_err(|e| self.refused("signature", &e))?;
         let statement: Statement =
-            serde_json::from_slice(&json).context(|| format!("cannot understand {}", self.base))?;
+            serde_json::from_slice(json).context(|| format!("cannot understand {}", self.base))?;
         if statement.format != FORMAT {
             return Err(Error::refused(format!(
                 "{} has format {}, this version knows {FORMAT}",
@@ -174,11 +193,18 @@ impl Deliverable {
                 self.base, statement.project, statement.commit
             )));
         }
-        let text = self.read("manifest", LARGEST_MANIFEST)?;
-        if Hash::of(&text).hex() != statement.manifest {
+        Ok(statement)
+    }
+
+    /// Checks a manifest against the statement, wherever it is.
+    ///
+    /// # Errors
+    /// If it is another one, or holds what deliverables may not.
+    pub fn verify_manifest(&self, statement: &Statement, text: &[u8]) -> Result<Manifest> {
+        if Hash::of(text).hex() != statement.manifest {
             return Err(Error::refused(format!("the manifest of {} is not the one that was signed", self.base)));
         }
-        let manifest = Manifest::from_text(&String::from_utf8_lossy(&text))?;
+        let manifest = Manifest::from_text(&String::from_utf8_lossy(text))?;
         if manifest.tree_digest().hex() != statement.tree {
             return Err(Error::refused(format!("the tree digest of {} is not the one that was signed", self.base)));
         }
@@ -189,7 +215,7 @@ impl Deliverable {
             ))
             .hint("deliverables carry none of these: mc_project release pack NAME"));
         }
-        Ok((statement, manifest))
+        Ok(manifest)
     }
 
     /// Unpacks into the store every content that `wants` asks for; the archive's own digest and each content's are checked.
@@ -277,7 +303,7 @@ impl Deliverable {
     /// # Errors
     /// If one cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        for ending in ["json", "sig", "manifest", "tar.zst", "tar.zst.new"] {
+        for ending in ["json", "sig", "manifest", "tar.zst", "tar.zst.new", "tar.zst.part"] {
             fs::remove_file(&self.file(ending))?;
         }
         Ok(())
@@ -304,6 +330,8 @@ pub struct Packing<'a> {
     pub key: &'a ReleaseKey,
     /// Values that must not be in any file: (name in the configuration, value).
     pub secrets: &'a [(String, String)],
+    /// Where the release came from.
+    pub provenance: Option<&'a Provenance>,
 }
 
 fn write_archive(path: &Path, manifest: &Manifest, supply: &Supply<'_>, packing: &Packing<'_>) -> Result<(Hash, u64)> {

@@ -4,6 +4,7 @@ pub mod cost;
 pub mod deliverable;
 pub mod drift;
 pub mod hash;
+pub mod incoming;
 pub mod layout;
 pub mod manifest;
 pub mod release;

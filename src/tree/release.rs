@@ -43,6 +43,74 @@ pub struct Provenance {
     pub created: jiff::Timestamp,
     /// Who.
     pub pusher: String,
+    /// With what and where; nothing where an older version made it.
+    #[serde(default)]
+    pub made: Made,
+}
+
+impl Provenance {
+    /// What it says, in words: each a name and its value, not escaped.
+    #[must_use]
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let Made { recipe, log, node, tool } = &self.made;
+        let built = if self.built { "built" } else { "as committed" };
+        let when = self.created.strftime("%Y-%m-%d %H:%M:%S UTC");
+        let on = if node.is_empty() { String::new() } else { format!(" on {node}") };
+        let with = if tool.is_empty() { String::new() } else { format!(", {tool}") };
+        let mut facts = vec![
+            ("made", format!("{built} in {} mode{on}, {when}, by {}{with}", self.mode.name(), self.pusher)),
+            ("as", format!("#{} {}", self.seq, self.id)),
+            ("commit", self.commit.to_string()),
+        ];
+        facts.extend(self.pillar.as_ref().map(|pillar| ("pillar", pillar.to_string())));
+        facts.extend(recipe.as_ref().map(|digest| ("recipe", format!("blake3 {digest}"))));
+        facts
+            .extend(log.as_ref().map(|log| ("log", format!("blake3 {} of its first {} bytes", log.blake3, log.bytes))));
+        facts.push(("tree", format!("blake3 {}", self.built_digest)));
+        facts
+    }
+}
+
+/// With what a release was made, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// blake3 of the recipe's file; `None` for a commit without one.
+    pub recipe: Option<String>,
+    /// The log as far as it was written when the release was made: the build.
+    pub log: Option<LogDigest>,
+    /// The name of the machine.
+    pub node: String,
+    /// The program and its version.
+    pub tool: String,
+}
+
+/// The digest of the first bytes of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogDigest {
+    /// How many.
+    pub bytes: u64,
+    /// blake3 of them.
+    pub blake3: String,
+}
+
+impl Made {
+    /// Here and now, by this program; `log` is the file of the log so far.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn here(recipe: Option<&[u8]>, log: &Path) -> Result<Self> {
+        let read = |path: &Path| -> Result<LogDigest> {
+            let digest = Hash::reading(&mut fs::open_read(path)?);
+            let (hash, bytes) = digest.context(|| format!("cannot read {}", path.display()))?;
+            Ok(LogDigest { bytes, blake3: hash.hex() })
+        };
+        Ok(Self {
+            recipe: recipe.map(|bytes| Hash::of(bytes).hex()),
+            log: if fs::exists(log) { Some(read(log)?) } else { None },
+            node: crate::sys::machine::host_name().unwrap_or_default(),
+            tool: concat!("mc_project ", env!("CARGO_PKG_VERSION")).to_string(),
+        })
+    }
 }
 
 const MANIFEST: &str = "manifest";

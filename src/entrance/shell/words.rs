@@ -47,22 +47,26 @@ const fn acts(
     Rule { name, role, flags, options, more, changes: true }
 }
 
+/// How many services may be named: as many as a recipe may have.
+const SERVICES: usize = 50;
+
 /// What is served. `run` is not: it would be a shell; nor is anything that is about the node or a path on it.
 const TABLE: &[Rule] = &[
-    looks("status", Role::Read, &["--json", "--disk"], &[], 0),
+    looks("status", Role::Read, &["--json", "--disk", "--check"], &[], 0),
     looks("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
-    looks("show", Role::Read, &["--json"], &[], 1),
-    looks("logs", Role::Read, &["-f", "--follow"], &[], 1),
+    looks("show", Role::Read, &["--json", "--log"], &[], 1),
+    looks("logs", Role::Read, &["-f", "--follow", "--json"], &["--service", "--since", "-n", "--lines"], 1),
     looks("diff", Role::Read, &["--json"], &[], 2),
     looks("drift", Role::Read, &["--json"], &[], 0),
     looks("verify", Role::Read, &["--json"], &[], 0),
     looks("plan", Role::Read, &["--json"], &["--commit"], 0),
+    looks("release list", Role::Read, &["--json"], &[], 0),
     // What the pillar says is for those who may write it.
     looks("config", Role::Deploy, &["--json"], &[], 0),
     acts("deploy", Role::Deploy, &["--force"], &["--commit", "-o", "--wait"], 0),
-    acts("start", Role::Deploy, &[], &[], 0),
-    acts("stop", Role::Deploy, &[], &[], 0),
-    acts("restart", Role::Deploy, &[], &[], 0),
+    acts("start", Role::Deploy, &[], &[], SERVICES),
+    acts("stop", Role::Deploy, &[], &[], SERVICES),
+    acts("restart", Role::Deploy, &[], &[], SERVICES),
     acts("task", Role::Deploy, &[], &[], 1),
     acts("rollback", Role::Admin, &["--yes"], &["--to", "--with", "--reason"], 0),
     acts("recover", Role::Admin, &["--forward", "--back", "--json"], &["--with"], 0),
@@ -141,8 +145,8 @@ pub fn check(words: &[String]) -> Result<Checked> {
         Some((first, rest)) if first == "mc_project" => rest,
         _ => words,
     };
-    let (name, rest) = words.split_first().ok_or_else(|| Error::usage("no command was given").hint(served()))?;
-    let rule = TABLE.iter().find(|rule| rule.name == name).ok_or_else(|| {
+    let name = words.first().ok_or_else(|| Error::usage("no command was given").hint(served()))?;
+    let (rule, rest) = TABLE.iter().find_map(|rule| Some((rule, rule.after_name(words)?))).ok_or_else(|| {
         Error::usage(format!("`{}` is not served here", visible_bounded(name.as_bytes(), 60))).hint(served())
     })?;
     let mut project: Option<ProjectName> = None;
@@ -172,7 +176,8 @@ pub fn check(words: &[String]) -> Result<Checked> {
     if plain > rule.more {
         return Err(Error::usage(format!("too many words for {}", rule.name)));
     }
-    let words = [vec![rule.name.to_string(), project.to_string()], others].concat();
+    let name = rule.name.split(' ').map(str::to_string);
+    let words = name.chain([project.to_string()]).chain(others).collect();
     Ok(Checked { command: rule.name, role: rule.role, changes: rule.changes, project, words })
 }
 
@@ -190,6 +195,12 @@ fn value(rule: &Rule, option: &str, word: Option<&str>) -> Result<String> {
 }
 
 impl Rule {
+    /// The words behind the command's own, if it is this one.
+    fn after_name<'w>(&self, words: &'w [String]) -> Option<&'w [String]> {
+        let (own, rest) = words.split_at_checked(self.name.split(' ').count())?;
+        own.iter().eq(self.name.split(' ')).then_some(rest)
+    }
+
     /// The option that a word is or begins with (`--commit=…`).
     fn option(&self, word: &str) -> Option<&'static str> {
         let is_it = |option: &&&str| match word.strip_prefix(**option) {
@@ -287,16 +298,24 @@ mod tests {
             ("show shop -1", Role::Read, "show shop -1"),
             ("diff shop #1 #2 --json", Role::Read, "diff shop #1 #2 --json"),
             ("logs -f shop", Role::Read, "logs shop -f"),
+            ("logs shop --service=web --since 10m -n 5", Role::Read, "logs shop --service=web --since 10m -n 5"),
+            ("status shop --check", Role::Read, "status shop --check"),
+            ("restart shop web worker", Role::Deploy, "restart shop web worker"),
             ("plan shop --commit=1a2b", Role::Read, "plan shop --commit=1a2b"),
             ("config shop", Role::Deploy, "config shop"),
             ("rollback shop --to -2 --with data --yes", Role::Admin, "rollback shop --to -2 --with data --yes"),
             ("recover shop --back", Role::Admin, "recover shop --back"),
+            ("release list shop --json", Role::Read, "release list shop --json"),
             ("task shop reindex", Role::Deploy, "task shop reindex"),
         ] {
             let checked = checked(text).unwrap();
             assert_eq!((checked.role, checked.words.join(" ").as_str()), (role, want), "{text}");
             assert_eq!(checked.project.as_str(), "shop");
-            assert_eq!(checked.changes, ["rollback", "recover", "task"].contains(&checked.command), "{text}");
+            assert_eq!(
+                checked.changes,
+                ["rollback", "recover", "restart", "task"].contains(&checked.command),
+                "{text}"
+            );
         }
     }
 
@@ -318,6 +337,12 @@ mod tests {
             "work",
             "shell alice",
             "release checkout shop -1 /etc",
+            "release",
+            "release list",
+            "release pack shop",
+            "release fetch shop",
+            "release serve shop",
+            "list release shop",
             "mc_project",
             "mc_project mc_project status shop",
             "status",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{AbsoluteDir, Address, Number, Source, Span, Text, Way, with_hint};
+use crate::project::recipe::notify::{Receiver, ReceiverFile};
 use crate::sys::error::Result;
 
 /// How mail goes out, and to whom in any case.
@@ -14,8 +15,8 @@ use crate::sys::error::Result;
 pub struct Mail {
     /// The sender.
     pub from: String,
-    /// Who gets every mail, besides the people that recipes name.
-    pub to: Vec<String>,
+    /// Who gets mail about every project, besides the people that recipes name.
+    pub to: Vec<Receiver>,
     /// The way out.
     pub transport: Transport,
 }
@@ -100,7 +101,7 @@ impl Default for Mail {
 #[serde(deny_unknown_fields, default)]
 pub struct MailFile {
     from: Option<Address>,
-    to: Vec<Address>,
+    to: Vec<ReceiverFile>,
     transport: Option<TransportName>,
     smtp: Option<SmtpFile>,
     sendmail: Option<AbsoluteDir>,
@@ -159,7 +160,7 @@ impl MailFile {
         };
         Ok(Mail {
             from: self.from.map_or(base.from, |address| address.0),
-            to: self.to.into_iter().map(|address| address.0).collect(),
+            to: self.to.into_iter().map(ReceiverFile::resolve).collect(),
             transport,
         })
     }

@@ -9,6 +9,7 @@ use super::{Allow, Answer};
 use crate::project::ids::{ProjectName, RefName};
 use crate::project::limits::{StepLimits, StepLimitsFile};
 use crate::project::mode::{Environment, Mode};
+use crate::project::service_limits::{ServiceLimits, ServiceLimitsFile};
 use crate::project::yaml::scalar::{Size, from_text, message_of};
 use crate::project::yaml::with_hint;
 
@@ -23,6 +24,7 @@ pub struct Overrides {
     pub trust_root: bool,
     pub user: Option<String>,
     pub steps: StepLimits,
+    pub services: ServiceLimits,
     pub allow: Allow,
     pub disk: Option<u64>,
 }
@@ -38,6 +40,7 @@ pub struct ProjectFile {
     trust: Trust,
     user: Option<LoginName>,
     steps: StepLimitsFile,
+    services: ServiceLimitsFile,
     allow: Allow,
     disk: Option<Size>,
 }
@@ -69,6 +72,7 @@ impl ProjectFile {
             trust_root: self.trust == Trust::Root,
             user: self.user.map(|user| user.0),
             steps: self.steps.resolve(),
+            services: self.services.resolve(),
             allow: self.allow,
             disk: self.disk.map(|size| size.0),
         }

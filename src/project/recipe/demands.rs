@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Recipe, RecipeFile, step};
 use crate::project::limits::{Asked, Demand, StepLimits};
+use crate::project::service_limits::ServiceLimits;
 use crate::project::yaml::Source;
 use crate::project::yaml::locate::Step as Way;
 use crate::sys::error::{Error, Result};
@@ -13,11 +14,12 @@ impl Recipe {
     ///
     /// # Errors
     /// Of kind Invalid, with the place of what is refused and both numbers.
-    pub fn check_demands(&self, caps: &StepLimits, trust_root: bool) -> Result<()> {
+    pub fn check_demands(&self, steps: &StepLimits, services: &ServiceLimits, trust_root: bool) -> Result<()> {
         for Demand { place, what } in &self.demands {
-            if let Some(cap) = what.beyond(caps) {
-                let message = format!("{place}: `{}` is more than this node allows a step: {cap}", what.words());
-                let hint = format!("ask for less, or raise `steps: {{{}: …}}` in node.yaml", what.key());
+            if let Some(cap) = what.beyond(steps, services) {
+                let (who, section) = what.asker();
+                let message = format!("{place}: `{}` is more than this node allows {who}: {cap}", what.words());
+                let hint = format!("ask for less, or raise `{section}: {{{}: …}}` in node.yaml", what.key());
                 return Err(Error::invalid(message).hint(hint));
             }
             if *what == Asked::Root && !trust_root {
@@ -33,14 +35,16 @@ impl RecipeFile {
     /// The most of each thing that is asked for anywhere, with its place. Only these are looked up: each look reads the
     /// file again.
     pub fn demands<'a>(&'a self, source: &Source<'_>, limits: &StepLimits) -> Vec<Demand> {
-        let mut most: BTreeMap<&str, (Asked, Vec<Way<'a>>)> = BTreeMap::new();
+        let mut most: BTreeMap<(&str, &str), (Asked, Vec<Way<'a>>)> = BTreeMap::new();
         let mut see = |what: Asked, mut way: Vec<Way<'a>>| {
-            if most.get(what.key()).is_none_or(|(other, _)| what > *other) {
+            let of = (what.asker().0, what.key());
+            if most.get(&of).is_none_or(|(other, _)| what > *other) {
                 way.push(Way::Key(what.key()));
-                most.insert(what.key(), (what, way));
+                most.insert(of, (what, way));
             }
         };
         step::asked(limits).for_each(|what| see(what, vec![Way::Key("limits")]));
+        self.services.asks().for_each(|(name, what)| see(what, vec![Way::Key("services"), Way::Key(name)]));
         let stages = self.stages.iter().map(|(key, steps)| ("stages", key.0.name(), &steps.0));
         let tasks = self.tasks.iter().map(|(key, steps)| ("tasks", key.0.as_str(), &steps.0));
         for (section, name, steps) in stages.chain(tasks) {
@@ -58,6 +62,7 @@ mod tests {
 
     use crate::project::limits::{Asked, StepLimits, User};
     use crate::project::recipe::{FILE, Recipe};
+    use crate::project::service_limits::ServiceLimits;
     use crate::project::stage::Stage;
     use crate::sys::error::Kind;
     use crate::sys::step_exec::Network;
@@ -95,9 +100,10 @@ tasks:
         assert_eq!(recipe.demands.len(), 4);
         assert_eq!(recipe.demands.iter().find(|d| d.what == Asked::Root).unwrap().place, "mc_project.yaml:10:19");
         let none = StepLimits::default();
-        recipe.check_demands(&none, true).unwrap();
+        let free = ServiceLimits::default();
+        recipe.check_demands(&none, &free, true).unwrap();
         let refused = |caps: StepLimits, trust| {
-            let error = recipe.check_demands(&caps, trust).unwrap_err();
+            let error = recipe.check_demands(&caps, &free, trust).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
             error.message().to_string()
         };
@@ -110,6 +116,22 @@ tasks:
         let of = refused(none, false);
         assert!(of.contains(":10:19: `user: root` is not allowed"), "{of}");
         let caps = StepLimits { memory: Some(2 << 30), processes: Some(300), timeout: Some(Duration::from_hours(2)) };
-        recipe.check_demands(&caps, true).unwrap();
+        recipe.check_demands(&caps, &free, true).unwrap();
+    }
+
+    #[test]
+    fn services_have_caps_of_their_own() {
+        let text = "limits: {memory: 4G}\nservices:\n  a: {run: x, memory: 1G}\n  web:\n    run: x\n    memory: 2G\n    cpu: 150%\n";
+        let recipe = Recipe::parse(FILE, text.as_bytes()).unwrap();
+        let (steps, caps) =
+            (StepLimits::default(), ServiceLimits { memory: Some(1 << 30), ..ServiceLimits::default() });
+        let error = recipe.check_demands(&steps, &caps, true).unwrap_err();
+        let told = "mc_project.yaml:6:5: `memory: 2 GiB` is more than this node allows a service: 1 GiB";
+        assert_eq!(error.message(), told);
+        assert!(error.hint_text().unwrap().contains("`services: {memory: …}` in node.yaml"));
+        let caps = ServiceLimits { cpu: Some(100), ..ServiceLimits::default() };
+        let error = recipe.check_demands(&steps, &caps, true).unwrap_err();
+        assert!(error.message().contains(":7:5: `cpu: 150%`") && error.message().ends_with(": 100%"), "{error}");
+        recipe.check_demands(&steps, &ServiceLimits { cpu: Some(150), ..caps }, true).unwrap();
     }
 }

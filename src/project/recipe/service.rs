@@ -15,8 +15,10 @@ use super::Command;
 use super::check::{Check, CheckFile};
 use super::patterns::{Glob, Patterns};
 use super::step::{CommandFile, Modes, NetworkWord};
-use crate::project::limits::Memory;
+use crate::project::limits::{Asked, Memory};
 use crate::project::mode::Mode;
+use crate::project::service_limits::Percent;
+pub use crate::project::service_limits::ServiceLimits;
 use crate::project::yaml::scalar::{Number, Span, Variables, check_variable, from_text, message_of};
 use crate::project::yaml::with_hint;
 use crate::sys::error::{Error, Result};
@@ -162,19 +164,6 @@ pub enum Port {
     Variable(String),
 }
 
-/// What one instance of a service may use; what is unset is not limited here.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceLimits {
-    /// Bytes of memory, swap included.
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    pub processes: Option<u32>,
-    /// Processor time, in hundredths of one processor.
-    pub cpu: Option<u32>,
-    /// Open descriptors.
-    pub open_files: Option<u32>,
-}
-
 /// A service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -250,6 +239,11 @@ impl Service {
 pub struct ServicesFile(Vec<(ServiceName, ServiceFile)>);
 
 impl ServicesFile {
+    /// What the services ask for, each with the name of its service.
+    pub fn asks(&self) -> impl Iterator<Item = (&str, Asked)> {
+        self.0.iter().flat_map(|(name, file)| file.limits().asked().map(|what| (name.as_str(), what)))
+    }
+
     /// The services that are meant.
     ///
     /// # Errors
@@ -329,7 +323,17 @@ struct ServiceFile {
 }
 
 impl ServiceFile {
+    fn limits(&self) -> ServiceLimits {
+        ServiceLimits {
+            memory: self.memory.map(|memory| memory.0),
+            processes: self.processes.as_ref().map(|count| count.0),
+            cpu: self.cpu.map(|percent| percent.0),
+            open_files: self.open_files.as_ref().map(|count| count.0),
+        }
+    }
+
     fn resolve(self, name: ServiceName) -> Result<Service, String> {
+        let limits = self.limits();
         if self.listen.is_some() {
             return Err(with_hint(
                 "sockets are not held across deployments in this version",
@@ -377,12 +381,7 @@ impl ServiceFile {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, |span| span.0),
             start_timeout: self.start_timeout.map_or(START_TIMEOUT, |span| span.0),
-            limits: ServiceLimits {
-                memory: self.memory.map(|memory| memory.0),
-                processes: self.processes.map(|count| count.0),
-                cpu: self.cpu.map(|percent| percent.0),
-                open_files: self.open_files.map(|count| count.0),
-            },
+            limits,
             network: self.network.map_or(Network::On, NetworkWord::network),
             unchanged: self.unchanged,
             modes: self.modes.map(|modes| modes.0),
@@ -419,24 +418,6 @@ impl<'de> Deserialize<'de> for Port {
             }
         }
         deserializer.deserialize_any(NumberOrName)
-    }
-}
-
-/// `50%`, `200%`: hundredths of one processor.
-struct Percent(u32);
-
-impl<'de> Deserialize<'de> for Percent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "a part of a processor such as 50% or 200%", |text| {
-            let number = text.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-            match number.and_then(|digits| digits.parse().ok()) {
-                Some(percent @ 1..=100_000) => Ok(Self(percent)),
-                _ => Err(with_hint(
-                    &format!("`{}` is no part of a processor", visible_bounded(text.as_bytes(), 40)),
-                    "50% is half of one processor, 200% two of them",
-                )),
-            }
-        })
     }
 }
 

@@ -276,6 +276,21 @@ pub fn check_value(value: &str) -> Result<(), String> {
     if value.len() > 100_000 { Err("the value has more than 100000 bytes".into()) } else { Ok(()) }
 }
 
+/// Whether this is a mail address of the usual shape, alone.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    let good = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && !part.contains("..");
+    text.split_once('@').is_some_and(|(user, domain)| {
+        text.len() <= 254
+            && user.len() <= 64
+            && part(user)
+            && user.chars().all(good)
+            && part(domain)
+            && domain.chars().all(|c| c.is_alphanumeric() || "-.".contains(c))
+    })
+}
+
 /// A mail address of the usual shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address(pub String);
@@ -283,25 +298,11 @@ pub struct Address(pub String);
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         from_text(deserializer, "a mail address", |text| {
-            let good = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
-            let part =
-                |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && !part.contains("..");
-            match text.split_once('@') {
-                Some((user, domain))
-                    if text.len() <= 254
-                        && user.len() <= 64
-                        && part(user)
-                        && user.chars().all(good)
-                        && part(domain)
-                        && domain.chars().all(|c| c.is_alphanumeric() || "-.".contains(c)) =>
-                {
-                    Ok(Self(text.to_string()))
-                }
-                _ => {
-                    let message = format!("`{}` is no mail address", visible_bounded(text.as_bytes(), 100));
-                    Err(with_hint(&message, "write the address alone: name@example.org"))
-                }
+            if is_address(text) {
+                return Ok(Self(text.to_string()));
             }
+            let message = format!("`{}` is no mail address", visible_bounded(text.as_bytes(), 100));
+            Err(with_hint(&message, "write the address alone: name@example.org"))
         })
     }
 }

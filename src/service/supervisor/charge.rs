@@ -7,25 +7,28 @@
 //! itself is killed at once; what is left of one that was asked to end has until its stop timeout. A service on trial (its
 //! start was asked for and is not over) is not started again by itself: that it ended is the answer.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 
+use super::Surroundings;
+use super::backoff::Backoff;
 use super::memory::{Live, Record};
 use super::output::Output;
-use super::{Surroundings, backoff::Backoff};
 use crate::project::recipe::service::{Kind, Restart, StopSignal};
 use crate::service::backend::{Failure, Look, State};
 use crate::service::definition::Definition;
-use crate::sys::cgroup::{Caps, Group, GroupOrder};
+use crate::sys::cgroup::Group;
 use crate::sys::clock;
-use crate::sys::error::{Error, Result};
+use crate::sys::error::Result;
 use crate::sys::escape;
-use crate::sys::process::{Beginning, Kept, Run, StepStatus, spawn_kept};
-use crate::sys::socket::notify::NotifySocket;
-use crate::sys::step_exec::Network;
+use crate::sys::process::{Beginning, Run, StepStatus};
+
+mod hold;
+
+use hold::Hold;
 
 /// Between two looks at what is left of an instance that ends.
 const LOOK: Duration = Duration::from_millis(50);
@@ -54,16 +57,6 @@ enum Phase {
     Waiting { until: Instant },
     /// It ends; by then what is left of it is killed, or, if that was done, given up.
     Ending { why: Why, until: Instant, forced: bool },
-}
-
-/// What there is of a run in this process alone.
-struct Hold {
-    kept: Option<Kept>,
-    handle: Option<OwnedFd>,
-    group: Option<Group>,
-    notify: Option<NotifySocket>,
-    begun: Instant,
-    first_lives: bool,
 }
 
 /// One instance.
@@ -138,15 +131,7 @@ impl Charge {
 
     fn go_on_with(&mut self, live: Live, around: &Surroundings) {
         let now = Instant::now();
-        let notify = self.definition.kind == Kind::Notify && !live.up;
-        self.hold = Some(Hold {
-            kept: None,
-            handle: live.run.first.handle(),
-            group: live.group.as_ref().and_then(Group::at),
-            notify: notify.then(|| NotifySocket::open(&self.notify_name(around)).ok()).flatten(),
-            begun: now,
-            first_lives: true,
-        });
+        self.hold = Some(Hold::of_another(&live, &self.definition, around));
         let up = live.up;
         self.live = Some(live);
         self.phase = match (self.wanted, up) {
@@ -235,7 +220,7 @@ impl Charge {
     /// Whether it has been up for so long.
     #[must_use]
     pub fn is_settled(&self, time: Duration) -> bool {
-        self.is_up() && (self.rests() || self.hold.as_ref().is_some_and(|hold| hold.begun.elapsed() >= time))
+        self.is_up() && (self.rests() || self.hold.as_ref().is_some_and(|hold| hold.has_run_for() >= time))
     }
 
     /// Starts it on trial, because somebody asked. What runs is left alone; false while it ends.
@@ -264,49 +249,17 @@ impl Charge {
     }
 
     fn spawn(&mut self, around: &Surroundings) -> Result<()> {
-        let instance = &self.definition.instance;
-        let marker = format!("{}{}", around.prefix(instance), uuid::Uuid::now_v7().simple());
-        let mut order = self.definition.order.clone();
-        order.env.retain(|(name, _)| name != Run::MARKER && name != "NOTIFY_SOCKET");
-        order.env.push((Run::MARKER.to_string(), marker.clone()));
-        let limits = self.definition.limits;
-        order.limits.open_files = limits.open_files.map(u64::from).or(order.limits.open_files);
-        let caps = Caps { memory: limits.memory, processes: limits.processes };
-        let wanted = GroupOrder { name: format!("{}.{instance}", around.id), caps, kept: true };
-        let (group, support) = Group::make(&wanted)?;
-        if let Some(missing) = support.missing(&caps) {
-            self.output.say(&missing);
-        }
-        let notify = match self.definition.kind {
-            Kind::Notify => Some(self.open_notify(around)?),
-            _ => None,
-        };
-        order.env.extend(notify.as_ref().map(|socket| ("NOTIFY_SOCKET".to_string(), socket.address())));
-        let doors = group.as_ref().map(Group::doors).unwrap_or_default();
-        let kept = spawn_kept(&order, doors, &self.output.for_program()?)?;
+        let (hold, run) = Hold::begin(&self.definition, around, &mut self.output)?;
         self.live = Some(Live {
-            run: Run { first: kept.id, marker },
-            group: group.as_ref().map(Group::place),
+            run,
+            group: hold.group().map(Group::place),
             since: clock::now(),
             running: self.definition.running.clone(),
             digest: self.digest.clone(),
             up: false,
         });
-        let handle = kept.id.handle();
-        let begun = Instant::now();
-        self.hold = Some(Hold { kept: Some(kept), handle, group, notify, begun, first_lives: true });
+        self.hold = Some(hold);
         Ok(())
-    }
-
-    fn open_notify(&self, around: &Surroundings) -> Result<NotifySocket> {
-        if self.definition.order.view.network == Network::Off {
-            return Err(Error::refused("without network it cannot tell that it is up (type: notify)"));
-        }
-        NotifySocket::open(&self.notify_name(around))
-    }
-
-    fn notify_name(&self, around: &Surroundings) -> String {
-        format!("mc_project/{}", around.prefix(&self.definition.instance))
     }
 
     /// Asks it to end, and not to be started again by itself.
@@ -326,15 +279,7 @@ impl Charge {
     }
 
     fn signal(&self) {
-        let signal = match self.definition.stop_signal {
-            StopSignal::Term => Signal::SIGTERM,
-            StopSignal::Int => Signal::SIGINT,
-            StopSignal::Quit => Signal::SIGQUIT,
-            StopSignal::Hup => Signal::SIGHUP,
-            StopSignal::Usr1 => Signal::SIGUSR1,
-            StopSignal::Usr2 => Signal::SIGUSR2,
-            StopSignal::Winch => Signal::SIGWINCH,
-        };
+        let signal = number_of(self.definition.stop_signal);
         if let Some(live) = &self.live {
             live.run.signal(signal);
             // What is stopped cannot end.
@@ -344,15 +289,14 @@ impl Charge {
 
     /// Its first process has ended. How is not known of one that is not our child.
     pub fn ended(&mut self, status: Option<StepStatus>) {
-        let Some(hold) = self.hold.as_mut().filter(|hold| hold.first_lives) else { return };
-        hold.first_lives = false;
-        hold.handle = None;
-        self.ran = hold.begun.elapsed();
-        let never = match hold.kept.as_mut().map(Kept::beginning) {
+        let Some(hold) = self.hold.as_mut().filter(|hold| hold.first_lives()) else { return };
+        hold.first_ended();
+        self.ran = hold.has_run_for();
+        let never = match hold.beginning() {
             Some(Beginning::Never(reason)) => Some(format!("could not start: {reason}")),
             _ => None,
         };
-        let was_killed_for_memory = hold.group.as_ref().is_some_and(|group| group.happened().oom_kills > 0);
+        let was_killed_for_memory = hold.group().is_some_and(|group| group.happened().oom_kills > 0);
         let well = status.as_ref().is_some_and(StepStatus::is_ok) && never.is_none();
         let words = match status {
             _ if never.is_some() => never.unwrap_or_default(),
@@ -387,14 +331,14 @@ impl Charge {
     /// Whether its first process, which is not our child, is gone.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        let lives = self.hold.as_ref().is_some_and(|hold| hold.first_lives);
+        let lives = self.hold.as_ref().is_some_and(Hold::first_lives);
         lives && self.live.as_ref().is_some_and(|live| !live.run.first.is_alive())
     }
 
     /// Its first process.
     #[must_use]
     pub fn first(&self) -> Option<i32> {
-        self.hold.as_ref().filter(|hold| hold.first_lives).and(self.live.as_ref()).map(|live| live.run.first.pid)
+        self.hold.as_ref().filter(|hold| hold.first_lives()).and(self.live.as_ref()).map(|live| live.run.first.pid)
     }
 
     /// Takes what it wrote and said, and does what its time has come for.
@@ -414,8 +358,7 @@ impl Charge {
 
     fn listen(&mut self) {
         let uid = self.definition.order.run_as.as_ref().map_or_else(our_uid, |user| user.uid);
-        let Some(hold) = &self.hold else { return };
-        let Some(socket) = &hold.notify else { return };
+        let Some(socket) = self.hold.as_ref().and_then(Hold::notify) else { return };
         let mut ready = false;
         while let Some(notice) = socket.next(uid) {
             ready |= notice.ready;
@@ -429,17 +372,10 @@ impl Charge {
     }
 
     fn tick_starting(&mut self, now: Instant, until: Instant) {
-        let began = self.hold.as_mut().and_then(|hold| hold.kept.as_mut()).map(Kept::beginning);
-        match began {
+        match self.hold.as_mut().map(Hold::beginning) {
+            // One that was adopted is as far as this, too.
+            Some(Some(Beginning::Began) | None) if self.definition.kind == Kind::Simple => self.came_up(),
             // The end of the helper is told by its end.
-            Some(Beginning::Began) => {
-                self.drop_kept();
-                if self.definition.kind == Kind::Simple {
-                    self.came_up();
-                }
-            }
-            // One that was adopted before it was seen to be up.
-            None if self.definition.kind == Kind::Simple => self.came_up(),
             _ => {}
         }
         if now >= until && matches!(self.phase, Phase::Starting { .. }) {
@@ -450,24 +386,18 @@ impl Charge {
         }
     }
 
-    fn drop_kept(&mut self) {
-        if let Some(hold) = &mut self.hold {
-            hold.kept = None;
-        }
-    }
-
     fn came_up(&mut self) {
         if let Some(live) = &mut self.live {
             live.up = true;
         }
         if let Some(hold) = &mut self.hold {
-            hold.begun = Instant::now();
+            hold.begin_anew();
         }
         self.enter(Phase::Running);
     }
 
     fn tick_ending(&mut self, now: Instant, why: Why, (until, forced): (Instant, bool), around: &Surroundings) {
-        let lives = self.hold.as_ref().is_some_and(|hold| hold.first_lives);
+        let lives = self.hold.as_ref().is_some_and(Hold::first_lives);
         if !forced && now >= until {
             self.output.say(&format!("was not gone within {} s and is killed", self.definition.stop_timeout.as_secs()));
             self.phase = Phase::Ending { why, until: now + PERSISTENCE, forced: true };
@@ -495,13 +425,13 @@ impl Charge {
     }
 
     fn is_something_left(&self) -> bool {
-        let group = self.hold.as_ref().and_then(|hold| hold.group.as_ref());
+        let group = self.hold.as_ref().and_then(Hold::group);
         group.is_some_and(|group| group.members().is_ok_and(|found| !found.is_empty())) || !self.members().is_empty()
     }
 
     /// Kills all of it; tells whether there was something to kill.
     fn kill(&self) -> bool {
-        let group = self.hold.as_ref().and_then(|hold| hold.group.as_ref());
+        let group = self.hold.as_ref().and_then(Hold::group);
         let of_group = group.is_some_and(|group| group.kill_once().is_ok_and(|found| !found.is_empty()));
         let members = self.members();
         Run::kill(&members);
@@ -545,7 +475,7 @@ impl Charge {
             Phase::Resting(_) | Phase::Running => None,
             Phase::Starting { until } | Phase::Waiting { until } => Some(*until),
             Phase::Ending { until, forced, .. } => {
-                let lives = self.hold.as_ref().is_some_and(|hold| hold.first_lives);
+                let lives = self.hold.as_ref().is_some_and(Hold::first_lives);
                 let pause = if self.stuck.is_some() { LOOK * 20 } else { LOOK };
                 Some(if lives && !forced { *until } else { now + pause })
             }
@@ -555,12 +485,7 @@ impl Charge {
     /// What is to be polled for it.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let is_starting = matches!(self.phase, Phase::Starting { .. });
-        let of_hold = self.hold.iter().flat_map(move |hold| {
-            // Once it was heard it has nothing more to say, and is readable for ever.
-            let kept = hold.kept.as_ref().filter(|_| is_starting).map(Kept::answer);
-            let handle = hold.handle.as_ref().map(AsFd::as_fd);
-            [kept, handle, hold.notify.as_ref().map(NotifySocket::as_fd)].into_iter().flatten()
-        });
+        let of_hold = self.hold.iter().flat_map(move |hold| hold.descriptors(is_starting));
         of_hold.chain([self.output.as_fd()])
     }
 
@@ -578,7 +503,7 @@ impl Charge {
     #[must_use]
     pub fn look(&self) -> Look {
         let live = self.live.as_ref();
-        let group = self.hold.as_ref().and_then(|hold| hold.group.as_ref());
+        let group = self.hold.as_ref().and_then(Hold::group);
         let usage = live.map(|live| live.run.usage());
         Look {
             instance: self.definition.instance.clone(),
@@ -617,4 +542,16 @@ impl Charge {
 
 fn our_uid() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+fn number_of(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::SIGTERM,
+        StopSignal::Int => Signal::SIGINT,
+        StopSignal::Quit => Signal::SIGQUIT,
+        StopSignal::Hup => Signal::SIGHUP,
+        StopSignal::Usr1 => Signal::SIGUSR1,
+        StopSignal::Usr2 => Signal::SIGUSR2,
+        StopSignal::Winch => Signal::SIGWINCH,
+    }
 }

@@ -21,18 +21,27 @@ pub struct Mail {
     pub headers: Vec<String>,
     /// The plain text.
     pub text: String,
+    /// The HTML, empty if there is none.
+    pub html: String,
 }
 
 const READER: &str = r#"
 import email, email.policy, json, sys
 m = email.message_from_bytes(sys.stdin.buffer.read(), policy=email.policy.default)
-body = m.get_body(("plain",))
+body, html = m.get_body(("plain",)), m.get_body(("html",))
 print(json.dumps({"subject": m["subject"] or "", "from": m["from"] or "", "to": m["to"] or "",
                   "headers": [f"{k}: {v}" for k, v in m.items()],
-                  "text": body.get_content().replace("\r\n", "\n") if body else ""}))
+                  "text": body.get_content().replace("\r\n", "\n") if body else "",
+                  "html": html.get_content().replace("\r\n", "\n") if html else ""}))
 "#;
 
 impl Mail {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let of = |header: &'_ String| header.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
+        self.headers.iter().find(|header| of(header)).map(|header| &header[name.len() + 2..])
+    }
+
     /// Decodes a mail.
     #[track_caller]
     pub fn read(raw: String) -> Self {

@@ -228,6 +228,20 @@ impl Machine {
         std::fs::read_to_string(self.private_key(person).with_extension("pub")).unwrap().trim_end().to_string()
     }
 
+    /// Lays a wire to another machine: this one is 10.78.0.1 on it, the other one 10.78.0.2.
+    #[track_caller]
+    pub fn join(&self, other: &Self) {
+        let (own, others) = (self.leader(), other.leader());
+        let line = format!(
+            "ip link add join type veth peer name join netns {others} && ip link set join up && \
+             ip addr add 10.78.0.1/24 dev join && \
+             nsenter --net=/proc/{others}/ns/net sh -c 'ip link set join up && ip addr add 10.78.0.2/24 dev join'"
+        );
+        let mut command = self.home.command("nsenter");
+        command.arg(format!("--net=/proc/{own}/ns/net")).args(["--", "sh", "-c", &line]);
+        Finished::of(command).ok();
+    }
+
     // --- files and accounts in the machine
 
     /// Writes a file as root, with the directories above it; links are followed as the machine follows them.

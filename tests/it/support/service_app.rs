@@ -1,4 +1,4 @@
-//! An application whose services are declared: two instances of a web server with a check, and a queue that is left running.
+//! An application whose services are declared: a web server with a check, and a queue that is left running.
 
 use super::WorkTree;
 
@@ -18,15 +18,15 @@ print("version", version, "knows", os.environ.get("TOKEN"), flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Page).serve_forever()
 "#;
 
-/// The recipe with these further services; the web server's instances listen at `port` and the next one.
-pub fn recipe(port: u16, more: &str) -> String {
+/// The recipe with these further services; the web server's instances listen at `port` and those after it.
+pub fn recipe(port: u16, count: u16, more: &str) -> String {
     format!(
         "env: {{PYTHONDONTWRITEBYTECODE: \"1\"}}
 services:
   web:
     run: [python3, server.py]
     port: {port}
-    count: 2
+    count: {count}
     check: {{http: /healthz, within: 10s}}
 {more}"
     )
@@ -42,8 +42,8 @@ pub const QUEUE: &str = "  queue:
 impl WorkTree<'_> {
     /// Commits a version of the application.
     #[track_caller]
-    pub fn commit_services(&self, version: &str, port: u16, more: &str) -> String {
-        let recipe = recipe(port, more);
+    pub fn commit_services(&self, version: &str, (port, count): (u16, u16), more: &str) -> String {
+        let recipe = recipe(port, count, more);
         let files = [("mc_project.yaml", recipe.as_str()), ("server.py", SERVER), ("version", version)];
         self.commit(&format!("version {version}"), &files)
     }

@@ -1,6 +1,6 @@
-"""A mail server on loopback: STARTTLS and a login are required; what it takes goes to mails.jsonl, one JSON object a line.
+"""A mail server on loopback: TLS and a login are required; what it takes goes to mails.jsonl, one JSON object a line.
 
-smtpd.py DIRECTORY PORT PASSWORD; the directory holds cert.pem and key.pem. The user is `mc`. Recipients that begin with
+smtpd.py DIRECTORY PORT PASSWORD starttls|tls; with tls it speaks TLS from the first byte. The directory holds cert.pem and key.pem. The user is `mc`. Recipients that begin with
 `nobody` are refused.
 """
 
@@ -27,7 +27,7 @@ class Handler:
         line = json.dumps({
             "from": envelope.mail_from,
             "to": envelope.rcpt_tos,
-            "tls": session.ssl is not None,
+            "tls": session.ssl is not None or sys.argv[4] == "tls",
             "data": envelope.content.decode("utf-8", "replace"),
         })
         with open(os.path.join(directory, "mails.jsonl"), "a", encoding="utf-8") as out:
@@ -42,9 +42,11 @@ def authenticate(server, session, envelope, mechanism, data):
 
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"))
-controller = Controller(
-    Handler(), hostname="127.0.0.1", port=port, tls_context=context,
-    require_starttls=True, auth_required=True, auth_require_tls=True, authenticator=authenticate,
-)
+common = {"hostname": "127.0.0.1", "port": port, "auth_required": True, "authenticator": authenticate}
+if sys.argv[4] == "tls":
+    # The login comes over TLS, of which the protocol above knows nothing.
+    controller = Controller(Handler(), ssl_context=context, auth_require_tls=False, **common)
+else:
+    controller = Controller(Handler(), tls_context=context, require_starttls=True, auth_require_tls=True, **common)
 controller.start()
 threading.Event().wait()

@@ -45,18 +45,29 @@ impl Smtpd {
     /// The right password.
     pub const PASSWORD: &str = "a-very-secret-word";
 
-    /// Starts the server for this world.
+    /// Starts the server for this world; it wants STARTTLS.
     #[track_caller]
     pub fn start(world: &World) -> Self {
+        Self::start_at(world, free_port(), "starttls")
+    }
+
+    /// Starts a server that speaks TLS from the first byte.
+    #[track_caller]
+    pub fn start_tls(world: &World) -> Self {
+        Self::start_at(world, free_port(), "tls")
+    }
+
+    /// Starts the server at this port.
+    #[track_caller]
+    pub fn start_at(world: &World, port: u16, tls: &str) -> Self {
         let dir = world.home().path("smtpd");
         std::fs::create_dir(&dir).unwrap();
         make_certificate(world.home(), &dir);
-        let port = free_port();
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let child = Command::new(PYTHON.join("bin/python"))
             .env_clear()
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/smtpd.py"))
-            .args([&dir, Path::new(&port.to_string()), Path::new(Self::PASSWORD)])
+            .args([&dir, Path::new(&port.to_string()), Path::new(Self::PASSWORD), Path::new(tls)])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -119,7 +130,7 @@ fn run(command: &mut Command) {
 
 /// An authority and a certificate for localhost: rustls refuses a server that shows the authority's own.
 #[track_caller]
-fn make_certificate(home: &Home, dir: &Path) {
+pub fn make_certificate(home: &Home, dir: &Path) {
     std::fs::write(
         dir.join("server.cnf"),
         "basicConstraints=critical,CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n",

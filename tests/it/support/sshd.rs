@@ -72,6 +72,11 @@ impl Sshd {
         server
     }
 
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The line of a person's public key.
     pub fn public_key(&self, person: &str) -> String {
         std::fs::read_to_string(self.public_key_file(person)).unwrap()

@@ -247,3 +247,14 @@ impl World {
         mails.into_iter().map(|(_, raw)| Mail::read(raw)).collect()
     }
 }
+
+impl Drop for World {
+    /// Ends the services, which would go on for a moment after their node is gone.
+    fn drop(&mut self) {
+        let projects = std::fs::read_dir(self.root().join("srv/projects")).into_iter().flatten().flatten();
+        for project in projects.filter(|project| project.path().join("state/supervisor").exists()) {
+            let name = project.file_name();
+            let _ = self.mc_command(&["destroy", name.to_str().unwrap_or_default(), "--yes"]).output();
+        }
+    }
+}
