@@ -21,6 +21,8 @@ pub mod args;
 pub mod deploying;
 pub mod disk;
 pub mod doctor;
+pub mod far;
+pub mod follow;
 pub mod keeping;
 pub mod logs;
 pub mod mail;
@@ -36,8 +38,8 @@ pub mod status;
 use services::Act;
 
 pub use args::{
-    AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, Format, HistoryArgs, InitArgs, JsonArgs, KeysCommand,
-    LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, RecoverArgs, ReleaseCommand, RollbackArgs, RunArgs, ServicesArgs,
+    AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, FollowArgs, Format, HistoryArgs, InitArgs, JsonArgs, KeysCommand,
+    LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, PushArgs, RecoverArgs, ReleaseCommand, RollbackArgs, RunArgs, ServicesArgs,
     SetupArgs, ShowArgs, Since, StatusArgs, TaskArgs, VerifyArgs, With,
 };
 
@@ -48,6 +50,10 @@ pub struct Cli {
     /// The node's root: a directory that holds a whole node
     #[arg(long, value_name = "DIR", env = "MC_ROOT", default_value = "/", global = true, hide_env_values = true)]
     pub root: PathBuf,
+    /// Run the command on this node instead, over ssh: a name of ~/.config/mc_project/nodes.yaml, a remote of this
+    /// repository, or user@host
+    #[arg(long, value_name = "NODE", global = true)]
+    pub node: Option<String>,
     /// The command
     #[command(subcommand)]
     pub command: Command,
@@ -83,6 +89,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Print what deployments and services wrote, or the log of one deployment
     Logs(LogsArgs),
+    /// Show a deployment as its push does, to its end
+    Follow(FollowArgs),
     /// Start what serves: its start steps, then its services; or some services alone
     Start(ServicesArgs),
     /// Stop what serves: its services, then its stop steps; or some services alone. They stay stopped
@@ -115,6 +123,8 @@ pub enum Command {
     /// In editable mode: run again what a saved file concerns, until it is ended
     #[command(name = "watch")]
     WatchFiles(OneName),
+    /// Push this repository to its node, the pillar first, and show the deployment live
+    Push(PushArgs),
     /// Remove a project; its data are moved aside unless told otherwise
     Destroy(DestroyArgs),
     /// Show it all: a node in a directory, a push, a broken push, a rollback, the mail
@@ -127,6 +137,9 @@ pub enum Command {
     /// Does what somebody asks for over ssh: the forced command of their key (for sshd)
     #[command(hide = true)]
     Shell(access::ShellArgs),
+    /// Says which program this is (for the program itself, on another machine)
+    #[command(name = crate::entrance::hello::COMMAND, hide = true)]
+    Hello,
     /// Answer hooks and people of a whole-machine node that no systemd runs; stays in the foreground
     Serve,
     /// Answers the one question of a connection (for the program itself)
@@ -218,6 +231,9 @@ impl Cli {
             Command::Drift(args) => reading::drift(self, args),
             Command::Verify(args) => reading::verify(self, args),
             Command::Logs(args) => logs::logs(self, args),
+            Command::Follow(args) => follow::follow(self, args),
+            Command::Hello => far::hello(),
+            Command::Push(args) => far::push(args.to.as_deref(), args),
             Command::Config(args) => reading::config(self, args),
             Command::Release(command) => keeping::release(self, command),
         }
@@ -246,8 +262,10 @@ pub fn entry() -> u8 {
     if let Some(hook) = args.first().and_then(|name| HookName::of_program(name)) {
         return hook_entry(hook);
     }
-    let cli = Cli::parse();
-    let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli.run()));
+    let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match far::split(&args)? {
+        Some((node, words)) => far::run(&node, words),
+        None => Cli::parse().run(),
+    }));
     match worked {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

@@ -38,6 +38,9 @@
 //! ([`pipeline::rights`]: who owns what); [`pipeline::people`] wrote down who may come in, and [`entrance::shell`] is all
 //! that their keys can do.
 //!
+//! On a developer's machine the same program pushes and asks ([`entrance::push`], [`entrance::far`]): git and ssh carry
+//! what is said, and [`entrance::event_lines`] is what a hook says to it instead of to a person.
+//!
 //! # In reading order
 //!
 //! - [`project`]: the words. Plain data, parsing without a disk, all defaults.
@@ -45,8 +48,8 @@
 //! - [`tree`]: manifests, the two trees, the switch, the pool, snapshots, deliverables.
 //! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
 //! - [`service`]: what keeps services running (systemd, our own supervisor), and the door to systemd.
-//! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket. They hold no lock
-//!   and change no tree themselves; only `watch` takes the lock, to run steps.
+//! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket; and the
+//!   developer's side of all that. They hold no lock and change no tree themselves; only `watch` takes the lock, to run steps.
 //! - [`sys`]: the only doors to the outside: programs, git, files, accounts, control groups, locks, mounts, keys, and errors.
 //! - [`cli`] and [`demo`] stand on top of all.
 //!

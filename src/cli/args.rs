@@ -60,6 +60,47 @@ pub struct SetupArgs {
     /// What a new node.yaml says that the node is for; staging if not given
     #[arg(long, value_enum)]
     pub environment: Option<Environment>,
+    /// With --node: install git and the ssh server there if they are missing
+    #[arg(long)]
+    pub packages: bool,
+    /// With --node: send this program instead of the running one, for another kind of machine
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
+}
+
+/// `push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The node: a name of nodes.yaml, a remote of this repository, or an address; if not given, the remote that is a node
+    pub to: Option<String>,
+    /// What to push, as git takes it; the checked out branch if not given
+    #[arg(value_name = "REF")]
+    pub refs: Vec<String>,
+    /// A push option: -o plan, -o reason=…
+    #[arg(short = 'o', value_name = "OPTION")]
+    pub options: Vec<String>,
+    /// Push even if commits are taken out of the branch there
+    #[arg(long)]
+    pub force: bool,
+    /// Leave the pillar alone
+    #[arg(long)]
+    pub no_pillar: bool,
+    /// Print each event as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `follow`.
+#[derive(Debug, Args)]
+pub struct FollowArgs {
+    /// The project
+    pub name: ProjectName,
+    /// Which deployment; the one that runs, or the last one, if not given
+    #[arg(allow_hyphen_values = true)]
+    pub id: Option<String>,
+    /// Print each event as one line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `after-death`.

@@ -15,7 +15,7 @@ use crate::project::outcome::Verdict;
 use crate::project::request::{Options, Request, Want};
 use crate::project::system::System;
 use crate::report::ledger::Last;
-use crate::sys::error::{ExitCode, Result};
+use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::{clock, fs, lock, machine, process};
 
 /// `setup`.
@@ -23,6 +23,11 @@ use crate::sys::{clock, fs, lock, machine, process};
 /// # Errors
 /// If we are not root or something is in the way.
 pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
+    if args.packages || args.binary.is_some() {
+        return Err(
+            Error::usage("--packages and --binary are for another machine").hint("mc_project --node root@HOST setup")
+        );
+    }
     let wish = Wish {
         root: cli.absolute_root()?,
         receiver: args.receiver.clone().unwrap_or_else(|| System::RECEIVER.to_string()),

@@ -44,6 +44,13 @@ pub fn style() -> Style {
     Style { colour, width: columns.filter(|columns| is_terminal && *columns > 0), ..Style::default() }
 }
 
+/// The columns of the terminal on standard output.
+#[must_use]
+pub fn width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
 /// Asks a question that only the given answer confirms.
 ///
 /// # Errors

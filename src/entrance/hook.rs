@@ -8,13 +8,14 @@
 use std::io::{Read, Write};
 
 use crate::entrance::call::{Call, HookName};
+use crate::entrance::event_lines::EventLines;
 use crate::entrance::receive::{Decision, Pushed, Update, decide};
 use crate::entrance::relay::{Pace, Tell};
 use crate::entrance::session::{Session, Told, deploys, ref_update};
 use crate::entrance::{Desk, RepoKind, VerdictAt, options, proc_receive};
 use crate::report::event::Record;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::escape::{hint_lines, visible};
+use crate::sys::escape::visible;
 
 /// What connects a hook with git and with the pusher.
 pub struct HookIo<'a> {
@@ -33,6 +34,8 @@ pub struct HookIo<'a> {
 /// Does the work of one hook and says how the process ends.
 pub fn run(call: &Call, desk: &dyn Desk, io: HookIo<'_>) -> ExitCode {
     let HookIo { input, output, tell, render, pace } = io;
+    let mut as_events = EventLines::new(tell, options::wants_events(&call.options));
+    let tell: &mut dyn Tell = &mut as_events;
     let done = match call.hook {
         HookName::PreReceive => pre_receive(call, desk, input, tell, render),
         HookName::ProcReceive => proc_receive::run(call, desk, HookIo { input, output, tell, render, pace }),
@@ -50,11 +53,7 @@ pub fn run(call: &Call, desk: &dyn Desk, io: HookIo<'_>) -> ExitCode {
 /// Tells why a hook could not do its job; also for `main`, where a call that is no hook's ends.
 pub fn tell_error(tell: &mut dyn Tell, error: &Error) {
     tell.line(&format!("mc_project: {}", visible(&error.one_line())));
-    if let Some(hint) = error.hint_text() {
-        for line in hint_lines(hint) {
-            tell.line(&line);
-        }
-    }
+    tell.refusal(error);
 }
 
 fn pre_receive(

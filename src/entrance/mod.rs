@@ -3,20 +3,26 @@
 //! A hook turns what git hands it into typed, validated data ([`receive`], [`options`], [`pktline`]), asks the
 //! [`Desk`] for facts and for a detached worker, and relays what the worker says to the pusher ([`relay`]). It holds
 //! no lock and changes nothing itself: it may be killed, stopped or forgotten at any moment.
+//!
+//! On a developer's machine [`push`] and [`far`] are the other end of this.
 
 pub mod call;
 pub mod check;
 pub mod desk;
 pub mod door;
+pub mod event_lines;
 #[cfg(test)]
 mod fake;
+pub mod far;
 pub mod handover;
+pub mod hello;
 pub mod hook;
 pub mod launch;
 pub mod listen;
 pub mod options;
 pub mod pktline;
 pub mod proc_receive;
+pub mod push;
 pub mod receive;
 pub mod relay;
 pub mod remote;

@@ -15,8 +15,28 @@ pub const MAX_OPTION: usize = 64 * 1024;
 pub const MAX_REASON: usize = 500;
 
 /// Every option, as it is told to people.
-const KNOWN: [&str; 10] =
-    ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy", "keep-aside"];
+const KNOWN: [&str; 11] = [
+    "mode=",
+    "plan",
+    "stage-only",
+    "only=",
+    "skip=",
+    "reason=",
+    "async",
+    "no-deploy",
+    "deploy",
+    "keep-aside",
+    "events=",
+];
+
+/// The option of a pusher that is a program: what it hears are events ([`super::event_lines`]).
+pub const EVENTS: &str = "events=1";
+
+/// Whether the pusher reads events, known before anything else of the options is understood.
+#[must_use]
+pub fn wants_events<T: AsRef<[u8]>>(given: &[T]) -> bool {
+    given.iter().any(|option| option.as_ref() == EVENTS.as_bytes())
+}
 
 /// Understands the push options of one push.
 ///
@@ -92,6 +112,8 @@ fn take(options: &mut Options, bytes: &[u8]) -> Result<()> {
         ("plan" | "stage-only" | "async" | "no-deploy" | "deploy" | "keep-aside", Some(_)) => {
             Err(Error::usage(format!("push option `{name}` takes no value")).hint(format!("git push -o {name}")))
         }
+        ("events", Some("1")) => set_flag(&mut options.events),
+        ("events", _) => Err(Error::usage("push option `events`: this node speaks `events=1`")),
         ("plan", None) => set_flag(&mut options.plan),
         ("stage-only", None) => set_flag(&mut options.stage_only),
         ("async", None) => set_flag(&mut options.asynchronous),
@@ -224,6 +246,7 @@ mod tests {
         assert!(parse(&["no-deploy"]).unwrap().no_deploy);
         assert!(parse(&["deploy"]).unwrap().deploy);
         assert!(parse(&["keep-aside"]).unwrap().keep_aside);
+        assert!(parse(&[EVENTS]).unwrap().events && wants_events(&["plan", EVENTS]) && !wants_events(&["plan"]));
         assert_eq!(parse::<&str>(&[]).unwrap(), Options::default());
     }
 
@@ -232,7 +255,9 @@ mod tests {
         let text = error(&["pln"]);
         assert!(text.starts_with("unknown push option `pln`; did you mean `plan`?"), "{text}");
         assert!(
-            text.contains("mode=, plan, stage-only, only=, skip=, reason=, async, no-deploy, deploy, keep-aside"),
+            text.contains(
+                "mode=, plan, stage-only, only=, skip=, reason=, async, no-deploy, deploy, keep-aside, events="
+            ),
             "{text}"
         );
         assert!(error(&["nodeploy"]).contains("did you mean `no-deploy`?"));
@@ -254,6 +279,7 @@ mod tests {
             (vec!["only="], "no stage"),
             (vec!["skip=accept"], "no stage with steps"),
             (vec!["only=build", "skip=build"], "in both"),
+            (vec!["events=2"], "this node speaks `events=1`"),
             (vec!["no-deploy", "deploy"], "contradict"),
             (vec!["plan", "stage-only"], "contradict"),
             (vec!["reason= "], "needs a value"),

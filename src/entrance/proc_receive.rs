@@ -19,16 +19,18 @@
 use std::io::Write;
 
 use crate::entrance::call::Call;
+use crate::entrance::event_lines::EventLines;
 use crate::entrance::hook::{HookIo, counts, tell_left};
 use crate::entrance::options::{self, MAX_OPTION, MAX_OPTIONS};
 use crate::entrance::pktline;
 use crate::entrance::receive::{Decision, MAX_UPDATES, Update, decide};
+use crate::entrance::relay::Tell;
 use crate::entrance::session::{Session, Told, deploys, ref_update};
 use crate::entrance::{Desk, ProjectFacts, RepoKind};
 use crate::project::ids::ObjectId;
 use crate::project::request::Options;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::escape::{hint_lines, visible};
+use crate::sys::escape::visible;
 use crate::sys::fs;
 
 /// The longest reason of a refusal, in characters.
@@ -63,17 +65,15 @@ struct Order {
 pub fn run(call: &Call, desk: &dyn Desk, io: HookIo<'_>) -> Result<ExitCode> {
     let HookIo { input, output, tell, render, pace } = io;
     let order = receive(input, output)?;
+    let mut as_events = EventLines::new(tell, options::wants_events(&order.options));
+    let tell: &mut dyn Tell = &mut as_events;
     let answers = match prepare(desk, &order) {
         Ok((facts, options)) => {
             let mut session = Session { call, desk, facts, options, tell, render, pace };
             answer_all(&mut session, &order)
         }
         Err(error) => {
-            if let Some(hint) = error.hint_text() {
-                for line in hint_lines(hint) {
-                    tell.line(&line);
-                }
-            }
+            tell.refusal(&error);
             order.updates.iter().map(|_| Answer::No(error.one_line())).collect()
         }
     };
@@ -183,7 +183,7 @@ fn reject_others(answers: &mut [Answer], reason: &str) {
 }
 
 fn refused(session: &mut Session<'_>, error: &Error) -> Answer {
-    session.tell_hint(error);
+    session.tell.refusal(error);
     Answer::No(error.one_line())
 }
 

@@ -12,15 +12,39 @@ use rustix::io::Errno;
 
 use crate::entrance::Run;
 use crate::project::outcome::Outcome;
+use crate::project::request::Request;
 use crate::project::stage::Stage;
 use crate::report::event::{Event, Record};
-use crate::sys::error::Result;
+use crate::sys::error::{Error, Result};
+use crate::sys::escape::hint_lines;
 use crate::sys::pipe::NonBlocking;
 
 /// Takes lines for a person.
 pub trait Tell {
     /// Shows one line, which is escaped already; it never fails and never blocks for long.
     fn line(&mut self, text: &str);
+
+    /// Shows an event, by the lines that `render` makes of it.
+    fn record(&mut self, record: &Record, render: &dyn Fn(&Record) -> Vec<String>) {
+        for line in render(record) {
+            self.line(&line);
+        }
+    }
+
+    /// Shows what still runs after a long silence.
+    fn still(&mut self, text: &str) {
+        self.line(text);
+    }
+
+    /// Hears that a deployment was ordered.
+    fn ordered(&mut self, _request: &Request) {}
+
+    /// Shows what to do about a refusal whose reason git itself shows.
+    fn refusal(&mut self, error: &Error) {
+        for line in error.hint_text().into_iter().flat_map(hint_lines) {
+            self.line(&line);
+        }
+    }
 }
 
 impl Tell for Vec<String> {
@@ -153,7 +177,7 @@ pub fn follow(
             },
             None => {
                 if told.elapsed() >= pace.keep_alive {
-                    tell.line(&doing.still());
+                    tell.still(&doing.still());
                     told = Instant::now();
                 }
                 continue;
@@ -162,15 +186,13 @@ pub fn follow(
         doing.see(&record.event);
         if let Event::End { outcome } = &record.event {
             settle(run, render, tell)?;
-            for line in render(&record) {
-                tell.line(&line);
-            }
+            tell.record(&record, render);
             return Ok(Ending::Ended(outcome.clone()));
         }
-        for line in render(&record) {
-            tell.line(&line);
+        if !render(&record).is_empty() {
             told = Instant::now();
         }
+        tell.record(&record, render);
     }
 }
 
@@ -183,7 +205,7 @@ fn settle(run: &mut dyn Run, render: &dyn Fn(&Record) -> Vec<String>, tell: &mut
     while let Some(left) = until.checked_duration_since(Instant::now()) {
         match run.next(left.min(Duration::from_millis(100)))? {
             Some(record) if record.event == Event::Closed => break,
-            Some(record) => render(&record).iter().for_each(|line| tell.line(line)),
+            Some(record) => tell.record(&record, render),
             None if run.is_gone() => break,
             None => {}
         }

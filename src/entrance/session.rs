@@ -10,7 +10,6 @@ use crate::project::request::{Options, RefUpdate, Request, Want};
 use crate::report::event::Record;
 use crate::sys::clock;
 use crate::sys::error::{Error, Kind, Result};
-use crate::sys::escape::hint_lines;
 
 /// How many lost commits of a forced push are named.
 const LOST_SHOWN: usize = 10;
@@ -130,7 +129,7 @@ impl Session<'_> {
         match self.try_deploy(commit, update, chosen) {
             Ok(told) => told,
             Err(error) => {
-                self.tell_hint(&error);
+                self.tell.refusal(&error);
                 Told::Failed(error.one_line())
             }
         }
@@ -149,6 +148,7 @@ impl Session<'_> {
             wait_seconds: self.facts.wait_seconds,
         };
         let mut run = self.desk.start(&request)?;
+        self.tell.ordered(&request);
         if let Some(update) = chosen.filter(|_| !self.only_looks()) {
             // The deployment runs: a failure to record the branch is told and takes nothing back.
             if let Err(error) = self.choose_branch(update) {
@@ -194,15 +194,6 @@ impl Session<'_> {
         match &self.facts.serves {
             Some(serving) => Ok(Some(serving.commit.clone())),
             None => self.desk.project_head(),
-        }
-    }
-
-    /// Tells an error's hint, if it has one.
-    pub fn tell_hint(&mut self, error: &Error) {
-        if let Some(hint) = error.hint_text() {
-            for line in hint_lines(hint) {
-                self.tell.line(&line);
-            }
         }
     }
 }

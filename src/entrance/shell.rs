@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::hello::{self, Behind, Hello};
 use super::remote::run_command;
 use super::{RepoKind, door, handover};
 use crate::project::access::key::is_fingerprint;
@@ -20,7 +21,7 @@ use crate::project::access::{self, Access, Person, Role, Scope, Who};
 use crate::project::ids::ProjectName;
 use crate::project::place::NodePlace;
 use crate::project::wanted::Wanted;
-use crate::sys::error::{Error, Result};
+use crate::sys::error::{Context, Error, Result};
 use crate::sys::escape::{visible, visible_bounded};
 use crate::sys::{fs, machine, process};
 
@@ -126,6 +127,10 @@ impl Visitor<'_> {
             ["git-upload-pack", ref rest @ ..] | ["git", "upload-pack", ref rest @ ..] => (Service::Upload, rest),
             ["git-upload-archive", ..] | ["git", "upload-archive", ..] => {
                 return Err(Error::refused("git archive is not served here; git clone is"));
+            }
+            [hello::COMMAND] | ["mc_project", hello::COMMAND] => {
+                let hello = serde_json::to_string(&Hello::ours(Behind::ForcedCommand));
+                return Ok(Answer::Say(vec![hello.context(|| "cannot say hello".to_string())?]));
             }
             ["list"] | ["mc_project", "list"] => return Ok(Answer::Say(self.projects())),
             ["list", "--json"] | ["mc_project", "list", "--json"] => {

@@ -1,12 +1,14 @@
 //! The words: plain data with pure parsing. Nothing here touches the disk.
 
 pub mod access;
+pub mod address;
 pub mod ids;
 pub mod layout;
 pub mod limits;
 pub mod mail;
 pub mod mode;
 pub mod node;
+pub mod nodes;
 pub mod outcome;
 pub mod pillar;
 pub mod place;

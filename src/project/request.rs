@@ -69,6 +69,9 @@ pub struct Options {
     pub deploy: bool,
     /// `keep-aside`: in editable mode, what was changed in the clone is kept aside instead of refusing the push.
     pub keep_aside: bool,
+    /// `events=1`: the pusher is a program, and reads events instead of lines. The worker has nothing to do with it.
+    #[serde(skip)]
+    pub events: bool,
 }
 
 /// One order for the worker.

@@ -1,11 +1,14 @@
 //! The one stream of events of a deployment; journal, pusher's lines, log, mail and history are its readers.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::mode::{Environment, Mode};
 use crate::project::outcome::{Outcome, Serving, SwitchKind};
 use crate::project::stage::Stage;
+use crate::sys::error::{Context, Result};
 
 /// What kind of work a deployment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,18 @@ pub enum Event {
     Waiting {
         /// Who holds it.
         holder: String,
+    },
+    /// A deployment was ordered; how it is asked for from now on (told to a pusher's program only).
+    Ordered {
+        /// The project.
+        project: String,
+        /// The deployment.
+        id: DeploymentId,
+    },
+    /// Nothing else was told for a while (told to a pusher's program only).
+    Still {
+        /// What still runs.
+        text: String,
     },
     /// A stage begins.
     Stage {
@@ -217,7 +232,10 @@ impl Event {
     /// Whether the event belongs in the durable journal (output and waiting do not).
     #[must_use]
     pub fn is_durable(&self) -> bool {
-        !matches!(self, Self::Output { .. } | Self::Waiting { .. } | Self::Closed)
+        !matches!(
+            self,
+            Self::Output { .. } | Self::Waiting { .. } | Self::Closed | Self::Ordered { .. } | Self::Still { .. }
+        )
     }
 
     /// Whether the act that follows must not begin before this event is on disk.
@@ -252,4 +270,41 @@ pub struct Record {
     /// The event.
     #[serde(flatten)]
     pub event: Event,
+}
+
+impl Record {
+    /// The record as one line of JSON in ASCII, for programs. No character of it is one that a terminal would obey or that is
+    /// rewritten on the way (by git before it shows what a hook says, by ssh's forced command).
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn ascii_line(&self) -> Result<String> {
+        let text = serde_json::to_string(self).context(|| "cannot write an event".to_string())?;
+        let mut line = String::with_capacity(text.len());
+        for c in text.chars() {
+            if matches!(c, ' '..='~') {
+                line.push(c);
+            } else {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    let _ = write!(line, "\\u{unit:04x}");
+                }
+            }
+        }
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_programs_is_ascii_and_says_the_same() {
+        let text = "é \u{1f600} \u{202e}\u{7f} \"quoted\" \n\u{1b}[31m";
+        let record = Record { at: jiff::Timestamp::UNIX_EPOCH, event: Event::Note { text: text.into() } };
+        let line = record.ascii_line().unwrap();
+        assert!(line.bytes().all(|b| (b' '..=b'~').contains(&b)), "{line}");
+        assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
+    }
 }

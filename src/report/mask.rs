@@ -36,8 +36,10 @@ impl Mask {
             Event::End { outcome } => Event::End {
                 outcome: Outcome { reason: self.option(outcome.reason), hints: self.all(outcome.hints), ..outcome },
             },
+            Event::Still { text } => Event::Still { text: self.text(text) },
             // These carry no text of strangers; the paths of `RestoringData` are what a recovery goes by.
             other @ (Event::Stage { .. }
+            | Event::Ordered { .. }
             | Event::Prepared
             | Event::Stopping
             | Event::BackedUp

@@ -12,6 +12,7 @@ pub mod mask;
 pub mod notes;
 pub mod notice;
 pub mod post;
+pub mod progress;
 #[cfg(test)]
 pub mod samples;
 pub mod spool;

@@ -56,6 +56,7 @@ pub fn lines(record: &Record, style: &Style) -> Vec<String> {
             }
             lines
         }
+        Event::Still { text } => vec![shown(text)],
         Event::Note { text } => vec![style.item("·", Paint::Faint, &shown(text))],
         Event::Warning { text } => vec![style.item("!", Paint::Warn, &shown(text))],
         Event::RollingBack { reason, stage, data } => {

@@ -372,6 +372,27 @@ pub fn digest(path: &Path) -> Result<blake3::Hash> {
     Ok(hasher.finalize())
 }
 
+/// The SHA-256 of a file in hexadecimal, as sha256sum(1) prints it on another machine.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    use std::fmt::Write as _;
+    let doing = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).context(doing)?;
+    let (mut context, mut buffer) = (ring::digest::Context::new(&ring::digest::SHA256), vec![0; 256 * 1024]);
+    loop {
+        match file.read(&mut buffer).context(doing)? {
+            0 => break,
+            n => context.update(&buffer[..n]),
+        }
+    }
+    Ok(context.finish().as_ref().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}
+
 /// Puts a copy of a file of ours in a place, durably and at once: whoever executes it gets the old one or the new one.
 ///
 /// # Errors

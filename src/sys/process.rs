@@ -2,6 +2,7 @@
 //!
 //! - [`run_step`] runs one step of a recipe and leaves no process of it behind ([`step`] tells how);
 //! - [`run_attached`] runs a command of a person in our place of the terminal;
+//! - [`run_beside`] runs git or ssh of a developer beside us;
 //! - [`run_captured`] runs a small program and keeps what it prints;
 //! - [`run_streamed`] runs a program and takes the bytes that it prints while it runs;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
@@ -9,6 +10,7 @@
 //! - [`processes_using`] names the processes that work inside a directory tree.
 
 mod attached;
+mod beside;
 mod captured;
 mod detached;
 mod kept;
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Context, Error, Result};
 
 pub use attached::run_attached;
+pub use beside::{Beside, Input, run_beside};
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_companion, spawn_detached};
 pub use kept::{Beginning, Kept, Member, Members, ProcessId, Run, adopt_orphans, reap, spawn_kept};

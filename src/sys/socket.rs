@@ -42,6 +42,12 @@ pub enum Received {
     End,
 }
 
+/// Whether somebody listens at a socket: a dead one leaves its file behind.
+#[must_use]
+pub fn is_alive(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Channel {

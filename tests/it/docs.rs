@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Parser;
 use mc_project::cli::Cli;
 use mc_project::project::node::NodeConfig;
+use mc_project::project::nodes::Nodes;
 use mc_project::project::pillar::Pillar;
 use mc_project::project::recipe::Recipe;
 use mc_project::project::stage::Stage;
@@ -53,7 +54,7 @@ fn the_readme_names_every_command_and_no_other() {
         .map(|(at, word)| {
             readme[at + word.len()..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect()
         })
-        .filter(|name: &String| name.len() > 2)
+        .filter(|name: &String| name.len() > 2 && !name.starts_with('-'))
         .collect();
     // In running text the program's name is followed by ordinary words: only those that stand in code count.
     for name in used.iter().filter(|name| readme.contains(&format!("`mc_project {name}"))) {
@@ -147,9 +148,19 @@ fn the_readme_tells_every_stage_and_key_of_the_recipe() {
             "README lacks the key {key}"
         );
     }
-    for option in
-        ["mode=", "plan", "stage-only", "only=", "skip=", "reason=", "async", "no-deploy", "deploy", "keep-aside"]
-    {
+    for option in [
+        "mode=",
+        "plan",
+        "stage-only",
+        "only=",
+        "skip=",
+        "reason=",
+        "async",
+        "no-deploy",
+        "deploy",
+        "keep-aside",
+        "events=1",
+    ] {
         assert!(readme.contains(&format!("`{option}")), "README lacks the push option {option}");
     }
 }
@@ -208,7 +219,7 @@ fn links_in_the_documents_lead_somewhere() {
 #[test]
 fn what_the_readme_types_on_a_server_is_understood() {
     let mut tried = 0;
-    for heading in ["A server for several people", "Editable mode"] {
+    for heading in ["A server for several people", "From your own machine", "Editable mode"] {
         let text = blocks(heading, "sh").concat();
         for line in text.lines().map(|line| line.split(" #").next().unwrap().trim()) {
             let typed =
@@ -275,7 +286,9 @@ fn the_files_that_the_readme_shows_are_valid() {
     NodeConfig::parse("README", node[0].as_bytes()).unwrap();
     let server = blocks("A server for several people", "yaml");
     let editable = blocks("Editable mode", "yaml");
-    assert_eq!((server.len(), editable.len()), (2, 1));
+    let far = blocks("From your own machine", "yaml");
+    assert_eq!((server.len(), editable.len(), far.len()), (2, 1, 1));
+    assert_eq!(Nodes::parse("README", far[0].as_bytes(), Path::new("/home/me")).unwrap().nodes.len(), 2);
     Recipe::parse("README", server[0].as_bytes()).unwrap();
     let node = NodeConfig::parse("README", server[1].as_bytes()).unwrap();
     assert_eq!(node.for_project(&"shop".parse().unwrap(), None).allow.units.len(), 1);

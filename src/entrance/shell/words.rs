@@ -56,6 +56,7 @@ const TABLE: &[Rule] = &[
     looks("history", Role::Read, &["--json"], &["-n", "--limit"], 0),
     looks("show", Role::Read, &["--json", "--log"], &[], 1),
     looks("logs", Role::Read, &["-f", "--follow", "--json"], &["--service", "--since", "-n", "--lines"], 1),
+    looks("follow", Role::Read, &["--json"], &[], 1),
     looks("diff", Role::Read, &["--json"], &[], 2),
     looks("drift", Role::Read, &["--json"], &[], 0),
     looks("verify", Role::Read, &["--json"], &[], 0),
@@ -219,9 +220,14 @@ impl Rule {
     }
 }
 
+/// The commands of the table.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|rule| rule.name)
+}
+
 /// What is served, in one line.
 fn served() -> String {
-    let names: Vec<&str> = TABLE.iter().map(|rule| rule.name).collect();
+    let names: Vec<&str> = names().collect();
     format!("served over ssh: git push, git fetch, list, {}", names.join(", "))
 }
 

@@ -6,11 +6,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Child;
 use tokio::time::{Instant, sleep};
 
 use super::StepStatus;
+use super::relayed::feed;
 use crate::sys::error::{Context, Result};
 
 /// The most that is kept of each output; the rest is read and dropped.
@@ -102,13 +103,6 @@ async fn run(command: Command, stdin: &[u8], timeout: Duration) -> Result<Captur
         }
     }
     Ok(Captured { status: status.unwrap_or(StepStatus::Timeout), stdout: out.bytes, stderr: err.bytes })
-}
-
-async fn feed(pipe: Option<ChildStdin>, bytes: &[u8]) {
-    if let Some(mut pipe) = pipe {
-        // A program may end without reading all of its input.
-        let _ = pipe.write_all(bytes).await;
-    }
 }
 
 async fn kill(child: &mut Child) {

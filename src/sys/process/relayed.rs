@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::ChildStdin;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::lines::Lines;
@@ -43,18 +44,36 @@ pub fn run_relayed(
     let mut command = Command::new(program);
     command.args(args).env_clear().envs(env).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    super::runtime()?.block_on(run(command, on))
+    super::runtime()?.block_on(run(command, Manner { own_group: true, every: ASK, feed: Vec::new() }, on))
 }
 
-async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<StepStatus> {
+/// How a program is run.
+pub struct Manner {
+    /// Whether it has a process group of its own, which is killed as a whole.
+    pub own_group: bool,
+    /// How often the listener is asked whether to go on.
+    pub every: Duration,
+    /// What it reads, if its standard input is a pipe.
+    pub feed: Vec<u8>,
+}
+
+/// Runs a command and hands on its lines.
+///
+/// # Errors
+/// If it cannot be started or waited for.
+pub async fn run(command: Command, manner: Manner, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<StepStatus> {
     let program = crate::sys::escape::visible(&command.get_program().to_string_lossy());
     let doing = || format!("cannot run {program}");
     let mut command = tokio::process::Command::from(command);
-    let mut child = command.process_group(0).spawn().context(doing)?;
+    if manner.own_group {
+        command.process_group(0);
+    }
+    let mut child = command.spawn().context(doing)?;
     let (mut out, mut err) = (Pipe::new(child.stdout.take()), Pipe::new(child.stderr.take()));
-    let mut status = None;
-    let mut is_killed = false;
-    let mut asks = interval(ASK);
+    let input = feed(child.stdin.take(), &manner.feed);
+    tokio::pin!(input);
+    let (mut status, mut is_fed, mut is_killed) = (None, false, false);
+    let mut asks = interval(manner.every);
     asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let last_words = sleep(LAST_WORDS);
     tokio::pin!(last_words);
@@ -65,12 +84,14 @@ async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<S
                 last_words.as_mut().reset(Instant::now() + LAST_WORDS);
             }
             n = out.read(), if out.source.is_some() => out.take(n, &mut |line| { on(Said::Out(line)); }),
+            () = &mut input, if !is_fed => is_fed = true,
             n = err.read(), if err.source.is_some() => err.take(n, &mut |line| { on(Said::Err(line)); }),
             _ = asks.tick(), if status.is_none() => {
                 if on(Said::Runs) == Tick::Cancel && !is_killed {
                     is_killed = true;
-                    if let Some(pid) = child.id() {
-                        super::kill_group(pid.cast_signed(), Signal::SIGKILL)?;
+                    match child.id() {
+                        Some(pid) if manner.own_group => super::kill_group(pid.cast_signed(), Signal::SIGKILL)?,
+                        _ => child.start_kill().context(doing)?,
                     }
                 }
             }
@@ -84,6 +105,14 @@ async fn run(command: Command, on: &mut dyn FnMut(Said<'_>) -> Tick) -> Result<S
         on(Said::Err(line));
     });
     Ok(status.unwrap_or(StepStatus::Cancelled))
+}
+
+/// Writes everything to a program's standard input, and closes it.
+pub async fn feed(pipe: Option<ChildStdin>, bytes: &[u8]) {
+    if let Some(mut pipe) = pipe {
+        // A program may end without reading all of its input.
+        let _ = pipe.write_all(bytes).await;
+    }
 }
 
 struct Pipe<R> {
