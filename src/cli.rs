@@ -38,9 +38,9 @@ pub mod status;
 use services::Act;
 
 pub use args::{
-    AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, FollowArgs, Format, HistoryArgs, InitArgs, JsonArgs, KeysCommand,
-    LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, PushArgs, RecoverArgs, ReleaseCommand, RollbackArgs, RunArgs, ServicesArgs,
-    SetupArgs, ShowArgs, Since, StatusArgs, TaskArgs, VerifyArgs, With,
+    AfterArgs, DemoArgs, DeployArgs, DestroyArgs, DiffArgs, FollowArgs, Format, HistoryArgs, InitArgs, JsonArgs,
+    KeysCommand, LogsArgs, NameArgs, OneName, PickArgs, PlanArgs, PushArgs, RecoverArgs, ReleaseCommand, RollbackArgs,
+    RunArgs, ServicesArgs, SetupArgs, ShowArgs, Since, StatusArgs, TaskArgs, VerifyArgs, With,
 };
 
 /// Deploy to servers you own with git push.
