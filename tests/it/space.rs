@@ -8,7 +8,7 @@ use crate::support::{Finished, Tree, World, assert_has, assert_lacks, digest_wit
 const MIB: usize = 1 << 20;
 
 /// A file system of its own, until the end of the test.
-struct Mounted(PathBuf);
+pub struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
@@ -26,7 +26,7 @@ fn mount(args: &[&str], dir: PathBuf) -> Option<Mounted> {
     None
 }
 
-fn tmpfs(options: &str, dir: PathBuf) -> Option<Mounted> {
+pub fn tmpfs(options: &str, dir: PathBuf) -> Option<Mounted> {
     mount(&["-t", "tmpfs", "-o", options, "none"], dir)
 }
 

@@ -32,6 +32,9 @@ use hold::Hold;
 
 /// Between two looks at what is left of an instance that ends.
 const LOOK: Duration = Duration::from_millis(50);
+/// What is to run and does not is started so long after a supervisor has come up: whoever started it may be about to ask
+/// for something else.
+const SOON: Duration = Duration::from_millis(300);
 /// How long we go on killing before we say that something does not die.
 const PERSISTENCE: Duration = Duration::from_secs(10);
 
@@ -121,17 +124,17 @@ impl Charge {
             State::Done => Phase::Resting(State::Done),
             State::Failed => Phase::Resting(State::Failed),
             _ if !charge.wanted => Phase::Resting(State::Stopped),
-            _ => Phase::Waiting { until: Instant::now() },
+            _ => Phase::Waiting { until: Instant::now() + SOON },
         };
         if let Some(live) = record.live.filter(|_| is_this_boot) {
-            charge.go_on_with(live, around);
+            charge.go_on_with(live);
         }
         Ok(charge)
     }
 
-    fn go_on_with(&mut self, live: Live, around: &Surroundings) {
+    fn go_on_with(&mut self, live: Live) {
         let now = Instant::now();
-        self.hold = Some(Hold::of_another(&live, &self.definition, around));
+        self.hold = Some(Hold::of_another(&live, &self.definition));
         let up = live.up;
         self.live = Some(live);
         self.phase = match (self.wanted, up) {

@@ -42,13 +42,15 @@ pub fn ask(place: &SupervisorPlace, ask: &Ask, on: &mut dyn StepWatcher) -> Resu
     Err(Error::failed(format!("the supervisor of {} was killed {TIMES} times while it worked", place.project)))
 }
 
-/// Asks a supervisor that runs; `None` if none does.
+/// Asks a supervisor if one runs; `None` if none does. One of another version hands over first.
 ///
 /// # Errors
 /// If it does not answer.
 pub fn ask_if_there(place: &SupervisorPlace, ask: &Ask, on: &mut dyn StepWatcher) -> Result<Option<Answer>> {
-    let Some(channel) = connect(place)? else { return Ok(None) };
-    ask_at(place, channel, ask, on)
+    if connect(place)?.is_none() {
+        return Ok(None);
+    }
+    ask_at(place, reach(place)?, ask, on)
 }
 
 /// A supervisor of our version that answers.

@@ -1,6 +1,7 @@
 //! The guard: a tiny process that does nothing but start the supervisor again when it was killed. The supervisor does the
 //! same for the guard, so that both must be killed at once to be gone.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::backoff::Backoff;
+use super::protocol::{PRETENDED, pretended_version};
 use super::{SupervisorPlace, server};
 use crate::sys::error::{Context, Error, ExitCode, Result};
 use crate::sys::process::{self, Detached, DetachedOrder, ProcessId, StepStatus, spawn_companion, spawn_detached};
@@ -93,10 +95,13 @@ impl Companion {
 fn order(place: &SupervisorPlace, role: Role, as_child: bool) -> Result<DetachedOrder> {
     let input = serde_json::to_vec(&Order { place: place.clone(), role });
     let input = input.context(|| "cannot describe a supervisor".to_string())?;
+    let mut env: BTreeMap<String, String> =
+        [("PATH", process::PATH), ("LANG", "C.UTF-8")].map(|(name, value)| (name.into(), value.into())).into();
+    env.extend(pretended_version().map(|version| (PRETENDED.to_string(), version)));
     Ok(DetachedOrder {
         args: vec![SUBCOMMAND.into(), place.project.as_str().into()],
         input,
-        env: [("PATH".to_string(), process::PATH.to_string()), ("LANG".to_string(), "C.UTF-8".to_string())].into(),
+        env,
         log: Some(place.state.join("complaints")),
         as_child,
     })

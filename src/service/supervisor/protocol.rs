@@ -30,7 +30,8 @@ impl Greeting {
     /// Our own.
     #[must_use]
     pub fn ours() -> Self {
-        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_string(), pid: std::process::id() }
+        let version = pretended_version().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_string());
+        Self { protocol: PROTOCOL, version, pid: std::process::id() }
     }
 
     /// Whether the two understand each other.
@@ -38,6 +39,15 @@ impl Greeting {
     pub fn fits(&self, other: &Self) -> bool {
         (self.protocol, &self.version) == (other.protocol, &other.version)
     }
+}
+
+/// The variable by which a test makes one binary another version.
+pub const PRETENDED: &str = "MC_PRETENDED_VERSION";
+
+/// The version that a test wants; never in a build without fault points.
+#[must_use]
+pub fn pretended_version() -> Option<String> {
+    if cfg!(feature = "failpoints") { std::env::var(PRETENDED).ok() } else { None }
 }
 
 /// What is asked.

@@ -47,7 +47,7 @@ impl Hold {
             output.say("the limit of processor time does not hold here: systemd alone keeps it");
         }
         let notify = match definition.kind {
-            Kind::Notify => Some(open_notify(definition, around)?),
+            Kind::Notify => Some(open_notify(definition, &marker)?),
             _ => None,
         };
         order.env.extend(notify.as_ref().map(|socket| ("NOTIFY_SOCKET".to_string(), socket.address())));
@@ -59,13 +59,13 @@ impl Hold {
     }
 
     /// Takes hold of a run that another supervisor started.
-    pub fn of_another(live: &Live, definition: &Definition, around: &Surroundings) -> Self {
+    pub fn of_another(live: &Live, definition: &Definition) -> Self {
         let speaks = definition.kind == Kind::Notify && !live.up;
         Self {
             kept: None,
             handle: live.run.first.handle(),
             group: live.group.as_ref().and_then(Group::at),
-            notify: if speaks { open_notify(definition, around).ok() } else { None },
+            notify: if speaks { open_notify(definition, &live.run.marker).ok() } else { None },
             begun: Instant::now(),
             first_lives: true,
         }
@@ -119,9 +119,10 @@ impl Hold {
     }
 }
 
-fn open_notify(definition: &Definition, around: &Surroundings) -> Result<NotifySocket> {
+/// The socket of one run: its name is another one each time, so that nobody can take it beforehand.
+fn open_notify(definition: &Definition, marker: &str) -> Result<NotifySocket> {
     if definition.order.view.network == Network::Off {
         return Err(Error::refused("without network it cannot tell that it is up (type: notify)"));
     }
-    NotifySocket::open(&format!("mc_project/{}", around.prefix(&definition.instance)))
+    NotifySocket::open(&format!("mc_project/{marker}"))
 }
