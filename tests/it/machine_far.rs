@@ -178,18 +178,57 @@ fn an_account_with_sudo_administers_and_one_without_is_told() {
     let node = format!("alice@{}", machine.address());
     let refused = mc(machine, "alice", &["--node", &node, "setup"]).code(1);
     assert_has(&refused.stderr, "is not root, and there is no sudo");
-    // The machine has no packages to install from: a sudo of three lines, which root owns.
-    machine.write("/usr/local/src/sudo.c", "#include <unistd.h>\nint main(void) { return 0; }\n", 0o644);
-    machine.run("cp /bin/setpriv /usr/local/bin/sudo.real 2>/dev/null; true").ok();
-    assert!(!machine.exists("/usr/local/bin/mc_project"));
-    machine.write(
-        "/usr/bin/sudo",
-        "#!/bin/sh\n[ \"$1\" = -n ] && echo 'sudo: a password is required' >&2\nexit 1\n",
-        0o755,
+    // The machine has no sudo to install: one that does what counts here, with setpriv as its set-user-id half.
+    machine.run("cp /usr/bin/setpriv /usr/local/sbin/as-root && chmod 4755 /usr/local/sbin/as-root").ok();
+    let sudo = |asks: &str| {
+        let text = format!(
+            "#!/bin/sh\n{asks}while [ \"$1\" = -n ] || [ \"$1\" = -- ]; do shift; done\n\
+             exec /usr/local/sbin/as-root --reuid=0 --regid=0 --clear-groups -- \"$@\"\n"
+        );
+        machine.write("/usr/bin/sudo", text, 0o755);
+    };
+    sudo(
+        "if [ \"$1\" = -n ]; then echo 'sudo: a password is required' >&2; exit 1; fi\n\
+         printf '[sudo] password: ' > /dev/tty; read -r word < /dev/tty; [ \"$word\" = open-sesame ] || exit 1\n",
     );
     let asks = mc(machine, "alice", &["--node", &node, "setup"]).code(1);
     assert_has(&asks.stderr, "sudo asks");
     assert_has(&asks.stderr, "--node root@HOST");
+    assert!(!machine.exists("/usr/local/bin/mc_project"));
+
+    // At a terminal the password is asked for there.
+    let said = typed(machine, &format!("--node {node} setup"), "open-sesame\n").ok();
+    assert_has(&said.stdout, "[sudo] password: ");
+    assert_has(&said.stdout, "this machine is a node");
+    assert!(machine.exists("/usr/local/bin/mc_project"));
+
+    // One that asks nothing needs no terminal.
+    sudo("");
+    let me = |args: &[&str]| mc(machine, "alice", &[&["--node", &node], args].concat());
+    me(&["setup"]).ok().says("is there already").says("nothing to do");
+    me(&["init", "shop"]).ok().says("shop is ready");
+    me(&["list"]).ok().says("shop");
+    me(&["doctor"]).ok();
+}
+
+/// The program at a terminal with alice's key, and what a person types when they are asked.
+#[track_caller]
+fn typed(machine: &Machine, words: &str, answer: &str) -> Finished {
+    let inner = command(machine, "alice", &machine.home().path("home"), &[]);
+    let mut command = Command::new("script");
+    command.args(["-qefc", &format!("{} {words}", env!("CARGO_BIN_EXE_mc_project")), "/dev/null"]).env_clear();
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("TERM", "xterm");
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    command.current_dir(machine.home().path("home")).stdin(reader);
+    let shown = machine.home().path("shown");
+    command.stdout(std::fs::File::create(&shown).unwrap());
+    let running = Running::start_with_output(command);
+    wait_until("it asks", || std::fs::read_to_string(&shown).is_ok_and(|text| text.contains("password: ")));
+    std::io::Write::write_all(&mut writer, answer.as_bytes()).unwrap();
+    let mut said = running.wait();
+    drop(writer);
+    said.stdout = std::fs::read_to_string(&shown).unwrap();
+    said
 }
 
 #[test]

@@ -79,7 +79,8 @@ pub fn of_ssh(heard: &Heard, to: &Login) -> Trouble {
 
 fn of_keys(heard: &Heard, to: &Login) -> Option<Trouble> {
     let (who, host) = (to.shown(), &to.host);
-    let fault = |text: String, hint: String| Some(Trouble::new(Error::failed(text).hint(hint), false));
+    // Refused: whoever asks again is refused again.
+    let fault = |text: String, hint: String| Some(Trouble::new(Error::refused(text).hint(hint), false));
     if heard.has("REMOTE HOST IDENTIFICATION HAS CHANGED") {
         return fault(
             format!("{host} is not the machine that it was: its host key has changed, or somebody stands between"),
