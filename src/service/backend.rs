@@ -97,7 +97,7 @@ pub struct LogLine {
 pub trait Backend {
     /// Makes exactly these definitions what runs, in their order: what is not among them is stopped and forgotten, what
     /// runs by an equal definition that may be left goes on, everything else is started anew; returns when all are up.
-    /// Of what fails the last lines go to `on`; it is then kept as it is, for the caller to stop.
+    /// Of what fails the last lines go to `on`. The caller stops it, or it is started again as its `restart` says.
     ///
     /// # Errors
     /// If we cannot do our own part; a service that does not come up is a [`Failure`].

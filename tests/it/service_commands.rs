@@ -169,8 +169,9 @@ fn one_view_shows_what_deployments_and_services_wrote() {
     assert_eq!(world.mc(&["logs", "shop", "--service", "web", "--since", "2999-01-01T00:00Z"]).ok().stdout, "");
     let line = world.mc(&["logs", "shop", "--json", "--service", "web"]).ok().stdout;
     let line: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
-    assert!(line["from"].as_str().unwrap().starts_with("web"), "{line}");
-    assert_eq!(line["text"].as_str(), Some("version 1 knows [secret]"));
+    // Which of the two instances was faster is not known.
+    assert!(["web", "web@2"].contains(&line["from"].as_str().unwrap()), "{line}");
+    assert_eq!(line["text"], "version 1 knows [secret]");
     assert_has(&world.mc(&["logs", "shop", &first]).ok().stdout, "mc_project: shop #1");
     let out = world.home().path("followed");
     let mut command = world.mc_command(&["logs", "shop", "-f", "-n", "0"]);
@@ -213,7 +214,8 @@ fn whatever_is_killed_while_versions_are_deployed_services_run_the_version_that_
     let work = world.clone_of("shop");
     work.commit_services("1", (port, 2), QUEUE);
     work.push(&["main"]).ok();
-    let mut luck = 7_u64;
+    let seed = u64::from(std::process::id());
+    let mut luck = seed;
     let mut draw = |below: u64| {
         luck = luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (luck >> 33) % below
@@ -234,14 +236,23 @@ fn whatever_is_killed_while_versions_are_deployed_services_run_the_version_that_
         }
         push.wait();
         world.settle("shop");
-        wait_until("it is well", || {
-            let status = world.status();
+        // What was killed while the old version came back may have to be decided by a person.
+        if !world.status()["needs_person"].is_null() {
+            world.mc(&["recover", "shop", "--back"]);
+            world.settle("shop");
+        }
+        let is_well = |status: &Value| {
             let all = status["services"].as_array().unwrap();
             all.len() == 3 && all.iter().all(|one| one["state"] == "running" && one["version"] != "other")
-        });
+        };
+        let begun = Instant::now();
+        while !is_well(&world.status()) {
+            assert!(begun.elapsed() < Duration::from_mins(2), "seed {seed}, round {round}: {:#}", world.status());
+            std::thread::sleep(Duration::from_millis(100));
+        }
         wait_until("it answers", || page(port, "/").is_ok());
         let serves = world.status()["serves"]["commit"].as_str().unwrap().to_string();
         let wanted = world.home().git_text(work.dir(), &["show", &format!("{serves}:version")]);
-        assert_eq!(version(port), wanted.trim(), "round {round}");
+        assert_eq!(version(port), wanted.trim(), "seed {seed}, round {round}");
     }
 }

@@ -188,6 +188,7 @@ fn on_a_full_disk_services_go_on_and_what_is_wanted_is_written_down_later() {
     ward.supervisor().stop_one("more");
     assert_eq!(std::fs::read(&file).unwrap(), before, "what was written before stands there");
     assert_eq!((ward.state_of("more"), ward.pid("web")), (State::Stopped, web));
+    drop(filling);
     std::fs::remove_file(&ballast).unwrap();
     wait_until("it is written down", || std::fs::read(&file).unwrap() != before);
     kill_9(ward.both().0);

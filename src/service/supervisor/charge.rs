@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What is to run and does not is started so long after a supervisor has come up: whoever started it may be about to ask
 /// for something else.
 const SOON: Duration = Duration::from_millis(300);
+/// How long whoever asked for a start that failed has to stop it.
+const LATER: Duration = Duration::from_secs(5);
 /// How long we go on killing before we say that something does not die.
 const PERSISTENCE: Duration = Duration::from_secs(10);
 
@@ -190,6 +192,15 @@ impl Charge {
     /// The trial is over: from now on it is started again by itself.
     pub fn trust(&mut self) {
         self.trial = false;
+    }
+
+    /// Its trial, or that of one before it, has failed. Whoever asked has a moment to stop it; then it is started again like
+    /// one that ended by itself.
+    pub fn try_again_later(&mut self) {
+        let is_tried = self.wanted && self.definition.restart != Restart::Never;
+        if is_tried && matches!(self.phase, Phase::Resting(State::Failed | State::Stopped)) {
+            self.enter(Phase::Waiting { until: Instant::now() + LATER });
+        }
     }
 
     /// What does not die of it.

@@ -156,11 +156,16 @@ impl Keeper {
         let progress = self.advance(&mut job);
         match &progress {
             Ok(Progress::Going) => self.job = Some(job),
-            // What did not come up rests; what did is looked after like everything else.
             Ok(Progress::Done | Progress::Failed(_)) => {
+                let has_failed = !matches!(progress, Ok(Progress::Done));
                 let fresh = job.fresh();
-                let ours = |charge: &&mut Charge| fresh.contains(&charge.definition().instance);
-                self.charges.iter_mut().filter(ours).for_each(Charge::trust);
+                for charge in self.charges.iter_mut().filter(|one| fresh.contains(&one.definition().instance)) {
+                    charge.trust();
+                    if has_failed {
+                        charge.try_again_later();
+                    }
+                }
+                self.is_dirty = true;
             }
             _ => {}
         }
