@@ -101,7 +101,9 @@ fn a_fresh_machine_is_set_up_pushed_to_broken_and_rolled_back_from_a_second_one(
     let told = || server.mails().into_iter().find(|mail| mail.subject.contains("rolled back"));
     wait_until("the mail is there", || told().is_some());
     let mail = told().unwrap().text;
-    for part in ["rolled back at health", &sick[..10], "GET /healthz at port", "status 500", "version 2 knows", "ssh mc@"] {
+    for part in
+        ["rolled back at health", &sick[..10], "GET /healthz at port", "status 500", "version 2 knows", "ssh mc@"]
+    {
         assert_has(&mail, part);
     }
 
