@@ -37,6 +37,10 @@ impl Ssh {
         let key = format!("{command}\0{}\0{port:?}", to.shown());
         let name = blake3::hash(key.as_bytes()).to_hex();
         let socket = private_dir().map(|dir| dir.join(&name[..16])).filter(|path| path.as_os_str().len() <= LONGEST);
+        Self::with_socket(command, to, port, socket)
+    }
+
+    fn with_socket(command: &str, to: Login, port: Option<u16>, socket: Option<PathBuf>) -> Self {
         Self { command: command.to_string(), to, port, socket }
     }
 
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_persons_own_options_come_first_and_the_line_is_one_argument() {
-        let ssh = Ssh::new("ssh -F '/my config'", Login::parse("mc@host").unwrap(), Some(2222));
+        let ssh = Ssh::with_socket("ssh -F '/my config'", Login::parse("mc@host").unwrap(), Some(2222), None);
         let argv = ssh.argv(false, OsStr::new("status shop"));
         assert_eq!(argv[..4], ["sh", "-c", "ssh -F '/my config' \"$@\"", "ssh"].map(OsString::from));
         assert_eq!(argv[argv.len() - 3..], ["mc@host", "--", "status shop"].map(OsString::from));
