@@ -12,7 +12,7 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// A node with the example's project (of the same name); the pillar exports `PORT`.
-fn node_for(name: &str) -> (World, u16) {
+pub fn node_for(name: &str) -> (World, u16) {
     let world = World::with_config(&World::network_config());
     world.mc(&["init", name]).ok();
     let port = free_port();
@@ -23,7 +23,7 @@ fn node_for(name: &str) -> (World, u16) {
 }
 
 #[track_caller]
-fn push_example(world: &World, name: &str) -> Finished {
+pub fn push_example(world: &World, name: &str) -> Finished {
     let work = world.clone_of(name);
     work.copy_from(&example(name));
     work.commit_all("the example as it is");
@@ -31,7 +31,7 @@ fn push_example(world: &World, name: &str) -> Finished {
 }
 
 /// Asks for a page; `None` while nobody answers.
-fn ask(port: u16, request: &str) -> Option<String> {
+pub fn ask(port: u16, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(request.as_bytes()).ok()?;
@@ -40,22 +40,24 @@ fn ask(port: u16, request: &str) -> Option<String> {
     (!answer.is_empty()).then_some(answer)
 }
 
-fn get(port: u16, path: &str) -> String {
+pub fn get(port: u16, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     wait_until("the application answers", || ask(port, &request).is_some());
     ask(port, &request).unwrap()
 }
 
-fn sign(port: u16, text: &str) {
-    let body = format!("name=Alice&text={text}");
-    let length = body.len();
-    let answer = ask(
-        port,
-        &format!(
-            "POST / HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n{body}"
-        ),
+/// Sends a form and returns the answer.
+pub fn post(port: u16, path: &str, form: &str) -> String {
+    let length = form.len();
+    let kind = "application/x-www-form-urlencoded";
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{form}"
     );
-    assert_has(&answer.expect("an answer"), "303");
+    ask(port, &request).expect("an answer")
+}
+
+fn sign(port: u16, text: &str) {
+    assert_has(&post(port, "/", &format!("name=Alice&text={text}")), "303");
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn every_example_has_a_readme_and_a_recipe_that_can_be_planned() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["makefile-c", "node-app", "python-venv", "static-site"]);
+    assert_eq!(names, ["django-postgres", "makefile-c", "node-app", "php-site", "python-venv", "static-site"]);
     for name in names {
         let readme = std::fs::read_to_string(example(&name).join("README.md")).unwrap();
         assert!((5..=14).contains(&readme.lines().count()), "{name}: a README of five to ten lines or little more");

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 mod access;
+mod applications;
 mod attacks;
 mod bad_pushes;
 mod boxes;
@@ -40,6 +41,7 @@ mod machine_mail;
 mod machine_reboot;
 mod machine_services;
 mod machine_setup;
+mod machine_story;
 mod mail;
 mod mail_faults;
 mod model;
@@ -54,6 +56,7 @@ mod services_crash;
 mod sha256;
 mod space;
 mod ssh;
+mod story;
 mod supervisor;
 mod supervisor_killed;
 mod support;

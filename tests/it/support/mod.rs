@@ -7,6 +7,7 @@ mod home;
 mod letter;
 mod machine;
 mod ports;
+pub mod postgres;
 mod relay;
 pub mod server;
 pub mod service_app;

@@ -147,6 +147,14 @@ impl World {
         self.work_tree(&self.project(name).join("git/pillar"))
     }
 
+    /// A new work tree of what is on the branch `main` of the project's pillar.
+    #[track_caller]
+    pub fn checkout_of_pillar(&self, name: &str) -> WorkTree<'_> {
+        let work = self.pillar_of(name);
+        work.git(&["pull", "--quiet", "node", "main"]).ok();
+        work
+    }
+
     #[track_caller]
     fn work_tree(&self, url: &Path) -> WorkTree<'_> {
         let dir = tempfile::Builder::new().prefix("work-").tempdir_in(self.home.dir()).unwrap().keep();
