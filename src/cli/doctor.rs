@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use super::deploying::running;
 use super::screen;
+use super::services::{service_lines, services_of};
 use super::{Cli, JsonArgs};
 use crate::pipeline::boxes;
 use crate::pipeline::init::needed_repairs;
@@ -161,6 +163,7 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
         }),
     }
     findings.extend(space_findings(site)?);
+    findings.extend(service_findings(site)?);
     findings.extend(mail_findings(site)?);
     if site.config.trust_root {
         findings.push(Finding {
@@ -191,6 +194,20 @@ fn space_findings(site: &Site) -> Result<Vec<Finding>> {
         ),
         hint: Some(format!("mc_project status {name} --disk tells what takes it")),
     });
+    Ok(told.collect())
+}
+
+/// Services that do not run although they are to, or that are not those of what serves.
+fn service_findings(site: &Site) -> Result<Vec<Finding>> {
+    let name = site.place.name();
+    let all = services_of(site, running(site)?.as_ref())?;
+    let told =
+        all.iter().zip(service_lines(&all)).filter(|(service, _)| service.ails()).map(|(service, line)| Finding {
+            about: name.to_string(),
+            good: false,
+            text: format!("service {line}"),
+            hint: Some(format!("mc_project logs {name} --service {}", service.look.instance.service)),
+        });
     Ok(told.collect())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::server::Server;
 use crate::support::service_app::QUEUE;
-use crate::support::{assert_has, assert_lacks, wait_until};
+use crate::support::{PROGRAM_AT, assert_has, assert_lacks, wait_until};
 
 const SHOP: u16 = 8020;
 const TWO: (u16, u16) = (SHOP, 2);
@@ -149,5 +149,29 @@ fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() 
     wait_until("the application runs again", || server.listens(SHOP) && server.listens(SHOP + 1));
     assert_eq!(server.version(), "1");
     server.assert_serves_what_status_names();
+    server.assert_sound();
+}
+
+#[test]
+fn services_of_a_node_that_root_ran_alone_are_taken_over_from_the_supervisor() {
+    let Some(server) = Server::bare() else { return };
+    let machine = server.machine();
+    machine.run(&format!("cp {PROGRAM_AT} /usr/local/bin/mc_project && mc_project init shop")).ok();
+    let work = server.work_of_root("shop");
+    work.commit_services("1", TWO, QUEUE);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    assert_has(&server.page(SHOP), "1 web@1 0 ");
+    machine.run("pgrep -f mc_supervisor").ok();
+    machine.run("mc_project setup && mc_project init shop").ok();
+    work.commit_services("2", TWO, QUEUE);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    let uid = machine.run("id -u mc-shop").stdout.trim().to_string();
+    assert_has(&server.page(SHOP), &format!("2 web@1 {uid} "));
+    assert_eq!(server.unit("mc-shop.queue@1.service", "ActiveState"), "active");
+    assert_eq!(machine.run("pgrep -fc 'sleep 1000000'").stdout.trim(), "1");
+    wait_until("no supervisor is left", || machine.run("pgrep -f mc_supervisor").exit_code() == Some(1));
+    assert!(!machine.exists("/srv/projects/shop/state/supervisor"));
     server.assert_sound();
 }

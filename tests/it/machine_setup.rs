@@ -129,7 +129,7 @@ fn people_do_over_ssh_what_their_role_holds_and_root_pushes_as_ever() {
         server.ssh(person, "logs shop").ok().says("mc_project: deployed; run serves");
         assert_eq!(server.ssh(person, "list").ok().stdout, "shop\n");
     }
-    let history = server.ssh("rita", "history shop").ok().stdout;
+    let history = server.ssh("rita", "history shop --json").ok().stdout;
     assert!(history.contains("alice from 10.77.") && history.contains("root from 10.77."), "{history}");
 
     // What a role does not hold is refused in one line that says whom to ask for what.

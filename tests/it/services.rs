@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::support::service_app::QUEUE;
-use crate::support::{Running, WorkTree, World, assert_has, free_port, wait_until};
+use crate::support::{Running, WorkTree, World, assert_has, assert_lacks, free_port, wait_until};
 
 /// A node with a project whose web server listens at a port of its own.
 struct Shop {
@@ -120,6 +120,19 @@ fn a_first_deployment_that_fails_leaves_nothing_running() {
     shop.commit(&work, "1", QUEUE);
     work.push(&["main"]).rejected("main");
     assert_eq!((page(shop.port), shop.running()), (None, 0));
+}
+
+#[test]
+fn a_service_that_stays_down_is_told_by_doctor() {
+    let shop = Shop::new();
+    let work = shop.world.clone_of("shop");
+    shop.commit(&work, "1", &QUEUE.replace("    dir: data\n", "    dir: data\n    restart: never\n"));
+    work.push(&["main"]).ok();
+    assert_lacks(&shop.world.mc(&["doctor"]).stdout, "service queue");
+    let queue = nix::unistd::Pid::from_raw(shop.queues()[0]);
+    nix::sys::signal::kill(queue, nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("that is seen", || shop.world.mc(&["doctor"]).stdout.contains("✗ shop: service queue  FAILED"));
+    assert_has(&shop.world.mc(&["doctor"]).fails().stdout, "logs shop --service queue");
 }
 
 #[test]
