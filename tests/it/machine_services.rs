@@ -162,7 +162,7 @@ fn services_of_a_node_that_root_ran_alone_are_taken_over_from_the_supervisor() {
     work.push(&["main"]).ok();
     server.settle("shop");
     assert_has(&server.page(SHOP), "1 web@1 0 ");
-    machine.run("pgrep -f mc_supervisor").ok();
+    machine.run("pgrep -x mc_supervisor").ok();
     machine.run("mc_project setup && mc_project init shop").ok();
     work.commit_services("2", TWO, QUEUE);
     work.push(&["main"]).ok();
@@ -170,8 +170,8 @@ fn services_of_a_node_that_root_ran_alone_are_taken_over_from_the_supervisor() {
     let uid = machine.run("id -u mc-shop").stdout.trim().to_string();
     assert_has(&server.page(SHOP), &format!("2 web@1 {uid} "));
     assert_eq!(server.unit("mc-shop.queue@1.service", "ActiveState"), "active");
-    assert_eq!(machine.run("pgrep -fc 'sleep 1000000'").stdout.trim(), "1");
-    wait_until("no supervisor is left", || machine.run("pgrep -f mc_supervisor").exit_code() == Some(1));
+    assert_eq!(machine.run("pgrep -fcx 'sleep 1000000'").stdout.trim(), "1");
+    wait_until("no supervisor is left", || machine.run("pgrep -x mc_supervisor").exit_code() == Some(1));
     assert!(!machine.exists("/srv/projects/shop/state/supervisor"));
     server.assert_sound();
 }
