@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::server::Server;
-use crate::support::service_app::QUEUE;
+use crate::support::service_app::{QUEUE, recipe};
 use crate::support::{PROGRAM_AT, assert_has, assert_lacks, wait_until};
 
 const SHOP: u16 = 8020;
@@ -174,4 +174,25 @@ fn services_of_a_node_that_root_ran_alone_are_taken_over_from_the_supervisor() {
     wait_until("no supervisor is left", || machine.run("pgrep -x mc_supervisor").exit_code() == Some(1));
     assert!(!machine.exists("/srv/projects/shop/state/supervisor"));
     server.assert_sound();
+}
+
+#[test]
+fn a_service_that_does_not_come_up_at_a_boot_keeps_no_other_from_it() {
+    let Some(mut server) = boot() else { return };
+    // It needs what a boot takes away, and it is the first.
+    let needy = "services:\n  needy: {type: oneshot, run: test -e /run/needed}\n";
+    let text = recipe(SHOP, 2, "").replace("services:\n", needy);
+    server.machine().run("touch /run/needed").ok();
+    let work = server.work("alice", "shop");
+    work.commit_services("1", TWO, "");
+    work.commit("2", &[("version", "2"), ("mc_project.yaml", &text)]);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    server.machine_mut().reboot();
+    wait_until("the others run again", || server.listens(SHOP) && server.listens(SHOP + 1));
+    assert_eq!(server.version(), "2");
+    let journal = server.machine().journal("mc_project-recover.service");
+    assert_has(&journal, "it does not start: mc_project start shop");
+    let said = server.mc(&["doctor"]).fails();
+    assert_has(&said.stdout, "✗ shop: service needy  FAILED, exit 1");
 }

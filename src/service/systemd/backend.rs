@@ -157,22 +157,28 @@ impl Systemd {
         fs::write_durable(&self.known_file(), &text, 0o600)
     }
 
-    /// Starts instances, a service at a time, and waits until all of them are up and stay so.
-    fn start_these(&self, coming: &[&Definition], on: &mut dyn StepWatcher) -> Result<Started> {
+    /// Starts instances, a service at a time, and waits until all of them are up and stay so. After one that does not come
+    /// up the others are started only if it is to go on: as at a boot, where nobody takes anything back.
+    fn start_these(&self, coming: &[&Definition], goes_on: bool, on: &mut dyn StepWatcher) -> Result<Started> {
+        let mut first = None;
         let instances: Vec<Instance> = coming.iter().map(|definition| definition.instance.clone()).collect();
         for together in by_service(&instances) {
             let of = |definition: &&&Definition| together.contains(&definition.instance);
             let limit = coming.iter().filter(of).map(|definition| definition.start_timeout).max().unwrap_or_default();
             // What it answers says less than a look: a unit that fails later is "started" too.
             let failed = self.call(&["start", "--"], &together, limit + SLACK, &mut Deaf)?;
-            if failed.is_some()
-                && let Some(failure) = self.find_failure(coming, &together)?
-            {
-                return self.tell_failure(failure, on);
+            if failed.is_some() {
+                first = first.or(self.find_failure(coming, &together)?);
+            }
+            if first.is_some() && !goes_on {
+                break;
             }
             on.tick();
         }
-        self.settle(coming, on)
+        match first {
+            Some(failure) => self.tell_failure(failure, on),
+            None => self.settle(coming, on),
+        }
     }
 
     fn find_failure(&self, coming: &[&Definition], among: &[Instance]) -> Result<Option<Failure>> {
@@ -266,7 +272,7 @@ impl Backend for Systemd {
         self.write_known(wanted)?;
         self.write_units(wanted, on)?;
         let coming: Vec<&Definition> = wanted.iter().filter(|it| !staying.contains(&it.instance)).collect();
-        self.start_these(&coming, on)
+        self.start_these(&coming, false, on)
     }
 
     fn stop(&self, which: Choice<'_>, on: &mut dyn StepWatcher) -> Result<()> {
@@ -296,7 +302,7 @@ impl Backend for Systemd {
                 coming.push(definition);
             }
         }
-        self.start_these(&coming, on)
+        self.start_these(&coming, true, on)
     }
 
     fn look(&self) -> Result<Vec<Look>> {
