@@ -73,8 +73,8 @@ impl Draft<'_> {
         }));
         let next = self.next.clone();
         self.refuse_units()?;
-        // A port that nothing names is found out before anything changes.
-        services::definitions(self.site, &self.next_deployed())?;
+        // A port that nothing names, a value that no service can be given: found out before anything changes.
+        services::backend(self.site).refuse(&services::definitions(self.site, &self.next_deployed())?)?;
         self.listing = Some(self.listed(&next, &next.commit.id)?);
         if next.mode == Mode::Final && self.goal == Goal::Commit {
             self.look_for_deliverable();

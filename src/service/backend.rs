@@ -95,6 +95,14 @@ pub struct LogLine {
 
 /// Who keeps services running.
 pub trait Backend {
+    /// Refuses definitions that this back end can never run; asked before anything changes.
+    ///
+    /// # Errors
+    /// Of kind Invalid, with what cannot be run.
+    fn refuse(&self, _wanted: &[Definition]) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes exactly these definitions what runs, in their order: what is not among them is stopped and forgotten, what
     /// runs by an equal definition that may be left goes on, everything else is started anew; returns when all are up.
     /// Of what fails the last lines go to `on`. The caller stops it, or it is started again as its `restart` says.

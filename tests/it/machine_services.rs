@@ -80,6 +80,15 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
     server.assert_serves_what_status_names();
     assert_eq!(server.unit("mc-shop.queue@1.service", "MainPID"), queue);
 
+    // A value that systemd gives to no service is refused before anything stops.
+    pillar.commit("a line end of Windows", &[("init.sls", "makina-projects.shop: {env: {TOKEN: \"a\\r\\nb\"}}\n")]);
+    let refused = pillar.push(&["-o", "deploy", "main"]);
+    refused.tells("the value of TOKEN holds a control character");
+    server.settle("shop");
+    assert_eq!(server.version(), "2");
+    pillar.commit("a secret", &[("init.sls", "makina-projects.shop: {env: {TOKEN: 'hunter2 \"$%h\" secret'}}\n")]);
+    pillar.push(&["main"]).ok();
+
     // One that is not well: everything goes back, and the push says what was answered.
     work.write("sick", "x");
     work.commit_services("3", TWO, QUEUE);

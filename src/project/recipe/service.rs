@@ -12,7 +12,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::Command;
-use super::check::{Check, CheckFile};
+use super::check::{Check, CheckFile, Probe};
 use super::patterns::{Glob, Patterns};
 use super::step::{CommandFile, Modes, NetworkWord};
 use crate::project::limits::{Asked, Memory};
@@ -366,6 +366,13 @@ impl ServiceFile {
         }
         let watch: Vec<String> = self.watch.into_iter().map(|glob| glob.0).collect();
         let check = self.check.map(|check| check.resolve(port.is_some())).transpose()?;
+        let network = self.network.map_or(Network::On, NetworkWord::network);
+        if network == Network::Off && check.as_ref().is_some_and(|check| !matches!(check.probe, Probe::Run(_))) {
+            return Err(with_hint(
+                "a service with `network: off` cannot be asked over the network",
+                "check: {run: a program that asks it another way}",
+            ));
+        }
         if self.kind == Kind::Oneshot && check.is_some() {
             return Err("a oneshot service takes no check: it is up when it has ended well".to_string());
         }
@@ -382,7 +389,7 @@ impl ServiceFile {
             stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, |span| span.0),
             start_timeout: self.start_timeout.map_or(START_TIMEOUT, |span| span.0),
             limits,
-            network: self.network.map_or(Network::On, NetworkWord::network),
+            network,
             unchanged: self.unchanged,
             modes: self.modes.map(|modes| modes.0),
             watch: Patterns::new(&watch).map_err(|error| message_of(&error))?,
@@ -444,7 +451,6 @@ impl<'de> Deserialize<'de> for WorkDirText {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::project::recipe::check::Probe;
     use crate::project::recipe::{FILE, Recipe};
 
     fn services(text: &str) -> Vec<Service> {
@@ -490,7 +496,7 @@ mod tests {
             "  queue:\n    run: redis-server\n    dir: data/queue/\n    env: {A: b}\n    type: notify\n    restart: on-failure\n    \
              stop_signal: INT\n    stop_timeout: 90s\n    start_timeout: 2m\n    memory: 1G\n    processes: 20\n    cpu: 150%\n    \
              open_files: 4096\n    network: off\n    unchanged: leave\n    modes: [cooking]\n    port: 6379\n    watch: [src/]\n    \
-             check: {tcp: 6380, within: 20s, times: 3, every: 2s, timeout: 4s}\n",
+             check: {run: bin/check, port: 6380, within: 20s, times: 3, every: 2s, timeout: 4s}\n",
         );
         let queue = &all[0];
         assert_eq!(queue.dir, WorkDir::Data(Some(TreePath::new(b"queue").unwrap())));
@@ -501,7 +507,10 @@ mod tests {
         assert!(!queue.applies(Mode::Final));
         assert!(queue.watch.matches(&TreePath::new(b"src/a").unwrap(), false));
         let check = queue.check.clone().unwrap();
-        assert_eq!((check.probe, check.port, check.times), (Probe::Tcp, Some(6380), 3));
+        assert_eq!(
+            (check.probe, check.port, check.times),
+            (Probe::Run(Command::Shell("bin/check".into())), Some(6380), 3)
+        );
         assert_eq!([check.within, check.every, check.timeout].map(|time| time.as_secs()), [20, 2, 4]);
     }
 
@@ -513,6 +522,8 @@ mod tests {
         let Probe::Http { path, host, expect, body } = http.probe else { panic!("{http:?}") };
         assert_eq!((path.as_str(), expect, body.as_deref()), ("/healthz", vec![200, 204], Some("ok")));
         assert_eq!(host.as_deref(), Some("shop.example.org"));
+        let tcp = of("{tcp: 6380}");
+        assert_eq!((tcp.probe, tcp.port), (Probe::Tcp, Some(6380)));
         assert_eq!(of("{run: [bin/check]}").probe, Probe::Run(Command::Argv(vec!["bin/check".into()])));
         for (bad, told) in [
             ("{}", "asks nothing"),
@@ -537,6 +548,7 @@ mod tests {
             ("{run: x, unchanged: leave}", "does not work in run"),
             ("{run: x, type: oneshot, restart: always}", "never ends its work"),
             ("{run: x, type: oneshot, check: {tcp: 1}}", "takes no check"),
+            ("{run: x, network: off, check: {tcp: 80}}", "cannot be asked over the network"),
             ("{run: x, port: 65535, count: 2}", "none above 65535"),
             ("{run: x, dir: ../x}", ""),
             ("{run: x, cpu: 50}", "no part of a processor"),

@@ -257,6 +257,10 @@ impl Systemd {
 }
 
 impl Backend for Systemd {
+    fn refuse(&self, wanted: &[Definition]) -> Result<()> {
+        wanted.iter().try_for_each(|definition| unit::environment(definition).map(drop))
+    }
+
     fn converge(&self, wanted: &[Definition], on: &mut dyn StepWatcher) -> Result<Started> {
         let known = self.known()?;
         let on_disk = self.on_disk()?;
