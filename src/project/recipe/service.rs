@@ -434,6 +434,11 @@ struct WorkDirText(WorkDir);
 impl<'de> Deserialize<'de> for WorkDirText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         from_text(deserializer, "a directory of the tree, or `data` and a directory of it", |text| {
+            if text.chars().any(char::is_control) || text.ends_with('\\') || text.trim() != text {
+                return Err("no service works in a directory with a control character in its name, or a blank or a \
+                            backslash at its end"
+                    .to_string());
+            }
             let path = |text: &str| TreePath::new(text.as_bytes()).map_err(|error| message_of(&error));
             let body = text.strip_suffix('/').unwrap_or(text);
             Ok(Self(match body {
@@ -551,6 +556,8 @@ mod tests {
             ("{run: x, network: off, check: {tcp: 80}}", "cannot be asked over the network"),
             ("{run: x, port: 65535, count: 2}", "none above 65535"),
             ("{run: x, dir: ../x}", ""),
+            ("{run: x, dir: \"web\\nExecStartPre=+/bin/sh\"}", "control character"),
+            ("{run: x, dir: \"data/a\\\\\"}", "backslash at its end"),
             ("{run: x, cpu: 50}", "no part of a processor"),
             ("{run: x, count: 0}", ""),
             ("{count: 1}", "run"),

@@ -127,6 +127,12 @@ impl Systemd {
         Ok(())
     }
 
+    /// The environment and the unit of an instance, in systemd's words.
+    fn words(&self, definition: &Definition) -> Result<(String, String)> {
+        let file = self.environment_file(&definition.instance);
+        Ok((unit::environment(definition)?, unit::text(&self.project, definition, &file, version()?)?))
+    }
+
     /// Makes the units on the disk those of these definitions, and tells systemd if something changed.
     fn write_units(&self, wanted: &[Definition], on: &mut dyn StepWatcher) -> Result<()> {
         fs::ensure_dir(&self.state, 0o700)?;
@@ -137,9 +143,8 @@ impl Systemd {
             changed = true;
         }
         for definition in wanted {
-            let environment = self.environment_file(&definition.instance);
-            write_if_new(&environment, &unit::environment(definition)?, 0o600)?;
-            let text = unit::text(&self.project, definition, &environment, version()?);
+            let (environment, text) = self.words(definition)?;
+            write_if_new(&self.environment_file(&definition.instance), &environment, 0o600)?;
             changed |= write_if_new(&Path::new(DIR).join(self.unit(&definition.instance)), &text, 0o644)?;
         }
         if changed {
@@ -267,8 +272,8 @@ impl Backend for Systemd {
         if wanted.is_empty() && known.is_empty() && on_disk.is_empty() {
             return Ok(Ok(()));
         }
-        // Before anything is stopped: an environment that cannot be written changes nothing.
-        wanted.iter().try_for_each(|definition| unit::environment(definition).map(drop))?;
+        // Before anything is stopped: what systemd cannot be told changes nothing.
+        wanted.iter().try_for_each(|definition| self.words(definition).map(drop))?;
         let staying = self.staying(wanted, &known)?;
         let going: Vec<Instance> =
             in_order(&known, &on_disk).into_iter().filter(|instance| !staying.contains(instance)).collect();

@@ -12,6 +12,7 @@ use crate::project::ids::ProjectName;
 use crate::project::recipe::service::{Kind, Restart};
 use crate::service::definition::{Definition, Instance};
 use crate::sys::error::{Error, Result};
+use crate::sys::escape::visible_bounded;
 use crate::sys::step_exec::{Network, Processes};
 
 /// The first line of every unit that we generate.
@@ -41,8 +42,10 @@ pub fn slice(project: &ProjectName) -> String {
 }
 
 /// The text of a unit for a systemd of this version.
-#[must_use]
-pub fn text(project: &ProjectName, definition: &Definition, environment: &Path, version: u32) -> String {
+///
+/// # Errors
+/// Of kind Invalid, if a path holds what a line of a unit cannot.
+pub fn text(project: &ProjectName, definition: &Definition, environment: &Path, version: u32) -> Result<String> {
     let mut text = HEAD.to_string();
     let order = &definition.order;
     let mut line = |key: &str, value: &str| {
@@ -58,8 +61,8 @@ pub fn text(project: &ProjectName, definition: &Definition, environment: &Path, 
     };
     line("\n[Service]\nType", kind);
     line("ExecStart", &command(&order.argv));
-    line("WorkingDirectory", &plain(order.cwd.as_os_str()));
-    line("EnvironmentFile", &plain(environment.as_os_str()));
+    line("WorkingDirectory", &plain(&order.cwd)?);
+    line("EnvironmentFile", &plain(environment)?);
     line("Slice", &slice(project));
     line("SyslogIdentifier", &format!("{project}.{}", definition.instance));
     let restart = match definition.restart {
@@ -74,7 +77,7 @@ pub fn text(project: &ProjectName, definition: &Definition, environment: &Path, 
     line("TimeoutStartSec", &format!("{}ms", definition.start_timeout.as_millis()));
     text.push_str(&limits(definition));
     text.push_str(&enclosure(definition));
-    text
+    Ok(text)
 }
 
 /// What an instance may use; and that it is counted.
@@ -162,9 +165,17 @@ fn quoted(word: &OsStr) -> String {
     text
 }
 
-/// A value that systemd takes as it stands, but for specifiers.
-fn plain(value: &OsStr) -> String {
-    String::from_utf8_lossy(value.as_bytes()).replace('%', "%%")
+/// A path that systemd takes as it stands, but for specifiers. There is no quoting for it: one that ends the line could go on
+/// with settings of its own.
+fn plain(path: &Path) -> Result<String> {
+    let is_one_line =
+        |text: &&str| !text.chars().any(char::is_control) && !text.ends_with('\\') && text.trim() == *text;
+    let text = path.to_str().filter(is_one_line).ok_or_else(|| {
+        let shown = visible_bounded(path.as_os_str().as_bytes(), 300);
+        Error::invalid(format!("systemd takes no directory with the name `{shown}`"))
+            .hint("no control characters, and no blank or backslash at its end")
+    })?;
+    Ok(text.replace('%', "%%"))
 }
 
 /// The file with the environment of an instance, quoted for systemd.exec(5).
@@ -228,6 +239,7 @@ mod tests {
             Path::new("/srv/projects/my-shop/state/services/web@2.env"),
             version,
         )
+        .unwrap()
     }
 
     #[test]
@@ -281,6 +293,20 @@ mod tests {
         }
         assert!(!unit.contains("TOKEN") && !unit.contains("RestartSteps"), "{unit}");
         assert!(text_of(&definition, 254).contains("RestartSec=1\nRestartSteps=6\nRestartMaxDelaySec=60\n"));
+    }
+
+    #[test]
+    fn a_path_adds_no_line_to_a_unit() {
+        let mut definition = definition(&["x"]);
+        let mut of = |dir: &str| {
+            definition.order.cwd = Path::new("/srv/projects/my-shop/run").join(dir);
+            text(&"my-shop".parse().unwrap(), &definition, Path::new("/e"), 252)
+        };
+        assert!(of("a %h b").unwrap().contains("\nWorkingDirectory=/srv/projects/my-shop/run/a %%h b\n"));
+        for bad in ["a\nExecStartPre=+/bin/sh", "a\rUser=root", "a\\", "a "] {
+            let error = of(bad).unwrap_err();
+            assert!(error.message().starts_with("systemd takes no directory with the name"), "{error}");
+        }
     }
 
     #[test]
