@@ -37,7 +37,7 @@ pub struct Running {
 
 /// One instance of a service, ready to be run. It holds secrets (its environment): it is written only to files that
 /// nobody but their owner may read.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Definition {
     /// Which instance of which service.
     pub instance: Instance,
@@ -61,6 +61,14 @@ pub struct Definition {
     pub running: Running,
     /// Values that no log may hold.
     pub secrets: Vec<String>,
+}
+
+impl fmt::Debug for Definition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &mut f.debug_struct("Definition");
+        shown.field("instance", &self.instance).field("order", &self.order).field("running", &self.running);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Definition {
