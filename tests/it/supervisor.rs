@@ -112,6 +112,38 @@ fn a_service_that_ends_by_itself_is_started_again_with_growing_pauses() {
 }
 
 #[test]
+fn whoever_asks_for_what_starts_again_by_itself_learns_that_it_does_not_come_up() {
+    let ward = Ward::new();
+    let mut web = ward.service("web", STAYS);
+    (web.kind, web.start_timeout) = (Kind::Notify, Duration::from_secs(2));
+    let late = "was not up within 2 s";
+    assert_eq!(ward.converge(&[web]).unwrap_err().0.reason, late);
+    wait_until("it is tried again", || ward.state_of("web") == State::Starting);
+    let supervisor = ward.supervisor().clone();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(supervisor.start(&|_, _| true, &mut Lines::default())));
+    let started = told.recv_timeout(Duration::from_secs(30)).expect("it is answered").unwrap();
+    assert_eq!(started.unwrap_err().reason, late);
+}
+
+#[test]
+fn a_start_that_cannot_even_be_prepared_leaves_the_others_in_care() {
+    let ward = Ward::new();
+    let mut queue = ward.service("queue", STAYS);
+    queue.unchanged = Unchanged::Leave;
+    ward.up(std::slice::from_ref(&queue));
+    let pid = ward.pid("queue");
+    std::fs::write(ward.state().join("web@1.out"), "in the way").unwrap();
+    let both = [queue, ward.service("web", STAYS)];
+    let error = ward.supervisor().converge(&both, &mut Lines::default()).unwrap_err();
+    assert_has(error.message(), "it is no fifo");
+    assert_eq!((ward.pid("queue"), ward.state_of("queue")), (pid, State::Running));
+    std::fs::remove_file(ward.state().join("web@1.out")).unwrap();
+    ward.up(&both);
+    assert_eq!((ward.pid("queue"), ward.state_of("web")), (pid, State::Running));
+}
+
+#[test]
 fn a_service_is_started_again_only_as_it_asks_for() {
     let ward = Ward::new();
     let script = "until [ -e go-$MC ]; do sleep 0.05; done; exit $(cat go-$MC)";

@@ -237,15 +237,19 @@ impl Charge {
         self.is_up() && (self.rests() || self.hold.as_ref().is_some_and(|hold| hold.has_run_for() >= time))
     }
 
-    /// Starts it on trial, because somebody asked. What runs is left alone; false while it ends.
+    /// Starts it on trial, because somebody asked. What runs is left alone and is on trial too: whoever asks learns of its
+    /// end and does not wait for the next start. False while it ends.
     pub fn begin(&mut self, around: &Surroundings) -> bool {
+        if matches!(self.phase, Phase::Ending { .. }) {
+            return false;
+        }
+        self.trial = true;
         if matches!(self.phase, Phase::Resting(_) | Phase::Waiting { .. }) {
-            self.trial = true;
             self.restarts = 0;
             self.backoff = Backoff::default();
             self.start(around);
         }
-        !matches!(self.phase, Phase::Ending { .. })
+        true
     }
 
     fn start(&mut self, around: &Surroundings) {

@@ -190,16 +190,17 @@ impl Keeper {
 
     /// From now on exactly these hold; everything else has stopped.
     fn define(&mut self, definitions: Vec<Definition>) -> Result<()> {
+        let mut fresh = Vec::new();
+        for definition in &definitions {
+            let is_new = self.charge(&definition.instance).is_none();
+            fresh.push(is_new.then(|| Charge::new(definition.clone(), &self.around)).transpose()?);
+        }
+        // From here on nothing fails that leaves one of them in nobody's care.
         let mut old = std::mem::take(&mut self.charges);
-        for definition in definitions {
+        for (definition, fresh) in definitions.into_iter().zip(fresh) {
             let found = old.iter().position(|charge| charge.definition().instance == definition.instance);
-            let mut charge = match found.map(|at| old.remove(at)) {
-                Some(mut charge) => {
-                    charge.redefine(definition)?;
-                    charge
-                }
-                None => Charge::new(definition, &self.around)?,
-            };
+            let Some(mut charge) = fresh.or_else(|| found.map(|at| old.remove(at))) else { continue };
+            charge.redefine(definition)?;
             charge.want(true);
             self.charges.push(charge);
         }

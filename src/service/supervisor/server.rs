@@ -266,7 +266,7 @@ impl Server<'_> {
             return;
         }
         self.looked = now;
-        if !is_same(&self.dir, &self.place.state) {
+        if is_gone(&self.dir, &self.place.state) {
             self.keeper.forget();
             self.course = Course::Forget;
         }
@@ -292,11 +292,15 @@ impl Server<'_> {
     }
 }
 
-fn is_same(dir: &Dir, path: &Path) -> bool {
-    let identity = |dir: &Dir| dir.stat_self().map(|meta| (meta.dev, meta.ino));
-    match (identity(dir), Dir::open_real(path).and_then(|there| identity(&there))) {
-        (Ok(ours), Ok(there)) => ours == there,
-        _ => false,
+/// Whether the directory is gone, or another one stands at its place. What cannot be looked at is taken to be there: all
+/// services end where it is not.
+fn is_gone(dir: &Dir, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(ours) = dir.stat_self() else { return false };
+    match fs::examine(path) {
+        Ok(Some(there)) => (there.dev(), there.ino()) != (ours.dev, ours.ino),
+        Ok(None) => true,
+        Err(_) => false,
     }
 }
 
@@ -304,4 +308,24 @@ fn is_same(dir: &Dir, path: &Path) -> bool {
 #[must_use]
 pub fn is_busy(error: &crate::sys::error::Error) -> bool {
     error.kind() == Kind::Busy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_gone_only_where_that_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, link) = (dir.path().join("services"), dir.path().join("loop"));
+        std::fs::create_dir(&place).unwrap();
+        let held = Dir::open_real(&place).unwrap();
+        assert!(!is_gone(&held, &place));
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        assert!(!is_gone(&held, &link.join("services")), "it cannot be looked at");
+        std::fs::rename(&place, dir.path().join("elsewhere")).unwrap();
+        assert!(is_gone(&held, &place));
+        std::fs::create_dir(&place).unwrap();
+        assert!(is_gone(&held, &place), "another one");
+    }
 }
