@@ -12,6 +12,7 @@ use crate::entrance::far::checkout::Checkout;
 use crate::entrance::far::trouble;
 use crate::entrance::options;
 use crate::project::address::Address;
+use crate::project::ids::{DeploymentId, ProjectName};
 use crate::project::outcome::Outcome;
 use crate::report::event::{Event, Record};
 use crate::sys::clock;
@@ -51,10 +52,10 @@ pub trait Show {
 pub struct Watched<'a> {
     show: &'a mut dyn Show,
     /// The project and the id, once the node has told them.
-    ordered: Option<(String, String)>,
+    ordered: Option<(ProjectName, DeploymentId)>,
     outcome: Option<Outcome>,
     /// Events come again when the deployment is attached to again; each tells its time, so that no two are equal.
-    seen: HashSet<String>,
+    seen: HashSet<blake3::Hash>,
     /// Lines of others that came before the first event: those of a node that knows no events are said only when that is
     /// known.
     held: Vec<String>,
@@ -77,13 +78,14 @@ impl<'a> Watched<'a> {
             return self.say(line);
         }
         self.say_held();
-        if !self.seen.insert(line.to_string()) {
+        if !self.seen.insert(blake3::hash(line.as_bytes())) {
             return;
         }
         let Ok(record) = serde_json::from_str::<Record>(line) else { return self.show.unknown(line) };
         match &record.event {
             Event::Output { .. } => return,
-            Event::Ordered { project, id } => self.ordered = Some((project.clone(), id.to_string())),
+            // What is asked for again and typed by people is a name, whatever the node writes.
+            Event::Ordered { project, id } => self.ordered = project.parse().ok().map(|project| (project, id.clone())),
             Event::End { outcome } => self.outcome = Some(outcome.clone()),
             _ => {}
         }

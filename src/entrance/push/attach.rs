@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Watched;
 use super::git::FRAME;
 use crate::entrance::far::{Errand, Far, SSH_FAILED, trouble};
+use crate::project::ids::{DeploymentId, ProjectName};
 use crate::sys::error::{Error, Kind, Result};
 use crate::sys::process::{LINE_LIMIT, Said, StepStatus};
 
@@ -57,8 +58,13 @@ impl From<Error> for Missed {
     }
 }
 
-fn once(far: &Far, watched: &mut Watched<'_>, project: &str, id: &str) -> std::result::Result<(), Missed> {
-    let errand = Errand::new(["follow", project, id, "--json"]);
+fn once(
+    far: &Far,
+    watched: &mut Watched<'_>,
+    project: &ProjectName,
+    id: &DeploymentId,
+) -> std::result::Result<(), Missed> {
+    let errand = Errand::new(["follow", project.as_str(), &id.to_string(), "--json"]);
     let (status, heard) = far.listen(&errand, FRAME, &mut |said| match said {
         Said::Out(line) => watched.hear(&crate::sys::escape::output_line(line, LINE_LIMIT)),
         Said::Err(_) => {}
