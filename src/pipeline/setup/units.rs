@@ -71,7 +71,7 @@ OOMPolicy=continue
 const RECOVER: &str = "\
 # Written by mc_project setup. Your own changes belong in /etc/systemd/system/mc_project-recover.service.d/
 [Unit]
-Description=Finish interrupted deployments, and start what start steps started before
+Description=Finish interrupted deployments, and start what serves
 # Steps that bring data back need what the data are in.
 After=local-fs.target network.target postgresql.service mariadb.service mysql.service redis-server.service
 RequiresMountsFor=@projects@ /var/log/mc_project /etc/mc_project

@@ -459,6 +459,7 @@ impl Charge {
     fn close(&mut self) {
         self.hold = None;
         self.live = None;
+        self.stuck = None;
     }
 
     /// It has ended by itself and nothing of it is left.

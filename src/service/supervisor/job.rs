@@ -90,6 +90,11 @@ impl Job {
             if let Some(failure) = self.failure(charges) {
                 return Progress::Failed(failure);
             }
+            // What of an earlier run does not die is not waited for.
+            let mut waited_for = charges.iter().filter(|charge| group.contains(&charge.definition().instance));
+            if let Some(stuck) = waited_for.find_map(Charge::stuck) {
+                return Progress::Stuck(stuck.to_string());
+            }
             let mut ours = charges.iter().filter(|charge| group.contains(&charge.definition().instance));
             if !ours.all(Charge::is_up) {
                 return Progress::Going;
