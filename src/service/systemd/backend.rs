@@ -263,7 +263,7 @@ impl Systemd {
 
 impl Backend for Systemd {
     fn refuse(&self, wanted: &[Definition]) -> Result<()> {
-        wanted.iter().try_for_each(|definition| unit::environment(definition).map(drop))
+        wanted.iter().try_for_each(|definition| self.words(definition).map(drop))
     }
 
     fn converge(&self, wanted: &[Definition], on: &mut dyn StepWatcher) -> Result<Started> {
@@ -273,7 +273,7 @@ impl Backend for Systemd {
             return Ok(Ok(()));
         }
         // Before anything is stopped: what systemd cannot be told changes nothing.
-        wanted.iter().try_for_each(|definition| self.words(definition).map(drop))?;
+        self.refuse(wanted)?;
         let staying = self.staying(wanted, &known)?;
         let going: Vec<Instance> =
             in_order(&known, &on_disk).into_iter().filter(|instance| !staying.contains(instance)).collect();
