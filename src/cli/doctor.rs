@@ -176,7 +176,8 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
     if findings.is_empty() {
         findings.push(Finding { about: name, good: true, text: "everything fits together".into(), hint: None });
     }
-    Ok(findings)
+    let typed = |hint: Option<String>| hint.map(|hint| site.hints(&[hint]).concat());
+    Ok(findings.into_iter().map(|finding| Finding { hint: typed(finding.hint), ..finding }).collect())
 }
 
 /// File systems of the project that have less free than a deployment must leave.

@@ -109,7 +109,7 @@ fn recover_site(site: &Site) -> Result<(u8, String)> {
         let with_steps = !moves && !has_started.transpose()?.unwrap_or(false);
         return match start_after_boot(site, with_steps)? {
             Some(started) if started != 0 => {
-                Ok((started, format!("{}; it does not start: mc_project start {name}", outcome.line())))
+                Ok((started, format!("{}; it does not start: {} start {name}", outcome.line(), site.command())))
             }
             _ => Ok((code, outcome.line())),
         };
@@ -119,12 +119,14 @@ fn recover_site(site: &Site) -> Result<(u8, String)> {
         return Ok((ExitCode::NeedsPerson as u8, format!("a person is needed: {why}")));
     }
     let text = match dropped.last() {
-        Some(id) => format!("{id} was ordered and not begun; what the branch says now: mc_project deploy {name}"),
+        Some(id) => {
+            format!("{id} was ordered and not begun; what the branch says now: {} deploy {name}", site.command())
+        }
         None => "nothing was interrupted".to_string(),
     };
     match start_after_boot(site, true)? {
         Some(0) => Ok((0, format!("{text}; started"))),
-        Some(code) => Ok((code, format!("{text}; it does not start: mc_project start {name}"))),
+        Some(code) => Ok((code, format!("{text}; it does not start: {} start {name}", site.command()))),
         None => Ok((0, text)),
     }
 }

@@ -249,7 +249,8 @@ impl Site {
     pub fn hints(&self, hints: &[String]) -> Vec<String> {
         let command = format!("{} ", self.command());
         let named = hints.iter().map(|hint| hint.replace(" NAME", &format!(" {}", self.place.name())));
-        named.map(|hint| hint.replace("mc_project ", &command)).collect()
+        // One that knew the root already does not get it twice.
+        named.map(|hint| hint.replace(&command, "mc_project ").replace("mc_project ", &command)).collect()
     }
 
     /// An error whose hint can be typed here.

@@ -310,7 +310,10 @@ fn a_host_that_is_not_known_a_key_that_is_not_let_in_and_a_commit_that_is_not_th
     std::fs::write(&known, "").unwrap();
     let push = nodes.push().code(1);
     assert_has(&push.rejected("main -> main"), "refused at fetch: the ssh key of 127.0.0.1:");
-    assert_has(&push.remote_text(), &format!("--root {} keys host 127.0.0.1:", nodes.production.root().display()));
+    assert_has(
+        &push.remote_text(),
+        &format!("mc_project --root {} keys host 127.0.0.1:", nodes.production.root().display()),
+    );
 
     let strangers = signing_line(&nodes.production);
     std::fs::write(&known, format!("[127.0.0.1]:{} {strangers}\n", nodes.relay.port())).unwrap();

@@ -132,7 +132,8 @@ fn a_service_that_stays_down_is_told_by_doctor() {
     let queue = nix::unistd::Pid::from_raw(shop.queues()[0]);
     nix::sys::signal::kill(queue, nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_until("that is seen", || shop.world.mc(&["doctor"]).stdout.contains("✗ shop: service queue  FAILED"));
-    assert_has(&shop.world.mc(&["doctor"]).fails().stdout, "logs shop --service queue");
+    let told = format!("mc_project --root {} logs shop --service queue", shop.world.root().display());
+    assert_has(&shop.world.mc(&["doctor"]).fails().stdout, &told);
 }
 
 #[test]
