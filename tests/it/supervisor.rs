@@ -78,8 +78,10 @@ fn what_holds_no_service_up_is_told_with_its_last_words() {
     assert_has(&ward.converge(&[dir]).unwrap_err().0.reason, "could not start: cannot open directory");
     let (failure, _) = ward.converge(&[ward.service("web", "sleep 1000 & exit 0")]).unwrap_err();
     assert_has(&failure.reason, "a service stays in the foreground");
-    // What was up before the one that failed stays until somebody stops it; what comes after it was not begun.
-    let bad = ward.service("web", "exit 1");
+    // What was up before the one that failed stays until somebody stops it; what comes after one that never said that it
+    // is up was not begun.
+    let mut bad = ward.service("web", "exit 1");
+    bad.kind = Kind::Notify;
     ward.converge(&[ward.service("db", STAYS), bad, ward.service("late", "touch late; exec sleep 1000")]).unwrap_err();
     assert_eq!((ward.state_of("db"), ward.state_of("web")), (State::Running, State::Waiting));
     assert!(!ward.path("late").exists());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mc_project::project::recipe::service::{Kind, Restart};
-use mc_project::service::backend::State;
+use mc_project::service::backend::{Backend, State};
 
 use crate::support::{Ward, assert_has, is_alive, kill_9, wait_until};
 
@@ -194,4 +194,30 @@ fn on_a_full_disk_services_go_on_and_what_is_wanted_is_written_down_later() {
     kill_9(ward.both().0);
     wait_until("the next one knows it", || ward.look("web").detail.is_none());
     assert_eq!((ward.state_of("more"), ward.pid("web")), (State::Stopped, web));
+}
+
+#[test]
+fn a_supervisor_that_says_nothing_holds_no_deployment_up() {
+    let ward = Ward::new();
+    ward.up(&[ward.service("web", "exec sleep 100000")]);
+    let web = ward.pid("web");
+    let (supervisor, _) = ward.both();
+    // It waits for a service that never comes up, and is stopped over that.
+    let mut late = ward.service("late", "exec sleep 100000");
+    (late.kind, late.start_timeout) = (Kind::Notify, Duration::from_hours(1));
+    let wanted = [ward.service("web", "exec sleep 100000"), late];
+    let signal = |which| nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), which).unwrap();
+    let told = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ward.supervisor().converge(&wanted, &mut crate::support::Lines::default()));
+        wait_until("it is at work", || ward.state_of("late") == State::Starting);
+        signal(nix::sys::signal::Signal::SIGSTOP);
+        asked.join().unwrap().unwrap_err()
+    });
+    assert_has(told.message(), &format!("(process {supervisor}) does not answer"));
+    assert_has(told.hint_text().unwrap(), &format!("kill -9 {supervisor}"));
+    // What the hint says helps.
+    kill_9(supervisor);
+    wait_until("another one answers", || ward.supervisor_pid().is_some_and(|pid| pid != supervisor));
+    ward.up(&[ward.service("web", "exec sleep 100000")]);
+    assert_ne!(ward.pid("web"), web);
 }

@@ -15,6 +15,8 @@ use crate::sys::{fs, lock};
 
 /// How long a supervisor may take to come up, or to say who it is.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a supervisor that works may say nothing: it is stopped then, or waits for a disk that does not answer.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How often a question is asked again, of a supervisor that was killed over it.
 const TIMES: usize = 5;
 
@@ -110,13 +112,14 @@ fn hello(place: &SupervisorPlace, channel: &mut Channel) -> Result<Option<Greeti
             Ok(Say::Hello(greeting)) => Ok(Some(greeting)),
             _ => Err(Error::failed(format!("the supervisor of {} does not say who it is", place.project))),
         },
-        Received::Nothing => {
-            let pid = channel.peer().map(|peer| peer.pid).unwrap_or_default();
-            Err(Error::failed(format!("the supervisor of {} (process {pid}) does not answer", place.project)).hint(
-                format!("the services go on without it: kill -9 {pid}; {} start {}", place.command, place.project),
-            ))
-        }
+        Received::Nothing => Err(no_answer(place, channel)),
     }
+}
+
+fn no_answer(place: &SupervisorPlace, channel: &Channel) -> Error {
+    let pid = channel.peer().map(|peer| peer.pid).unwrap_or_default();
+    Error::failed(format!("the supervisor of {} (process {pid}) does not answer", place.project))
+        .hint(format!("the services go on without it: kill -9 {pid}; {} start {}", place.command, place.project))
 }
 
 /// A connection to the supervisor that listens; `None` if none does.
@@ -145,11 +148,14 @@ fn ask_at(
         return Ok(None);
     }
     let mut ticked = Instant::now();
+    let mut heard = Instant::now();
     loop {
         match channel.receive(Duration::from_secs(1))? {
             Received::End => return Ok(None),
+            Received::Nothing if heard.elapsed() > SILENCE => return Err(no_answer(place, &channel)),
             Received::Nothing => {}
             Received::Line(line) => {
+                heard = Instant::now();
                 let said: Say = serde_json::from_slice(&line)
                     .context(|| format!("cannot understand the supervisor of {}", place.project))?;
                 match said {
@@ -158,7 +164,7 @@ fn ask_at(
                     Say::Failed(failed) => return Ok(Some(Answer::Failed(failed.into()))),
                     Say::Error(message) => return Err(Error::failed(message)),
                     Say::Line(line) => on.line(line.as_bytes()),
-                    Say::Hello(_) => {}
+                    Say::Busy | Say::Hello(_) => {}
                 }
             }
         }

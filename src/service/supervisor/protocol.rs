@@ -85,6 +85,8 @@ pub enum Ask {
 pub enum Say {
     /// The answer to a hello.
     Hello(Greeting),
+    /// It is at work still: whoever waits hears this, or anything else, again and again.
+    Busy,
     /// A line of a service that failed.
     Line(String),
     /// It is done.

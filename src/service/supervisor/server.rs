@@ -266,6 +266,9 @@ impl Server<'_> {
             return;
         }
         self.looked = now;
+        for at in (0..self.askers.len()).filter(|at| self.askers[*at].waits).collect::<Vec<_>>() {
+            self.say(at, &Say::Busy);
+        }
         if is_gone(&self.dir, &self.place.state) {
             self.keeper.forget();
             self.course = Course::Forget;
