@@ -17,8 +17,8 @@ use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::outcome::Outcome;
 use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
-use crate::report::event::{Event, Record};
-use crate::report::history;
+use crate::report::event::{Event, Record, Work};
+use crate::report::history::{self, Entry};
 use crate::report::ledger::Last;
 use crate::report::stream::Reporter;
 use crate::report::terminal;
@@ -72,14 +72,29 @@ pub fn rollback(cli: &Cli, args: &RollbackArgs) -> Result<u8> {
     // A slip of the pen is told here, before anything is started; what is interrupted may still become a target.
     if !Last::read(&site.place)?.is_some_and(|last| last.open) {
         let serves = site.serves()?;
-        history::find_serving(&history::read(&site.place, None)?, serves.as_ref(), args.to.as_deref().unwrap_or("-1"))
+        let entries = history::read(&site.place, None)?;
+        let target = history::find_serving(&entries, serves.as_ref(), args.to.as_deref().unwrap_or("-1"))
             .map_err(|error| site.typed(error))?;
+        if args.to.is_none() {
+            tell_undone(&site, &entries, target);
+        }
     }
     if with_data {
         tell_data_changes(&site, args)?;
     }
     let options = Options { reason: args.reason.clone(), ..Options::default() };
     show(&site, &request(&site, Want::Rollback { to: args.to.clone(), with_data }, options))
+}
+
+/// Says that what serves was brought back by a rollback, and that going to the version before undoes it: whoever types the
+/// command twice means to go further back.
+fn tell_undone(site: &Site, entries: &[Entry], target: &Entry) {
+    let Some(live) = entries.iter().rev().find(|entry| entry.was_live) else { return };
+    if live.work == Work::Rollback {
+        let (number, name) = (live.seq, site.place.name());
+        screen::line(format!("note: this undoes the rollback #{number} and makes {} live again", target.label()));
+        screen::line(format!("      to go further back: {} rollback {name} --to ID, see history", site.command()));
+    }
 }
 
 /// Says what was written since the restore point, and asks.

@@ -304,7 +304,11 @@ fn before_live<'e>(entries: &'e [Entry], live: Option<&'e Entry>, steps: usize) 
     // What was deployed in editable mode is nothing to go back to: its files were those of a clone.
     let before = |e: &&Entry| e.was_live && e.seq < live.seq && e.mode != Mode::Editable;
     entries.iter().rev().filter(before).nth(steps - 1).ok_or_else(|| {
-        Error::usage(format!("there are fewer than {steps} good deployments before the live one, {}", live.label()))
+        let there = match steps {
+            1 => "there is no good deployment".to_string(),
+            _ => format!("there are fewer than {steps} good deployments"),
+        };
+        Error::usage(format!("{there} before the live one, {}", live.label()))
             .hint("mc_project history NAME lists them")
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Finished, World, assert_has, digest};
+use crate::support::{Finished, World, assert_has, assert_lacks, digest};
 
 /// A recipe with an upgrade that changes data, and a failure at one stage when `broken` is committed.
 fn recipe_failing_at(stage: &str) -> String {
@@ -195,7 +195,8 @@ fn rollback_makes_the_version_before_serve_again_and_keeps_the_data() {
     let commits = three_versions(&world);
     let data = digest(&world.project("shop").join("data"));
 
-    world.mc(&["rollback", "shop"]).ok().says(&format!("run serves {}", short(&commits[1])));
+    let first = world.mc(&["rollback", "shop"]).ok().says(&format!("run serves {}", short(&commits[1])));
+    assert_lacks(&first.stdout, "undoes");
 
     assert_eq!(world.serves("shop"), Some(commits[1].clone()));
     world.checkout_of("shop").reference_tree(&commits[1]).assert_same(&world.run_tree("shop"), "run");
@@ -204,8 +205,8 @@ fn rollback_makes_the_version_before_serve_again_and_keeps_the_data() {
     assert_eq!((newest["seq"].as_u64(), newest["work"].as_str()), (Some(4), Some("rollback")));
     assert_eq!(newest["verdict"], "deployed");
 
-    // Once more: from the rollback, the version before it is the third one again.
-    world.mc(&["rollback", "shop"]).ok();
+    // Once more: from the rollback, the version before it is the third one again, and that is said.
+    world.mc(&["rollback", "shop"]).ok().says("this undoes the rollback #4 and makes #3 ");
     assert_eq!(world.serves("shop"), Some(commits[2].clone()));
     assert_eq!(world.run_text("shop", "version"), "3");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mc_project::project::recipe::service::{Kind, Restart};
-use mc_project::service::backend::{Backend, State};
+use mc_project::service::backend::{Backend, Look, State};
 
 use crate::support::{Ward, assert_has, is_alive, kill_9, wait_until};
 
@@ -204,12 +204,13 @@ fn a_supervisor_that_says_nothing_holds_no_deployment_up() {
     let (supervisor, _) = ward.both();
     // It waits for a service that never comes up, and is stopped over that.
     let mut late = ward.service("late", "exec sleep 100000");
-    (late.kind, late.start_timeout) = (Kind::Notify, Duration::from_hours(1));
+    (late.kind, late.start_timeout) = (Kind::Notify, Duration::from_mins(3));
     let wanted = [ward.service("web", "exec sleep 100000"), late];
     let signal = |which| nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), which).unwrap();
     let told = std::thread::scope(|scope| {
         let asked = scope.spawn(|| ward.supervisor().converge(&wanted, &mut crate::support::Lines::default()));
-        wait_until("it is at work", || ward.state_of("late") == State::Starting);
+        let is_late = |look: &Look| look.instance.service.as_str() == "late" && look.state == State::Starting;
+        wait_until("it is at work", || ward.looks().iter().any(is_late));
         signal(nix::sys::signal::Signal::SIGSTOP);
         asked.join().unwrap().unwrap_err()
     });
