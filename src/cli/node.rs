@@ -4,6 +4,7 @@ use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
+use crate::pipeline::draft::Version;
 use crate::pipeline::outbox;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
@@ -13,10 +14,11 @@ use crate::project::ids::ProjectName;
 use crate::project::mode::Environment;
 use crate::project::outcome::Verdict;
 use crate::project::request::{Options, Request, Want};
+use crate::project::stage::Stage;
 use crate::project::system::System;
 use crate::report::ledger::Last;
 use crate::sys::error::{Error, ExitCode, Result};
-use crate::sys::{clock, fs, lock, machine, process};
+use crate::sys::{clock, fault, fs, lock, machine, process};
 
 /// `setup`.
 ///
@@ -58,7 +60,10 @@ pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
 pub fn recover_all(cli: &Cli) -> Result<u8> {
     let node = cli.node()?;
     let mut worst = 0;
-    for name in node.projects()? {
+    let mut names = node.projects()?;
+    // What may take long comes last: nobody waits for it.
+    names.sort_by_cached_key(|name| takes_long(&node, name).unwrap_or(false));
+    for name in names {
         let (code, text) = match recover_one(&node, &name) {
             Ok(told) => told,
             Err(error) => (error.kind().exit_code() as u8, error.one_line()),
@@ -69,12 +74,24 @@ pub fn recover_all(cli: &Cli) -> Result<u8> {
     Ok(worst)
 }
 
+/// Whether more is to be done for a project than to start its services.
+fn takes_long(node: &Node, name: &ProjectName) -> Result<bool> {
+    let site = Site::open(node, name)?;
+    if Last::read(&site.place)?.is_some_and(|last| last.open) || parking::needs_resume(&site)? {
+        return Ok(true);
+    }
+    let has_steps = |version: &Version| version.recipe.steps(Stage::Start).iter().any(|it| it.applies(version.mode));
+    Ok(deploying::running(&site)?.is_some_and(|running| has_steps(&running.version)))
+}
+
 fn recover_one(node: &Node, name: &ProjectName) -> Result<(u8, String)> {
     let site = Site::open(node, name)?;
-    let told = recover_site(&site)?;
-    // What could not be sent before the machine stopped.
-    outbox::ensure_postman(&site)?;
-    Ok(told)
+    let (code, text) = recover_site(&site)?;
+    // What could not be sent before the machine stopped. Mail that waits is no fault of the recovery.
+    match outbox::ensure_postman(&site) {
+        Ok(()) => Ok((code, text)),
+        Err(error) => Ok((code, format!("{text}; warning: mail is not sent: {}", error.one_line()))),
+    }
 }
 
 fn recover_site(site: &Site) -> Result<(u8, String)> {
@@ -134,20 +151,26 @@ fn recover_site(site: &Site) -> Result<(u8, String)> {
 /// What ran ended with the machine: it is started again, once in each boot. Steps that a recovery has run already are not
 /// run again.
 fn start_after_boot(site: &Site, with_steps: bool) -> Result<Option<u8>> {
-    if is_first_in_this_boot(site)? { deploying::start_live(site, with_steps) } else { Ok(None) }
+    once_in_this_boot(site, |is_first| deploying::start_live(site, with_steps && is_first)).map(Option::flatten)
 }
 
 /// While a person is to decide which version it shall be, the services run that ran last.
 fn start_known_after_boot(site: &Site) -> Result<()> {
-    if is_first_in_this_boot(site)? { services::start_known(site) } else { Ok(()) }
+    once_in_this_boot(site, |_| services::start_known(site)).map(|_| ())
 }
 
-fn is_first_in_this_boot(site: &Site) -> Result<bool> {
+/// Starts unless this boot has seen it done. One that was killed on its way is repeated; `start` is told whether it is the
+/// first, since steps are never run twice.
+fn once_in_this_boot<T>(site: &Site, start: impl FnOnce(bool) -> Result<T>) -> Result<Option<T>> {
     let boot = clock::boot_id();
-    let started = fs::read_if_there(&site.place.started())?;
-    if !machine::at_boot() || started.is_some_and(|started| started == boot.as_bytes()) {
-        return Ok(false);
+    let begun = format!("{boot} begun");
+    let said = fs::read_if_there(&site.place.started())?.unwrap_or_default();
+    if !machine::at_boot() || said == boot.as_bytes() {
+        return Ok(None);
     }
+    fs::write_durable(&site.place.started(), begun.as_bytes(), 0o600)?;
+    fault::point("boot.begun")?;
+    let done = start(said != begun.as_bytes())?;
     fs::write_durable(&site.place.started(), boot.as_bytes(), 0o600)?;
-    Ok(true)
+    Ok(Some(done))
 }

@@ -31,6 +31,7 @@ pub const POINTS: &[&str] = &[
     "in-place.applying",
     "touched.recorded",
     "services.started",
+    "boot.begun",
     "start.done",
     "upgrade.done",
     "editable.cloned",

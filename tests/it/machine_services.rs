@@ -205,3 +205,48 @@ fn a_service_that_does_not_come_up_at_a_boot_keeps_no_other_from_it() {
     let said = server.mc(&["doctor"]).fails();
     assert_has(&said.stdout, "✗ shop: service needy  FAILED, exit 1");
 }
+
+#[test]
+fn what_somebody_did_to_the_units_by_hand_is_no_state_that_is_left() {
+    let Some(server) = boot() else { return };
+    let work = server.work("alice", "shop");
+    work.commit_services("1", TWO, "");
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    let (unit, file) = ("mc-shop.web@1.service", "/etc/systemd/system/mc-shop.web@1.service");
+    // One whose unit is gone still runs: the next version takes its place.
+    server.machine().run(&format!("rm {file}")).ok();
+    work.commit_services("2", TWO, "");
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    assert_eq!(server.version(), "2");
+    // The right text on the disk, another one in systemd: as whoever is killed before the reload leaves it.
+    let stale = format!(
+        "cp {file} /root/unit && echo '# x' >> {file} && systemctl daemon-reload && sleep 0.1 && cp /root/unit {file}"
+    );
+    server.machine().run(&stale).ok();
+    assert_eq!(server.unit(unit, "NeedDaemonReload"), "yes");
+    server.mc(&["stop", "shop"]).ok();
+    server.mc(&["start", "shop"]).ok();
+    assert_eq!(server.unit(unit, "NeedDaemonReload"), "no");
+    assert_eq!(server.version(), "2");
+    server.assert_sound();
+}
+
+#[test]
+fn a_service_that_takes_long_keeps_nothing_waiting_at_a_boot() {
+    let Some(server) = boot() else { return };
+    let slow = "services:\n  slow: {type: oneshot, start_timeout: 24h, run: 'test ! -e /run/slow || sleep 900'}\n";
+    let text = recipe(SHOP, 2, "").replace("services:\n", slow);
+    let work = server.work("alice", "shop");
+    work.commit_services("1", TWO, "");
+    work.commit("2", &[("version", "2"), ("mc_project.yaml", &text)]);
+    work.push(&["main"]).ok();
+    server.settle("shop");
+    server.mc(&["stop", "shop"]).ok();
+    let line =
+        "touch /run/slow && rm -f /srv/projects/shop/state/started && MC_BOOT=1 timeout 200 mc_project recover --all";
+    assert_has(&server.machine().run(line).ok().stdout, "shop: nothing was interrupted; started");
+    assert_eq!(server.unit("mc-shop.slow@1.service", "ActiveState"), "activating");
+    wait_until("the others run", || server.listens(SHOP) && server.listens(SHOP + 1));
+}

@@ -117,3 +117,34 @@ fn services_are_the_old_ones_wherever_a_worker_was_killed_on_the_way_back() {
         node.assert_whole(&[&one], &format!("killed at {point}"));
     }
 }
+
+#[test]
+fn a_start_at_a_boot_that_was_killed_is_finished_and_repeats_no_step() {
+    let node = Node { world: World::with_shop(), port: free_port() };
+    let work = node.world.clone_of("shop");
+    node.commit(&work, "1", "stages: {start: ['echo x >> $MC_DATA/starts']}\n");
+    work.push(&["main"]).ok();
+    node.world.settle("shop");
+    node.world.mc(&["stop", "shop"]).ok();
+    let at_boot = |fault: Option<&str>| {
+        let mut command = node.world.mc_command(&["recover", "--all"]);
+        command.env("MC_BOOT", "1").envs(fault.map(|fault| ("MC_FAIL", fault)));
+        Running::start_reading(command).wait()
+    };
+    let starts = || std::fs::read_to_string(node.world.project("shop").join("data/starts")).unwrap().lines().count();
+    let before = starts();
+    assert_eq!(at_boot(Some("boot.begun=kill")).exit_code(), None);
+    assert!(page(node.port).is_none());
+    at_boot(None).ok().says("shop: nothing was interrupted; started");
+    assert!(page(node.port).is_some());
+    assert_eq!(starts(), before);
+    // What a person stopped after the boot stays so.
+    node.world.mc(&["stop", "shop"]).ok();
+    at_boot(None).ok();
+    assert!(page(node.port).is_none());
+
+    // Whoever has steps to run comes after whoever has none.
+    node.world.mc(&["init", "web"]).ok();
+    let said = at_boot(None).ok().stdout;
+    assert!(said.find("web: ").unwrap() < said.find("shop: ").unwrap(), "{said}");
+}

@@ -19,12 +19,14 @@ use crate::service::definition::{Definition, Instance};
 use crate::service::journal;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
 use crate::sys::process::{self, StepWatcher, run_captured};
 use crate::sys::step_exec::StepOrder;
+use crate::sys::{fs, machine};
 
 /// Beside the time that a service has: what systemd itself may need.
 const SLACK: Duration = Duration::from_secs(30);
+/// How long the start of one project keeps the others waiting while the machine boots.
+const AT_BOOT: Duration = Duration::from_mins(1);
 /// What `systemctl` needs to be there.
 const DIR: &str = "/etc/systemd/system";
 
@@ -66,6 +68,18 @@ impl Systemd {
     /// The instances whose units stand on the disk, whoever told us of them.
     fn on_disk(&self) -> Result<BTreeSet<Instance>> {
         Ok(fs::names(Path::new(DIR))?.iter().filter_map(|name| unit::instance_of(&self.project, name)).collect())
+    }
+
+    /// The instances that may run: those with a unit on the disk, and those that we know and whose unit somebody removed,
+    /// which ends nothing.
+    fn standing(&self, known: &[Definition]) -> Result<BTreeSet<Instance>> {
+        let mut standing = self.on_disk()?;
+        let lost = known.iter().map(|it| it.instance.clone()).filter(|instance| !standing.contains(instance));
+        let lost: Vec<Instance> = lost.collect();
+        let seen = self.see(&lost)?;
+        let runs = |instance: &Instance| seen.get(&self.unit(instance)).is_some_and(|it| it.state() != State::Stopped);
+        standing.extend(lost.into_iter().filter(runs));
+        Ok(standing)
     }
 
     /// What systemd says of these instances.
@@ -147,7 +161,9 @@ impl Systemd {
             write_if_new(&self.environment_file(&definition.instance), &environment, 0o600)?;
             changed |= write_if_new(&Path::new(DIR).join(self.unit(&definition.instance)), &text, 0o644)?;
         }
-        if changed {
+        let instances: Vec<Instance> = wanted.iter().map(|definition| definition.instance.clone()).collect();
+        // One that was killed may have written them and not told systemd.
+        if changed || self.see(&instances)?.values().any(Seen::is_outdated) {
             fs::sync_dir(Path::new(DIR))?;
             if let Some(why) = self.call(&["daemon-reload"], &[], SLACK, on)? {
                 return Err(Error::failed(format!("systemd does not read its units again: {why}")));
@@ -166,12 +182,24 @@ impl Systemd {
     /// up the others are started only if it is to go on: as at a boot, where nobody takes anything back.
     fn start_these(&self, coming: &[&Definition], goes_on: bool, on: &mut dyn StepWatcher) -> Result<Started> {
         let mut first = None;
+        let until = (goes_on && machine::at_boot()).then(|| Instant::now() + AT_BOOT);
         let instances: Vec<Instance> = coming.iter().map(|definition| definition.instance.clone()).collect();
         for together in by_service(&instances) {
             let of = |definition: &&&Definition| together.contains(&definition.instance);
             let limit = coming.iter().filter(of).map(|definition| definition.start_timeout).max().unwrap_or_default();
             // What it answers says less than a look: a unit that fails later is "started" too.
-            let failed = self.call(&["start", "--"], &together, limit + SLACK, &mut Deaf)?;
+            let failed = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                // Asked for, and not waited for.
+                Some(left) if left < LOOK * 2 => {
+                    self.call(&["start", "--no-block", "--"], &together, QUESTION, &mut Deaf)?
+                }
+                left => self.call(
+                    &["start", "--"],
+                    &together,
+                    (limit + SLACK).min(left.unwrap_or(Duration::MAX)),
+                    &mut Deaf,
+                )?,
+            };
             if failed.is_some() {
                 first = first.or(self.find_failure(coming, &together)?);
             }
@@ -182,7 +210,7 @@ impl Systemd {
         }
         match first {
             Some(failure) => self.tell_failure(failure, on),
-            None => self.settle(coming, on),
+            None => self.settle(coming, until, on),
         }
     }
 
@@ -197,7 +225,8 @@ impl Systemd {
         Ok(None)
     }
 
-    fn settle(&self, coming: &[&Definition], on: &mut dyn StepWatcher) -> Result<Started> {
+    /// Waits until all are up and stay so; at most `until`, if that is said: what starts then still is left to it.
+    fn settle(&self, coming: &[&Definition], until: Option<Instant>, on: &mut dyn StepWatcher) -> Result<Started> {
         let instances: Vec<Instance> = coming.iter().map(|definition| definition.instance.clone()).collect();
         let patience = coming.iter().map(|definition| definition.start_timeout).max().unwrap_or_default();
         let deadline = Instant::now() + patience + SLACK;
@@ -215,6 +244,7 @@ impl Systemd {
             match unsettled {
                 // The same runs, two looks in a row: none has died and come back meanwhile.
                 None if before.as_ref() == Some(&runs) => return Ok(Ok(())),
+                Some(_) if until.is_some_and(|until| Instant::now() > until) => return Ok(Ok(())),
                 Some(late) if Instant::now() > deadline => {
                     let failure = Failure { instance: late.instance.clone(), reason: "is not up in time".to_string() };
                     return self.tell_failure(failure, on);
@@ -268,15 +298,15 @@ impl Backend for Systemd {
 
     fn converge(&self, wanted: &[Definition], on: &mut dyn StepWatcher) -> Result<Started> {
         let known = self.known()?;
-        let on_disk = self.on_disk()?;
-        if wanted.is_empty() && known.is_empty() && on_disk.is_empty() {
+        let standing = self.standing(&known)?;
+        if wanted.is_empty() && known.is_empty() && standing.is_empty() {
             return Ok(Ok(()));
         }
         // Before anything is stopped: what systemd cannot be told changes nothing.
         self.refuse(wanted)?;
         let staying = self.staying(wanted, &known)?;
         let going: Vec<Instance> =
-            in_order(&known, &on_disk).into_iter().filter(|instance| !staying.contains(instance)).collect();
+            in_order(&known, &standing).into_iter().filter(|instance| !staying.contains(instance)).collect();
         self.stop_these(&going, &known, on)?;
         self.write_known(wanted)?;
         self.write_units(wanted, on)?;
@@ -287,7 +317,7 @@ impl Backend for Systemd {
     fn stop(&self, which: Choice<'_>, on: &mut dyn StepWatcher) -> Result<()> {
         let known = self.known()?;
         let mut going = Vec::new();
-        for instance in in_order(&known, &self.on_disk()?) {
+        for instance in in_order(&known, &self.standing(&known)?) {
             let digest = known.iter().find(|it| it.instance == instance).map(Definition::digest).transpose()?;
             if which(&instance, digest.as_deref().unwrap_or_default()) {
                 going.push(instance);
@@ -358,11 +388,11 @@ impl Systemd {
     }
 }
 
-/// All instances: first those that nobody told us of, then those that we know, in their order.
-fn in_order(known: &[Definition], on_disk: &BTreeSet<Instance>) -> Vec<Instance> {
+/// Those instances: first those that nobody told us of, then those that we know, in their order.
+fn in_order(known: &[Definition], among: &BTreeSet<Instance>) -> Vec<Instance> {
     let is_known = |instance: &&Instance| known.iter().any(|it| it.instance == **instance);
-    let strangers = on_disk.iter().filter(|instance| !is_known(instance)).cloned();
-    strangers.chain(known.iter().map(|it| it.instance.clone()).filter(|it| on_disk.contains(it))).collect()
+    let strangers = among.iter().filter(|instance| !is_known(instance)).cloned();
+    strangers.chain(known.iter().map(|it| it.instance.clone()).filter(|it| among.contains(it))).collect()
 }
 
 /// The instances of each service together, in their order.

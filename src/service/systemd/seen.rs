@@ -9,7 +9,8 @@ use crate::sys::clock;
 
 /// What is asked of each unit.
 pub const PROPERTIES: &str = "--property=Id,ActiveState,SubState,Result,InvocationID,NRestarts,MainPID,MemoryCurrent,\
-                              CPUUsageNSec,StateChangeTimestampMonotonic,ExecMainCode,ExecMainStatus";
+                              CPUUsageNSec,StateChangeTimestampMonotonic,ExecMainCode,ExecMainStatus,\
+                              NeedDaemonReload";
 
 /// What is known of one unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Seen {
     #[must_use]
     pub fn unit(&self) -> &str {
         self.text("Id")
+    }
+
+    /// Whether its file is another one than systemd has read.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        self.text("NeedDaemonReload") == "yes"
     }
 
     /// How the instance is.
@@ -139,9 +146,10 @@ mod tests {
 
     #[test]
     fn what_systemctl_shows_of_several_units_is_read() {
-        let all = parse("Id=a\nMainPID=7\nMemoryCurrent=[not set]\n\nId=b\nMemoryCurrent=5\n");
+        let all = parse("Id=a\nMainPID=7\nMemoryCurrent=[not set]\nNeedDaemonReload=yes\n\nId=b\nMemoryCurrent=5\n");
         assert_eq!(all.iter().map(Seen::unit).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!((all[0].pid(), all[0].memory(), all[1].memory()), (Some(7), None, Some(5)));
+        assert!(all[0].is_outdated() && !all[1].is_outdated());
         let web = seen("active", "running", "success", "0");
         assert_eq!((web.pid(), web.restarts(), web.memory(), web.cpu_ms()), (None, 2, None, Some(2)));
     }
