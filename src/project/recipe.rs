@@ -269,8 +269,9 @@ impl RecipeFile {
         let stages = self.stages.into_iter().map(|(key, written)| (key.0, steps(written)));
         check_paths(source, &self.cache, &self.shared)?;
         check_apart(source, &["data", "snapshot"], self.data.snapshot.as_deref().unwrap_or_default())?;
-        let misplaced =
-            |(name, message): (String, String)| source.error_at(&[Way::Key("services"), Way::Key(&name)], &message);
+        let misplaced = |(name, message): (String, String)| {
+            source.error_at(&[Way::Key("services"), Way::Key(&name)], &format!("`services.{name}`: {message}"))
+        };
         Ok(Recipe {
             services: self.services.resolve().map_err(misplaced)?,
             stages: stages.filter(|(_, steps)| !steps.is_empty()).collect(),

@@ -19,6 +19,8 @@ use locate::{Locate, Step};
 
 /// The largest file that is read, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
+/// Keys that are known only to be refused with a word of their own: nobody is offered them.
+const REFUSED: [&str; 1] = ["listen"];
 /// Stands between message and hint in the text of an error that passes through serde.
 const HINT: char = '\u{1}';
 
@@ -151,7 +153,11 @@ impl<'a> Source<'a> {
         // Where a hint follows, the position stands behind the hint.
         let text = text.replacen(&suffix, "", 1);
         let own_hint = own_hint.strip_suffix(&suffix).unwrap_or(own_hint);
-        let words = reworded(&text).unwrap_or_else(|| with_hint(&text, own_hint));
+        let words = match reworded(&text) {
+            Some(words) if own_hint.is_empty() || words.contains(HINT) => words,
+            Some(words) => with_hint(&words, own_hint),
+            None => with_hint(&text, own_hint),
+        };
         let (message, hint) = words.rsplit_once(HINT).unwrap_or((&words, ""));
         let before = self.line(line).map_or("", |l| l.get(..l.len() - l.trim_start().len()).unwrap_or(""));
         if before.contains('\t') && hint.is_empty() {
@@ -220,7 +226,8 @@ fn reworded(text: &str) -> Option<String> {
         if let Some(start) = text.find(sign) {
             let rest = &text[start + sign.len()..];
             let (word, allowed) = rest.rsplit_once("`, expected ").or_else(|| rest.rsplit_once("`, there "))?;
-            let allowed: Vec<&str> = allowed.split('`').skip(1).step_by(2).collect();
+            let allowed = allowed.split('`').skip(1).step_by(2).filter(|word| !REFUSED.contains(word));
+            let allowed: Vec<&str> = allowed.collect();
             return Some(unknown(what, word, &allowed));
         }
     }
@@ -231,7 +238,8 @@ fn reworded(text: &str) -> Option<String> {
         }
     }
     if let Some(start) = text.find("missing field `") {
-        return Some(text[start..].replacen("missing field", "missing key", 1));
+        let missing = text[start..].replacen("missing field", "missing key", 1);
+        return Some(format!("{}{missing}", path_of(&text[..start])));
     }
     let fixed = match text {
         "recursion limit exceeded" => "lists and mappings are nested too deeply",

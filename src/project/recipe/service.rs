@@ -8,14 +8,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::Command;
 use super::check::{Check, CheckFile, Probe};
 use super::patterns::{Glob, Patterns};
 use super::step::{CommandFile, Modes, NetworkWord};
-use crate::project::limits::{Asked, Memory};
+use crate::project::limits::Memory;
 use crate::project::mode::Mode;
 use crate::project::service_limits::Percent;
 pub use crate::project::service_limits::ServiceLimits;
@@ -26,8 +26,10 @@ use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
 use crate::sys::step_exec::Network;
 
-/// No recipe declares more services than this.
-const MOST: usize = 50;
+mod list;
+
+pub use list::ServicesFile;
+
 /// How long a service may take to end after the signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a service may take until it is up.
@@ -210,6 +212,17 @@ impl Service {
         self.modes.as_ref().is_none_or(|modes| modes.contains(&mode))
     }
 
+    /// Whether both run in some mode and want the same port, as far as the recipe tells their ports.
+    fn clashes_with(&self, other: &Self) -> bool {
+        let is_together = match (&self.modes, &other.modes) {
+            (Some(mine), Some(others)) => mine.iter().any(|mode| others.contains(mode)),
+            _ => true,
+        };
+        let (Some(Port::Number(one)), Some(Port::Number(two))) = (&self.port, &other.port) else { return false };
+        let (one, two) = (u32::from(*one), u32::from(*two));
+        is_together && one < two + other.count && two < one + self.count
+    }
+
     /// The port of an instance, from 1, where the environment that all instances share is this one.
     ///
     /// # Errors
@@ -231,63 +244,6 @@ impl Service {
         let port = u16::try_from(instance.saturating_sub(1)).ok().and_then(|further| first.checked_add(further));
         let none = || Error::invalid(format!("the service {}: instance {instance} has no port left", self.name));
         port.map(Some).ok_or_else(none)
-    }
-}
-
-/// The services as written, in their order: they start in it, and stop in the opposite one.
-#[derive(Default)]
-pub struct ServicesFile(Vec<(ServiceName, ServiceFile)>);
-
-impl ServicesFile {
-    /// What the services ask for, each with the name of its service.
-    pub fn asks(&self) -> impl Iterator<Item = (&str, Asked)> {
-        self.0.iter().flat_map(|(name, file)| file.limits().asked().map(|what| (name.as_str(), what)))
-    }
-
-    /// The services that are meant.
-    ///
-    /// # Errors
-    /// The name of the service and the message, where two keys do not go together.
-    pub fn resolve(self) -> Result<Vec<Service>, (String, String)> {
-        self.0
-            .into_iter()
-            .map(|(name, file)| {
-                let shown = name.to_string();
-                file.resolve(name).map_err(|message| (shown, message))
-            })
-            .collect()
-    }
-}
-
-impl<'de> Deserialize<'de> for ServicesFile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = ServicesFile;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("services by name")
-            }
-
-            fn visit_unit<E: serde::de::Error>(self) -> Result<ServicesFile, E> {
-                Ok(ServicesFile::default())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<ServicesFile, A::Error> {
-                let mut all: Vec<(ServiceName, ServiceFile)> = Vec::new();
-                while let Some(name) = entries.next_key::<ServiceName>()? {
-                    if all.iter().any(|(other, _)| *other == name) {
-                        return Err(A::Error::custom(format!("the service `{name}` stands here twice")));
-                    }
-                    if all.len() == MOST {
-                        return Err(A::Error::custom(format!("more than {MOST} services")));
-                    }
-                    all.push((name, entries.next_value()?));
-                }
-                Ok(ServicesFile(all))
-            }
-        }
-        deserializer.deserialize_any(InOrder)
     }
 }
 
@@ -566,6 +522,21 @@ mod tests {
             assert!(error.starts_with("mc_project.yaml:2:") && error.contains(told), "{bad}: {error}");
         }
         assert!(refusal("  Web: {run: x}\n").contains("is no name of a service"));
+        for (bad, told) in [
+            (
+                "python3 web.py",
+                "`services.web`: expected a mapping, found a text; a service is written so: web: {run: ",
+            ),
+            ("[web.py]", "`services.web`: expected a mapping, found a list; a service is written so: web: {run: "),
+            ("{port: 80}", "`services.web`: missing key `run`"),
+            ("{run: x, check: {}}", "`services.web`: the check asks nothing"),
+            ("{run: x, check: {http: y}}", "services.web.check.http"),
+        ] {
+            let error = refusal(&format!("  web: {bad}\n"));
+            assert!(error.contains(told), "{bad}: {error}");
+        }
+        let unknown = refusal("  web: {run: x, lisen: 80}\n");
+        assert!(unknown.contains("unknown key `lisen`") && !unknown.contains("listen"), "{unknown}");
         assert!(refusal("  web: {run: x}\n  web: {run: y}\n").contains("web"));
         assert_eq!(services("  once: {run: x, type: oneshot}\n")[0].restart, Restart::Never);
     }
