@@ -19,7 +19,7 @@ use crate::entrance::hello::{Behind, Hello};
 use crate::entrance::push::{self, Wanted};
 use crate::project::access::key::FILE_LIMIT;
 use crate::sys::error::{Context, Error, ExitCode, Kind, Result};
-use crate::sys::escape::hint_lines;
+use crate::sys::escape::{hint_lines, visible};
 use crate::sys::fs;
 use crate::sys::process::Input;
 
@@ -205,6 +205,10 @@ fn push_to(checkout: &Checkout, far: &Far, args: &PushArgs) -> Result<u8> {
 
 fn push_with(checkout: &Checkout, far: &Far, args: &PushArgs, refs: Vec<String>) -> Result<u8> {
     let wanted = Wanted { refs, options: args.options.clone(), force: args.force, without_pillar: args.no_pillar };
+    if let (false, Some(to)) = (args.json, &far.repository) {
+        let (name, url) = (visible(&far.name), visible(&to.url()));
+        screen::line(if name == url { format!("to {url}") } else { format!("to {name}: {url}") });
+    }
     let mut show = super::follow::shower(args.json);
     push::push(checkout, far, &wanted, show.as_mut())
 }
@@ -226,7 +230,9 @@ fn setup(far: &Far, args: &SetupArgs) -> Result<u8> {
     };
     // Who administers the machine stands last: the keys of projects can set nothing up.
     let way = far.ways.last().ok_or_else(|| Error::bug("a node without a way to it"))?;
-    Machine::of(way)?.setup(&wanted, &mut |line| screen::line(line))?;
+    // The node's own words, as they are typed from here.
+    let next = far.typed("init NAME");
+    Machine::of(way)?.setup(&wanted, &mut |line| screen::line(line.replace(super::node::NEXT, &next)))?;
     Ok(0)
 }
 

@@ -20,6 +20,9 @@ use crate::report::ledger::Last;
 use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::{clock, fault, fs, lock, machine, process};
 
+/// What follows `setup`, as it is typed on the node.
+pub const NEXT: &str = "mc_project init NAME";
+
 /// `setup`.
 ///
 /// # Errors
@@ -48,7 +51,7 @@ pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
     match (plan.changes.is_empty(), args.plan) {
         (true, _) => screen::line("nothing to do"),
         (false, true) => screen::line("this is a plan; nothing was done"),
-        (false, false) => screen::line("this machine is a node; next: mc_project init NAME"),
+        (false, false) => screen::line(format!("this machine is a node; next: {NEXT}")),
     }
     Ok(0)
 }

@@ -190,7 +190,7 @@ fn conclude(far: &Far, push: &GitPush, pushed: &Pushed, watched: &mut Watched<'_
         return Ok(if code == 0 && pushed.rejected().next().is_some() { ExitCode::Failed as u8 } else { code });
     }
     if let Some(line) = pushed.rejected().next() {
-        return Err(pushed.refusal(line, &push.to));
+        return Err(pushed.refusal(line, push));
     }
     if !pushed.is_ok() {
         let trouble = trouble::of_push(&pushed.heard, push.login(), &push.shown);
@@ -223,7 +223,7 @@ fn push_plainly(far: &Far, push: &GitPush, watched: &mut Watched<'_>) -> Result<
     plain.options.retain(|option| option != options::EVENTS);
     let pushed = plain.run(watched)?;
     if let Some(line) = pushed.rejected().next() {
-        return Err(pushed.refusal(line, &plain.to));
+        return Err(pushed.refusal(line, &plain));
     }
     if pushed.is_ok() { Ok(0) } else { Err(trouble::of_push(&pushed.heard, push.login(), &push.shown).error) }
 }

@@ -35,9 +35,11 @@ fn a_push_shows_the_stages_in_plain_lines_and_ends_as_the_deployment_did() {
     let said = push(&away, &work, &[]).ok();
     let lines: Vec<&str> = said.stdout.lines().collect();
     assert!(
-        lines[0].contains("mc_project: shop #1 cooking (staging)") || lines[1].contains("mc_project: shop #1"),
+        lines[1].contains("mc_project: shop #1 cooking (staging)") || lines[2].contains("mc_project: shop #1"),
         "{said}"
     );
+    let url = work.git(&["remote", "get-url", "node"]).ok().stdout;
+    assert_eq!(lines[0], format!("to node: {}", url.trim()), "{said}");
     assert_has(&said.stdout, "  ✓ build");
     assert_eq!(lines.last().unwrap(), &format!("mc_project: deployed; run serves {}", &commit[..10]), "{said}");
     assert!(!said.stdout.contains(['\r', '\u{1b}']), "{said}");
@@ -378,8 +380,37 @@ fn commits_that_are_lacking_here_and_forced_pushes_are_told() {
     let away = Away::start(&world);
     let work = away.work("shop");
     work.commit("another history", &[("a", "2")]);
-    push(&away, &work, &[]).code(1).says("git pull --rebase node main");
+    let said = push(&away, &work, &[]).code(1).says("main on the node has another history").says("push --force");
+    assert_lacks(&said.stderr, "git pull");
+    // Somebody else pushed in between.
+    let other = away.work("shop");
+    other.git(&["pull", "--quiet", "node", "main"]).ok();
+    other.commit("two", &[("b", "1")]);
+    push(&away, &other, &[]).ok();
+    let behind = away.work("shop");
+    behind.git(&["pull", "--quiet", "node", "main"]).ok();
+    behind.git(&["reset", "--quiet", "--hard", "HEAD^"]).ok();
+    behind.commit("mine", &[("c", "1")]);
+    push(&away, &behind, &[]).code(1).says("git pull --rebase node main");
     push(&away, &work, &["--force"]).ok().says("forced push").says("deployed; run serves");
+}
+
+#[test]
+fn the_list_is_not_asked_which_node_a_repository_without_one_means() {
+    let world = World::with_shop();
+    let away = Away::start(&world);
+    let user = Away::user();
+    let port = away.sshd().port();
+    let root = world.root().display().to_string();
+    away.list(&format!("nodes: {{prod: {{ssh: {user}@127.0.0.1, port: {port}, root: {root}, project: shop}}}}\n"));
+    let work = away.work("shop");
+    work.commit("one", &[("a", "1")]);
+    work.git(&["remote", "remove", "node"]).ok();
+    push(&away, &work, &[]).code(2).says("no remote of this repository is a node").says("mc_project push prod");
+    assert_eq!(world.serves("shop"), None);
+    let said = push(&away, &work, &["prod"]).ok();
+    assert!(said.stdout.starts_with(&format!("to prod: ssh://{user}@127.0.0.1:{port}/")), "{said}");
+    assert!(world.serves("shop").is_some());
 }
 
 /// Puts a program before the real one that knows nothing of events, hello and follow, as the first version did not.

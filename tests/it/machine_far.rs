@@ -37,7 +37,7 @@ fn a_fresh_machine_is_made_a_node_from_afar_and_brought_up_to_date() {
         "sending the program",
         "it answers there: mc_project",
         "done: make the account mc",
-        "this machine is a node",
+        &format!("this machine is a node; next: mc_project --node {root} init NAME"),
     ] {
         assert_has(&done, part);
     }

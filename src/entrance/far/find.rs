@@ -44,26 +44,26 @@ pub fn the_node(checkout: &Checkout) -> Result<Far> {
     }
     match &found[..] {
         [only] => node(checkout, only),
-        [] => the_listed(checkout),
+        [] => Err(no_remote()?),
         several => Err(Error::usage(format!("several remotes are nodes: {}", several.join(", ")))
             .hint(format!("say which: mc_project push {}", several[0]))),
     }
 }
 
-/// The only node of the list that has a project.
-fn the_listed(checkout: &Checkout) -> Result<Far> {
-    let listed = list()?.nodes;
-    let mut with_project = listed.iter().filter(|(_, entry)| entry.project.is_some());
-    match (with_project.next(), with_project.next()) {
-        (Some((name, entry)), None) => of_entry(checkout, name, entry),
-        (Some((name, _)), Some(_)) => {
-            Err(Error::usage(format!("{} has several nodes", list_file()?.display())).hint(format!("say which: mc_project push {name}")))
-        }
-        (None, _) => Err(Error::usage("no remote of this repository is a node").hint(format!(
-            "git remote add node mc@HOST:NAME\nor write the node into {}: nodes: {{prod: {{ssh: mc@HOST, project: NAME}}}}",
+/// No remote is a node. The list is not asked which node is meant: its only one may belong to another repository.
+fn no_remote() -> Result<Error> {
+    let listed: Vec<String> = list()?.nodes.into_keys().collect();
+    Ok(Error::usage("no remote of this repository is a node").hint(match listed.first() {
+        Some(name) => format!(
+            "say which: mc_project push {name} (known are: {})\nor, once and for all: git remote add node mc@HOST:NAME",
+            listed.join(", ")
+        ),
+        None => format!(
+            "git remote add node mc@HOST:NAME\nor write the node into {}: nodes: {{prod: {{ssh: mc@HOST, project: NAME}}}}, \
+             and: mc_project push prod",
             list_file()?.display()
-        ))),
-    }
+        ),
+    }))
 }
 
 /// The remotes of the checkout that are nodes: by their address, or by the name `node`.

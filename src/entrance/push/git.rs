@@ -75,10 +75,7 @@ impl GitPush {
         argv.push("--".into());
         argv.push(self.to.clone().into());
         argv.extend(self.refs.iter().map(OsString::from));
-        let mut env: Vec<(&'static str, OsString)> = vec![("LC_ALL", "C.UTF-8".into()), ("LANGUAGE", "C".into())];
-        env.extend(self.ssh.as_ref().map(|ssh| ("GIT_SSH_COMMAND", ssh.for_git())));
-        let dir = Some(self.dir.clone());
-        let order = Beside { env, without: OF_ONE_REPOSITORY, dir, every: FRAME, ..Beside::new(argv) };
+        let order = self.order(argv);
         let (mut lines, mut heard) = (Vec::new(), Heard::default());
         let status = run_beside(order, &mut |said| {
             match said {
@@ -90,6 +87,37 @@ impl GitPush {
         })
         .map_err(|error| error.hint("apt install git"))?;
         Ok(Pushed { status, lines, heard })
+    }
+
+    /// A program that runs as this push does.
+    fn order(&self, argv: Vec<OsString>) -> Beside {
+        let mut env: Vec<(&'static str, OsString)> = vec![("LC_ALL", "C.UTF-8".into()), ("LANGUAGE", "C".into())];
+        env.extend(self.ssh.as_ref().map(|ssh| ("GIT_SSH_COMMAND", ssh.for_git())));
+        Beside { env, without: OF_ONE_REPOSITORY, dir: Some(self.dir.clone()), every: FRAME, ..Beside::new(argv) }
+    }
+
+    /// Whether what is there and what was to be pushed have no commit in common. It is fetched to be seen, but no branch
+    /// here follows it.
+    fn is_unrelated(&self, refs: &str) -> bool {
+        let ends = |words: &[&str], with: StepStatus| {
+            let order = self.order(words.iter().map(OsString::from).collect());
+            run_beside(order, &mut |_| Tick::GoOn).is_ok_and(|status| status == with)
+        };
+        let Some((ours, theirs)) = refs.split_once(':') else { return false };
+        ends(&["git", "fetch", "--quiet", "--no-tags", "--refmap=", "--", &self.to, theirs], StepStatus::Ok)
+            && ends(&["git", "merge-base", ours, "FETCH_HEAD"], StepStatus::Exit(1))
+    }
+
+    /// What to do where the node's branch does not lead to what was to be pushed.
+    fn lacking(&self, refs: &str, name: &str) -> String {
+        let to = visible(&self.to);
+        if self.is_unrelated(refs) {
+            return format!(
+                "{name} on the node has another history, and no commit of it is in yours: is {to} the right project?\n\
+                 to replace what is there all the same: mc_project push --force"
+            );
+        }
+        format!("the node has commits that you lack: git pull --rebase {to} {name}")
     }
 
     /// Who is pushed to, over ssh.
@@ -152,7 +180,7 @@ impl Pushed {
 
     /// A refused ref as an error.
     #[must_use]
-    pub fn refusal(&self, line: &RefLine, to: &str) -> Error {
+    pub fn refusal(&self, line: &RefLine, push: &GitPush) -> Error {
         let to_ref = line.refs.rsplit(':').next().unwrap_or(&line.refs);
         let name = visible(to_ref.strip_prefix("refs/heads/").unwrap_or(to_ref));
         let (what, why) = line.summary.split_once("] (").unwrap_or((&line.summary, ""));
@@ -163,7 +191,7 @@ impl Pushed {
             format!("the push of {name} was refused: {why}")
         });
         if what.starts_with("[rejected") {
-            return error.hint(format!("the node has commits that you lack: git pull --rebase {} {name}", visible(to)));
+            return error.hint(push.lacking(&line.refs, &name));
         }
         if why == "pre-receive hook declined" { error.hint("the lines above say why") } else { error }
     }
@@ -180,11 +208,23 @@ mod tests {
         assert_eq!((line.flag, line.summary.as_str()), ('!', "[remote rejected] (failed at build: exit 2)"));
         assert!(RefLine::parse(b"To mc@host:shop").is_none() && RefLine::parse(b"Done").is_none());
         let pushed = Pushed { status: StepStatus::Exit(1), lines: vec![line], heard: Heard::default() };
-        let error = pushed.refusal(pushed.rejected().next().unwrap(), "node");
+        // A directory that is no repository: nothing can be fetched to look at.
+        let dir = tempfile::tempdir().unwrap();
+        let push = GitPush {
+            dir: dir.path().to_path_buf(),
+            to: "node".to_string(),
+            ssh: None,
+            shown: "node".to_string(),
+            refs: Vec::new(),
+            options: Vec::new(),
+            force: false,
+            dry_run: false,
+        };
+        let error = pushed.refusal(pushed.rejected().next().unwrap(), &push);
         assert_eq!(error.message(), "the push of main was refused: failed at build: exit 2");
         let old = RefLine::parse(b"!\trefs/heads/main:refs/heads/main\t[rejected] (fetch first)").unwrap();
         assert_eq!(
-            pushed.refusal(&old, "node").hint_text(),
+            pushed.refusal(&old, &push).hint_text(),
             Some("the node has commits that you lack: git pull --rebase node main")
         );
         let lost = RefLine::parse(b"!\ta:b\t[remote failure] (remote failed to report status)").unwrap();

@@ -95,7 +95,7 @@ fn look(push: &GitPush, watched: &mut Watched<'_>) -> Result<Pushed> {
 
 fn good(push: &GitPush, pushed: &Pushed) -> Result<()> {
     if let Some(line) = pushed.rejected().next() {
-        return Err(pushed.refusal(line, &push.to));
+        return Err(pushed.refusal(line, push));
     }
     if pushed.is_ok() { Ok(()) } else { Err(trouble::of_push(&pushed.heard, push.login(), &push.shown).error) }
 }
