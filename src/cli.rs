@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::entrance::call::{Call, HookName};
@@ -14,7 +16,7 @@ use crate::pipeline::site::{Node, Site};
 use crate::project::ids::ProjectName;
 use crate::report::event::Record;
 use crate::report::terminal::{self, Style};
-use crate::sys::error::{ExitCode, Result};
+use crate::sys::error::{Error, ExitCode, Result};
 
 pub mod access;
 pub mod args;
@@ -48,7 +50,8 @@ pub use args::{
 #[command(name = "mc_project", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The node's root: a directory that holds a whole node
-    #[arg(long, value_name = "DIR", env = "MC_ROOT", default_value = "/", global = true, hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "MC_ROOT", default_value = "/", global = true, hide_env_values = true,
+        value_parser = OsStringValueParser::new().try_map(root_of))]
     pub root: PathBuf,
     /// Run the command on this node instead, over ssh: a name of ~/.config/mc_project/nodes.yaml, a remote of this
     /// repository, or user@host
@@ -162,13 +165,37 @@ pub enum Command {
     Work,
 }
 
+/// An empty root is a variable that somebody forgot, and not the root of the machine.
+fn root_of(word: OsString) -> std::result::Result<PathBuf, &'static str> {
+    if word.is_empty() { Err("it is empty: unset MC_ROOT, or say where the node is") } else { Ok(word.into()) }
+}
+
 impl Cli {
     /// The node of this command.
     ///
     /// # Errors
     /// If its root does not exist or `node.yaml` is invalid.
     pub fn node(&self) -> Result<Node> {
-        Node::open(&self.absolute_root()?)
+        let root = self.absolute_root()?;
+        if !crate::sys::fs::exists(&root) {
+            return Err(Error::usage(format!("there is no node at {}", root.display()))
+                .hint("MC_ROOT or --root says where it is; to make one there: mc_project --root DIR init NAME"));
+        }
+        Node::open(&root)
+    }
+
+    /// The node of this command, for what only a node that was made can tell.
+    ///
+    /// # Errors
+    /// As [`Self::node`], and if the machine itself is meant and is no node.
+    pub fn made_node(&self) -> Result<Node> {
+        let node = self.node()?;
+        if node.place.root() == Path::new("/") && !node.is_made() {
+            return Err(Error::usage("this machine is no node; is MC_ROOT unset?").hint(
+                "a node in a directory: export MC_ROOT=DIR, or --root DIR\nto make this machine one: sudo mc_project setup",
+            ));
+        }
+        Ok(node)
     }
 
     /// The root as an absolute path, whether it exists or not.
@@ -184,7 +211,7 @@ impl Cli {
     /// # Errors
     /// If there is none.
     pub fn site(&self, name: &ProjectName) -> Result<Site> {
-        Site::open(&self.node()?, name)
+        Site::open(&self.made_node()?, name)
     }
 
     /// Does what was typed; the result is the process's exit code.
@@ -264,7 +291,11 @@ pub fn entry() -> u8 {
     }
     let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match far::split(&args)? {
         Some((node, words)) => far::run(&node, words),
-        None => Cli::parse().run(),
+        None => match Cli::try_parse_from(&args) {
+            Err(error) if error.kind() == ErrorKind::MissingSubcommand => Ok(screen::help_for(&args)),
+            Err(error) => error.exit(),
+            Ok(cli) => cli.run(),
+        },
     }));
     match worked {
         Ok(Ok(code)) => code,

@@ -14,7 +14,7 @@ use crate::sys::size::{exact, grouped, words};
 pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => cli.node()?.projects()?,
+        None => cli.made_node()?.projects()?,
     };
     let reports = names.iter().map(|name| report(&cli.site(name)?)).collect::<Result<Vec<Report>>>()?;
     match (args.json, &args.name) {

@@ -161,7 +161,7 @@ pub fn layout(cli: &Cli, args: &NameArgs) -> Result<u8> {
 /// # Errors
 /// If the node cannot be read.
 pub fn list(cli: &Cli, args: &JsonArgs) -> Result<u8> {
-    let node = cli.node()?;
+    let node = cli.made_node()?;
     let names = node.projects()?;
     if args.json {
         screen::json(&names)?;

@@ -172,7 +172,7 @@ pub fn drift(cli: &Cli, args: &NameArgs) -> Result<u8> {
 pub fn verify(cli: &Cli, args: &VerifyArgs) -> Result<u8> {
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => cli.node()?.projects()?,
+        None => cli.made_node()?.projects()?,
     };
     let results = names.iter().map(|name| check(&cli.site(name)?)).collect::<Result<Vec<Verified>>>()?;
     if args.json {

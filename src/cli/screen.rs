@@ -1,12 +1,13 @@
 //! What commands print. Output that nobody reads any more (a closed pipe) is no error.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 
 use clap::CommandFactory;
 use serde::Serialize;
 
 use crate::report::terminal::Style;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Context, Error, ExitCode, Result};
 
 /// Prints one line to standard output.
 pub fn line(text: impl AsRef<str>) {
@@ -63,6 +64,21 @@ pub fn confirm(question: &str, answer: &str) -> Result<bool> {
     let mut typed = String::new();
     std::io::stdin().read_line(&mut typed).context(|| "cannot read the answer".to_string())?;
     Ok(typed.trim() == answer)
+}
+
+/// Prints the help of the command that was begun and not said to its end; the exit code is that of wrong usage. Where
+/// `MC_ROOT` is set, clap takes something for said, and lists all commands in one line instead.
+#[must_use]
+pub fn help_for(args: &[OsString]) -> u8 {
+    let mut command = super::Cli::command();
+    command.build();
+    for word in args.iter().skip(1) {
+        if let Some(found) = command.find_subcommand(word).cloned() {
+            command = found;
+        }
+    }
+    error_line(command.render_help().to_string().trim_end());
+    ExitCode::Usage as u8
 }
 
 /// Prints the completion script of a shell.

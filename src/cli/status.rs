@@ -172,7 +172,7 @@ pub fn status(cli: &Cli, args: &StatusArgs) -> Result<u8> {
     }
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => cli.node()?.projects()?,
+        None => cli.made_node()?.projects()?,
     };
     let mut statuses = Vec::new();
     let mut unreadable = None;

@@ -82,6 +82,12 @@ impl Node {
         fs::canonical(process::self_exe())
     }
 
+    /// Whether anything was made here: by `setup`, or by `init` in a directory.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        self.system.is_some() || fs::exists(self.place.projects())
+    }
+
     /// The names of all projects of this node, sorted.
     ///
     /// # Errors

@@ -30,6 +30,10 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
     // The program, as one brings it: by scp. `setup` finds its own place for it.
     scp(machine, env!("CARGO_BIN_EXE_mc_project"), "/root/brought");
     let before = machine_wide(machine);
+    for command in ["status", "list", "history shop", "status --disk"] {
+        let said = machine.ssh_root(&format!("/root/brought {command}")).code(2);
+        assert_has(&said.stderr, "this machine is no node; is MC_ROOT unset?");
+    }
     let planned = machine.ssh_root("/root/brought setup --plan").ok().stdout;
     assert_has(&planned, "this is a plan; nothing was done");
     machine_wide(machine).assert_same(&before, "the machine after a plan");

@@ -422,6 +422,35 @@ fn the_root_can_be_given_as_an_option_or_in_the_environment() {
 }
 
 #[test]
+fn a_root_that_is_no_node_is_told_and_no_command_is_an_empty_answer() {
+    let world = World::new();
+    let nowhere = world.home().path("nowhere");
+    let at = |root: &std::path::Path, args: &[&str]| {
+        let mut command = world.mc_command(args);
+        command.env("MC_ROOT", root);
+        crate::support::Finished::of(command)
+    };
+    for args in
+        [&["status"][..], &["list"], &["status", "shop"], &["history", "shop"], &["doctor"], &["verify", "--all"]]
+    {
+        at(&nowhere, args)
+            .code(2)
+            .says(&format!("there is no node at {}", nowhere.display()))
+            .says("MC_ROOT or --root");
+        at("".as_ref(), args).code(2).says("unset MC_ROOT");
+    }
+    assert!(!nowhere.exists());
+    at(&nowhere, &["init", "shop"]).ok();
+    at(&nowhere, &["list"]).ok().says("shop");
+    // Without a command the help is shown, whatever is set.
+    for root in [&nowhere, &world.root()] {
+        let said = at(root, &[]).code(2).says("Usage: mc_project").says("Exit codes:").says("rollback");
+        assert!(!said.stderr.contains("serve-connection") && !said.stderr.contains("postman"), "{said}");
+        at(root, &["keys"]).code(2).says("Usage: mc_project keys").says("add");
+    }
+}
+
+#[test]
 fn two_projects_of_similar_names_do_not_touch_each_other() {
     let world = World::new();
     for name in ["foo", "foobar"] {
