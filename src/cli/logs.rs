@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::deploying::running;
 use super::reading::entry_of;
+use super::services::no_such_service;
 use super::{Cli, LogsArgs, screen};
 use crate::entrance::launch;
-use crate::pipeline::services::backend;
+use crate::pipeline::services::{self, backend};
 use crate::pipeline::site::Site;
+use crate::project::recipe::ServiceName;
 use crate::report::ledger::Last;
 use crate::report::terminal;
 use crate::service::backend::{LogLine, LogQuery};
@@ -86,10 +89,11 @@ fn of_deployment(site: &Site, args: &LogsArgs) -> Result<u8> {
 fn view(site: &Site, args: &LogsArgs) -> Result<u8> {
     // The lines of deployments have whole seconds: what is there and what comes are parted at one.
     let now = Timestamp::from_second(clock::now().as_second()).unwrap_or_default();
+    refuse_unknown(site, args)?;
     let since = args.since.map(|since| since.moment(now));
     let last = args.lines.or(since.is_none().then_some(LINES));
     let mut lines = Vec::new();
-    let query = LogQuery { service: args.service.clone(), last, since, follow: false };
+    let query = LogQuery { service: args.service.clone(), last, since, ..LogQuery::default() };
     backend(site).log(&query, &mut |line| {
         lines.push(of_service(line));
         true
@@ -107,11 +111,29 @@ fn view(site: &Site, args: &LogsArgs) -> Result<u8> {
     if args.follow { follow(site, args, now) } else { Ok(0) }
 }
 
+/// Refuses a service that the project does not have and that never wrote anything.
+fn refuse_unknown(site: &Site, args: &LogsArgs) -> Result<()> {
+    let Some(name) = &args.service else { return Ok(()) };
+    let definitions = running(site)?.map(|of| services::definitions(site, &of)).transpose()?.unwrap_or_default();
+    let mut known: Vec<ServiceName> = definitions.into_iter().map(|definition| definition.instance.service).collect();
+    known.extend(backend(site).look()?.into_iter().map(|look| look.instance.service));
+    let mut wrote = known.contains(name);
+    if !wrote {
+        let query = LogQuery { service: Some(name.clone()), last: Some(1), ..LogQuery::default() };
+        backend(site).log(&query, &mut |_| {
+            wrote = true;
+            true
+        })?;
+    }
+    known.sort();
+    if wrote { Ok(()) } else { Err(no_such_service(site, name, &known)) }
+}
+
 /// Goes on until it is ended.
 fn follow(site: &Site, args: &LogsArgs, since: Timestamp) -> Result<u8> {
     let mut deployments = Deployments::new(site, Some(since));
     let (tell, told) = channel();
-    let query = LogQuery { service: args.service.clone(), last: None, since: Some(since), follow: true };
+    let query = LogQuery { service: args.service.clone(), since: Some(since), follow: true, ..LogQuery::default() };
     let service_site = site.clone();
     let reading =
         std::thread::spawn(move || backend(&service_site).log(&query, &mut |line| tell.send(of_service(line)).is_ok()));

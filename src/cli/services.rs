@@ -1,5 +1,6 @@
 //! Services by hand: `start`, `stop`, `restart`, and what `status` says of them.
 
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::deploying::{by_hand, lock_for_a_command, running, steps_by_hand};
@@ -15,7 +16,10 @@ use crate::service::definition::Instance;
 use crate::sys::error::{Error, ExitCode, Kind, Result};
 use crate::sys::escape::{output_line, visible};
 use crate::sys::process::StepWatcher;
-use crate::sys::size;
+use crate::sys::{clock, size};
+
+/// What was started again by itself and has run for less may end again at once.
+const STEADY: SignedDuration = SignedDuration::from_mins(1);
 
 /// What is done with services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,12 +93,9 @@ fn all(site: &Site, of: &Deployed, act: Act) -> Result<u8> {
 /// These services alone.
 fn some(site: &Site, of: &Deployed, names: &[ServiceName], act: Act) -> Result<u8> {
     let definitions = services::definitions(site, of)?;
-    let known: Vec<&ServiceName> = definitions.iter().map(|definition| &definition.instance.service).collect();
+    let known: Vec<ServiceName> = definitions.into_iter().map(|definition| definition.instance.service).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
-        let mut shown: Vec<&str> = known.iter().map(|name| name.as_str()).collect();
-        shown.dedup();
-        let hint = if shown.is_empty() { "it has none".to_string() } else { format!("services: {}", shown.join(", ")) };
-        return Err(Error::usage(format!("there is no service `{unknown}` in {}", site.place.name())).hint(hint));
+        return Err(no_such_service(site, unknown, &known));
     }
     let backend = services::backend(site);
     let is_meant = |instance: &Instance, _: &str| names.contains(&instance.service);
@@ -116,6 +117,15 @@ fn some(site: &Site, of: &Deployed, names: &[ServiceName], act: Act) -> Result<u
         return Ok(ExitCode::Failed as u8);
     }
     Ok(ExitCode::Done as u8)
+}
+
+/// Says that there is no such service, and which there are.
+#[must_use]
+pub fn no_such_service(site: &Site, unknown: &ServiceName, known: &[ServiceName]) -> Error {
+    let mut shown: Vec<&str> = known.iter().map(ServiceName::as_str).collect();
+    shown.dedup();
+    let hint = if shown.is_empty() { "it has none".to_string() } else { format!("services: {}", shown.join(", ")) };
+    Error::usage(format!("there is no service `{unknown}` in {}", site.place.name())).hint(hint)
 }
 
 /// Shows the last lines of a service that failed.
@@ -153,11 +163,37 @@ impl ServiceStatus {
     /// Whether it does not run although it is to run, or runs another version than what serves.
     #[must_use]
     pub fn ails(&self) -> bool {
-        matches!(self.look.state, State::Failed | State::Waiting) || self.runs_another()
+        matches!(self.look.state, State::Failed | State::Waiting) || self.runs_another() || self.falters()
+    }
+
+    /// Whether it was started again by itself and has not run for long since.
+    fn falters(&self) -> bool {
+        let look = &self.look;
+        let runs = matches!(look.state, State::Starting | State::Running);
+        runs && look.restarts > 0 && look.since.is_none_or(|since| clock::now().duration_since(since) < STEADY)
+    }
+
+    /// Whether what its check answered at that time is still about the run that there is now.
+    #[must_use]
+    pub fn ran_at(&self, time: Timestamp) -> bool {
+        let runs = matches!(self.look.state, State::Starting | State::Running);
+        runs && self.look.since.is_none_or(|since| since <= time)
     }
 
     fn runs_another(&self) -> bool {
         self.version == Runs::Other && self.look.pid.is_some()
+    }
+
+    fn restarts_words(&self) -> String {
+        let times = match self.look.restarts {
+            1 => "once".to_string(),
+            times => format!("{times} times"),
+        };
+        if !self.falters() {
+            return format!("started again {times}");
+        }
+        let last = self.look.last_end.as_deref().map(|end| format!(", the run before {}", visible(end)));
+        format!("STARTED AGAIN {}{}", times.to_uppercase(), last.unwrap_or_default())
     }
 
     fn words(&self, name: &str, width: usize) -> String {
@@ -177,10 +213,7 @@ impl ServiceStatus {
         parts.extend(look.pid.map(|pid| format!("process {pid}")));
         parts.extend(look.memory.map(size::words));
         parts.extend(look.cpu_ms.map(|ms| format!("{}.{} s of processor time", ms / 1000, ms % 1000 / 100)));
-        parts.extend((look.restarts > 0).then(|| match look.restarts {
-            1 => "started again once".to_string(),
-            times => format!("started again {times} times"),
-        }));
+        parts.extend((look.restarts > 0).then(|| self.restarts_words()));
         let commit = look.running.commit.as_ref().map_or("another version", |commit| commit.short());
         parts.extend(self.runs_another().then(|| format!("RUNS {commit}, WHICH IS NOT WHAT SERVES")));
         let is_old = self.version == Runs::Unchanged && look.pid.is_some();
@@ -219,4 +252,49 @@ pub fn service_lines(all: &[ServiceStatus]) -> Vec<String> {
     let names: Vec<String> = all.iter().map(|one| name(&one.look.instance)).collect();
     let width = names.iter().map(String::len).max().unwrap_or(0);
     all.iter().zip(&names).map(|(one, name)| one.words(name, width)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::definition::Running;
+
+    fn service(state: State, restarts: u32, seconds_ago: i64) -> ServiceStatus {
+        let look = Look {
+            instance: Instance { service: "web".parse().unwrap(), number: 1 },
+            state,
+            detail: None,
+            since: Some(clock::now() - SignedDuration::from_secs(seconds_ago)),
+            pid: Some(7),
+            restarts,
+            last_end: Some("ended (exit 1)".into()),
+            memory: None,
+            cpu_ms: None,
+            running: Running::default(),
+            digest: String::new(),
+        };
+        ServiceStatus { look, version: Runs::Serving }
+    }
+
+    #[test]
+    fn what_was_started_again_a_moment_ago_ails_until_it_has_run_for_a_minute() {
+        let loops = service(State::Running, 6, 5);
+        assert!(loops.ails());
+        let words = loops.words("web", 3);
+        assert!(words.ends_with("STARTED AGAIN 6 TIMES, the run before ended (exit 1)"), "{words}");
+        let steady = service(State::Running, 6, 61);
+        assert!(!steady.ails());
+        assert!(steady.words("web", 3).ends_with("started again 6 times"));
+        assert!(!service(State::Running, 0, 5).ails());
+    }
+
+    #[test]
+    fn what_a_check_answered_is_about_the_run_that_was_asked() {
+        let asked = clock::now() - SignedDuration::from_secs(30);
+        assert!(service(State::Running, 0, 40).ran_at(asked));
+        assert!(!service(State::Running, 1, 5).ran_at(asked));
+        for state in [State::Stopped, State::Waiting, State::Failed, State::Stopping, State::Done] {
+            assert!(!service(state, 0, 40).ran_at(asked), "{state:?}");
+        }
+    }
 }

@@ -92,6 +92,7 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
     let entries = history::read(&site.place, None)?;
     let serves = last.as_ref().and_then(|last| last.serves.clone());
     let made = serves.as_ref().and_then(|serving| entries.iter().rev().find(|entry| entry.id == serving.id));
+    let all = services_of(site, running.as_ref())?;
     Ok(Status {
         project: site.place.name().to_string(),
         environment: site.config.environment.name(),
@@ -105,8 +106,8 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
         last: entries.last().cloned(),
         unsent_mail: spool::list(&site.place)?.len(),
         given_up_mail: spool::given_up(&site.place)?.len(),
-        services: services_of(site, running.as_ref())?,
-        health: health_of(site, running.as_ref(), check)?,
+        health: health_of(site, running.as_ref(), check, &all)?,
+        services: all,
         healed,
         clone: clone_status(site)?,
         kept_clones: parking::kept_clones(site)?,
@@ -218,15 +219,24 @@ impl Status {
     }
 }
 
-/// What the checks say now, or what they said last of the services that run.
-fn health_of(site: &Site, running: Option<&Deployed>, check: bool) -> Result<Option<HealthStatus>> {
+/// What the checks say now, or what they said last of the services that run as they did then.
+fn health_of(
+    site: &Site,
+    running: Option<&Deployed>,
+    check: bool,
+    all: &[ServiceStatus],
+) -> Result<Option<HealthStatus>> {
     let Some(running) = running else { return Ok(None) };
     if check {
         let answers = checks::ask_once(site, running)?;
         return Ok((!answers.is_empty()).then(|| HealthStatus { at: clock::now(), answers }));
     }
     let last = Health::read(site)?.filter(|last| last.deployment == running.id);
-    Ok(last.map(|last| HealthStatus { at: last.at, answers: last.answers }))
+    Ok(last.and_then(|last| {
+        let holds = |answer: &Answer| all.iter().any(|one| one.look.instance == answer.instance && one.ran_at(last.at));
+        let answers: Vec<Answer> = last.answers.into_iter().filter(holds).collect();
+        (!answers.is_empty()).then_some(HealthStatus { at: last.at, answers })
+    }))
 }
 
 fn print_services(status: &Status) {

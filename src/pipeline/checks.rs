@@ -184,8 +184,10 @@ pub fn ask_once(site: &Site, of: &Deployed) -> Result<Vec<Answer>> {
 /// Asks all services of a version until they are well, one line told for each. Tells how many were asked.
 ///
 /// # Errors
-/// The first one that is not well in time, with the last lines of its log.
-pub fn check(site: &Site, telling: &mut Reporter, of: &Deployed, beats: bool) -> Step<usize> {
+/// The first one that is not well in time, with the last lines that it wrote since its start.
+fn check(draft: &mut Draft<'_>, of: &Deployed) -> Step<usize> {
+    let (beats, since) = (draft.switching.is_some(), draft.started);
+    let (site, telling) = (draft.site, &mut *draft.telling);
     let all = questions(site, of)?;
     if all.is_empty() {
         return Ok(0);
@@ -196,7 +198,8 @@ pub fn check(site: &Site, telling: &mut Reporter, of: &Deployed, beats: bool) ->
     let Some(bad) = health.answers.iter().find(|answer| !answer.good) else { return Ok(all.len()) };
     // Told once more and last, so that what is told of the failed stage is about it.
     telling.emit(Event::Step { stage: Stage::Health, title: format!("the last lines of {}", bad.instance.service) })?;
-    let query = LogQuery { service: Some(bad.instance.service.clone()), last: Some(LOG_LINES), ..LogQuery::default() };
+    let service = Some(bad.instance.service.clone());
+    let query = LogQuery { service, last: Some(LOG_LINES), since, own: true, ..LogQuery::default() };
     let _ = backend(site).log(&query, &mut |line| {
         telling.output(&line.text);
         true
@@ -261,8 +264,7 @@ impl Draft<'_> {
             return Ok(());
         }
         self.stage(Stage::Health, |draft| {
-            let beats = draft.switching.is_some();
-            let asked = if has_checks { check(draft.site, draft.telling, of, beats)? } else { 0 };
+            let asked = if has_checks { check(draft, of)? } else { 0 };
             let place = in_run(draft.site, &of.version, draft.id(), None);
             draft.run_steps(&of.version, Stage::Health, &steps, &place)?;
             let asked = match asked {

@@ -217,6 +217,8 @@ pub struct Draft<'a> {
     pub touched: bool,
     /// How the switch is made and which directories stood where before it, once it may have been made.
     pub switching: Option<(SwitchKind, Inodes)>,
+    /// When the services were started last.
+    pub started: Option<jiff::Timestamp>,
 }
 
 impl<'a> Draft<'a> {
@@ -247,6 +249,7 @@ impl<'a> Draft<'a> {
             builds_in_run: false,
             touched: false,
             switching: None,
+            started: None,
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::process::{self, StepStatus, StepWatcher};
 use crate::sys::step_exec::StepOrder;
-use crate::sys::{fault, fs, machine};
+use crate::sys::{clock, fault, fs, machine};
 
 /// Instances with the digests of their definitions: those that a deployment leaves running.
 pub type Staying = HashSet<(Instance, String)>;
@@ -335,6 +335,7 @@ impl Draft<'_> {
                 draft.run_steps(&of.version, Stage::Start, &steps, &place)?;
             }
             let beats = draft.switching.is_some();
+            draft.started = Some(clock::now());
             let count = start(draft.site, draft.telling, of, how, beats)?;
             Ok(((), note(count, steps.len())))
         })

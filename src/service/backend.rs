@@ -59,6 +59,9 @@ pub struct Look {
     pub pid: Option<u32>,
     /// How often it was started again by itself since it was started by us.
     pub restarts: u32,
+    /// How the run before ended, if it was started again by itself and that is known.
+    #[serde(default)]
+    pub last_end: Option<String>,
     /// Bytes of memory of all its processes.
     pub memory: Option<u64>,
     /// Processor time of all its processes, in milliseconds.
@@ -80,6 +83,8 @@ pub struct LogQuery {
     pub since: Option<Timestamp>,
     /// Go on with the lines that come.
     pub follow: bool,
+    /// Only what the programs wrote, not what whoever keeps them running says of them.
+    pub own: bool,
 }
 
 /// A line that a service wrote.

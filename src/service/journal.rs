@@ -34,7 +34,9 @@ pub fn read(
     }
     let mut argv: Vec<OsString> =
         ["journalctl", "--no-pager", "--quiet", "--all", "--output=json"].map(OsString::from).to_vec();
-    argv.extend(units.iter().map(|(unit, _)| OsString::from(format!("--unit={unit}"))));
+    // What systemd itself says of a unit is written by process 1, which belongs to another one.
+    let of = if query.own { "_SYSTEMD_UNIT=" } else { "--unit=" };
+    argv.extend(units.iter().map(|(unit, _)| OsString::from(format!("{of}{unit}"))));
     argv.push(match query.last {
         Some(count) => format!("--lines={count}").into(),
         None => "--lines=all".into(),
@@ -43,7 +45,8 @@ pub fn read(
     argv.extend(query.follow.then(|| "--follow".into()));
     let env = Manager::System.environment().into_iter().collect();
     let order = StepOrder::new(argv, env, PathBuf::from("/"));
-    let mut reading = Reading { units, mask: Mask::new(secrets), each, goes_on: true, last: Vec::new() };
+    let mut reading =
+        Reading { units, mask: Mask::new(secrets), each, since: query.since, goes_on: true, last: Vec::new() };
     let limit = if query.follow { FOREVER } else { READING };
     let status = run_step(&order, limit, &mut reading)?.status;
     match status {
@@ -59,6 +62,7 @@ struct Reading<'a> {
     units: &'a [(String, Instance)],
     mask: Mask,
     each: &'a mut dyn FnMut(&LogLine) -> bool,
+    since: Option<jiff::Timestamp>,
     goes_on: bool,
     last: Vec<u8>,
 }
@@ -72,6 +76,8 @@ impl StepWatcher for Reading<'_> {
         };
         if self.goes_on
             && let Some(mut told) = self.entry(&entry)
+            // journalctl was asked for whole seconds.
+            && self.since.is_none_or(|since| told.at >= since)
         {
             told.text = self.mask.line(&told.text).into_owned();
             self.goes_on = (self.each)(&told);
@@ -116,8 +122,10 @@ mod tests {
             told.push(line.clone());
             told.len() < 2
         };
+        let since = jiff::Timestamp::from_millisecond(1_699_999_999_500).unwrap();
         let mask = Mask::new(&["hunter2secret".to_string()]);
-        let mut reading = Reading { units: &units, mask, each: &mut each, goes_on: true, last: Vec::new() };
+        let mut reading =
+            Reading { units: &units, mask, each: &mut each, since: Some(since), goes_on: true, last: Vec::new() };
         let of = |unit: &str, message: &str| {
             format!(
                 r#"{{"__REALTIME_TIMESTAMP":"1700000000000000",{unit}:"mc-shop.web@1.service","MESSAGE":{message}}}"#
@@ -126,6 +134,8 @@ mod tests {
         reading.line(of(r#""_SYSTEMD_UNIT""#, r#""token hunter2secret""#).as_bytes());
         reading.line(br#"{"__REALTIME_TIMESTAMP":"1","_SYSTEMD_UNIT":"other.service","MESSAGE":"x"}"#);
         reading.line(b"-- no entry");
+        let old = of(r#""_SYSTEMD_UNIT""#, r#""of the start before""#);
+        reading.line(old.replace("1700000000000000", "1699999999400000").as_bytes());
         assert_eq!(reading.tick(), Tick::GoOn);
         reading.line(of(r#""UNIT""#, "[255,104,105]").as_bytes());
         assert_eq!(reading.tick(), Tick::Cancel);

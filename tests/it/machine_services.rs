@@ -97,7 +97,12 @@ fn services_are_units_of_the_projects_account_and_follow_every_deployment() {
     server.settle("shop");
     assert_eq!(server.version(), "2");
     server.assert_serves_what_status_names();
-    assert_has(&format!("{:?}", server.mails().last().unwrap()), "version 3 knows [secret]");
+    // The last lines of the sick one, none of what ran before it or of what systemd says.
+    let mail = format!("{:?}", server.mails().last().unwrap());
+    assert_has(&mail, "version 3 knows [secret]");
+    for other in ["version 2 knows", "Started mc-", "Starting mc-", "Deactivated"] {
+        assert_lacks(&mail, other);
+    }
 
     // A service that leaves the recipe ends, and comes back with its version.
     work.git(&["rm", "--quiet", "sick"]).ok();
@@ -133,6 +138,9 @@ fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() 
     let rejected = work.push(&["main"]).rejected("main");
     assert_has(&rejected, "bad@1 died after its start (exit 3)");
     server.settle("shop");
+    let mail = format!("{:?}", server.mails().last().unwrap());
+    assert_has(&mail, "no such table");
+    assert_lacks(&mail, "Main process exited");
     assert_eq!(server.version(), "1");
     assert_lacks(&server.units(), "bad");
 

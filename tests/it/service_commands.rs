@@ -96,6 +96,9 @@ fn services_follow_every_deployment_and_a_sick_one_is_rolled_back() {
     work.commit_services("3", (port, 2), QUEUE);
     let told = work.push(&["main"]).fails();
     assert_has(&told.stderr, "is not well");
+    // The last lines of the sick one, none of what ran before it.
+    assert_has(&told.stderr, "version 3 knows");
+    assert_lacks(&told.stderr, "version 2 knows");
     // Data may have gone back: then nothing is left running.
     assert_eq!(version(port), "2");
     let queue = world.process_of("queue");
@@ -120,7 +123,9 @@ fn services_start_and_stop_by_name_and_status_tells_how_they_are() {
     assert_has(&told, "web@1: well at ");
     assert_has(&told, "GET /healthz at port");
     assert_has(&told, "  web@2  running, since ");
+    assert_has(&world.mc(&["status", "shop"]).ok().stdout, "web@1: well at ");
     world.mc(&["stop", "shop", "web"]).ok();
+    assert_lacks(&world.mc(&["status", "shop"]).ok().stdout, "web@1: ");
     assert!(page(port, "/").is_err());
     assert_eq!(
         (world.service("web")["state"].as_str(), world.service("queue")["state"].as_str()),
@@ -132,6 +137,7 @@ fn services_start_and_stop_by_name_and_status_tells_how_they_are() {
     assert_has(&told, "web@1  running");
     assert_lacks(&told, "queue");
     wait_until("it answers", || page(port, "/").is_ok());
+    assert_lacks(&world.mc(&["status", "shop"]).ok().stdout, "web@1: ");
     let before = (world.process_of("web"), world.process_of("queue"));
     world.mc(&["restart", "shop", "queue"]).ok();
     assert_eq!(world.process_of("web"), before.0);
@@ -147,6 +153,8 @@ fn services_start_and_stop_by_name_and_status_tells_how_they_are() {
     wait_until("it runs again", || {
         world.service("queue")["restarts"] == 1 && world.service("queue")["state"] == "running"
     });
+    let told = world.mc(&["status", "shop"]).code(1);
+    assert_has(&told.stdout, "STARTED AGAIN ONCE, the run before ended (");
 }
 
 #[test]
@@ -167,6 +175,9 @@ fn one_view_shows_what_deployments_and_services_wrote() {
     assert!(at(" deploy     mc_project: shop #1") < at(" web        version 1"), "{seen}");
     assert_has(&world.mc(&["logs", "shop", "-n", "1", "--service", "web"]).ok().stdout, "version 1");
     assert_eq!(world.mc(&["logs", "shop", "--service", "web", "--since", "2999-01-01T00:00Z"]).ok().stdout, "");
+    let told = world.mc(&["logs", "shop", "--service", "wbe"]).fails();
+    assert_has(&told.stderr, "there is no service `wbe` in shop");
+    assert_has(&told.stderr, "services: queue, web");
     let line = world.mc(&["logs", "shop", "--json", "--service", "web"]).ok().stdout;
     let line: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
     // Which of the two instances was faster is not known.

@@ -77,6 +77,7 @@ pub struct Charge {
     detail: Option<String>,
     since: Timestamp,
     restarts: u32,
+    last_end: Option<String>,
     backoff: Backoff,
     /// How long the last run took, by a clock that does not jump.
     ran: Duration,
@@ -104,6 +105,7 @@ impl Charge {
             detail: None,
             since: clock::now(),
             restarts: 0,
+            last_end: None,
             backoff: Backoff::default(),
             ran: Duration::ZERO,
             stuck: None,
@@ -253,7 +255,7 @@ impl Charge {
     }
 
     fn start(&mut self, around: &Surroundings) {
-        self.detail = None;
+        self.last_end = self.detail.take().filter(|_| self.restarts > 0);
         self.ran = Duration::ZERO;
         self.output.begin();
         let until = Instant::now() + self.definition.start_timeout;
@@ -531,6 +533,7 @@ impl Charge {
             since: Some(self.since),
             pid: live.map(|live| live.run.first.pid.unsigned_abs()),
             restarts: self.restarts,
+            last_end: self.last_end.clone(),
             memory: group.and_then(Group::memory).or(usage.map(|usage| usage.memory)),
             cpu_ms: group.and_then(Group::cpu_ms).or(usage.map(|usage| usage.cpu_ms)),
             running: live.map_or_else(|| self.definition.running.clone(), |live| live.running.clone()),

@@ -147,6 +147,7 @@ impl Record {
             since: Some(live.map_or(self.since, |live| live.since)),
             pid: live.map(|live| live.run.first.pid.unsigned_abs()),
             restarts: self.restarts,
+            last_end: None,
             memory: usage.map(|usage| usage.memory),
             cpu_ms: usage.map(|usage| usage.cpu_ms),
             running: live.map_or_else(|| self.definition.running.clone(), |live| live.running.clone()),

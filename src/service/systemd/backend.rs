@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::seen::{self, Seen};
 use super::{LOOK, Manager, QUESTION, unit};
 use crate::project::ids::ProjectName;
@@ -21,7 +23,7 @@ use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::process::{self, StepWatcher, run_captured};
 use crate::sys::step_exec::StepOrder;
-use crate::sys::{fs, machine};
+use crate::sys::{clock, fs, machine};
 
 /// Beside the time that a service has: what systemd itself may need.
 const SLACK: Duration = Duration::from_secs(30);
@@ -181,7 +183,7 @@ impl Systemd {
     /// Starts instances, a service at a time, and waits until all of them are up and stay so. After one that does not come
     /// up the others are started only if it is to go on: as at a boot, where nobody takes anything back.
     fn start_these(&self, coming: &[&Definition], goes_on: bool, on: &mut dyn StepWatcher) -> Result<Started> {
-        let mut first = None;
+        let (mut first, begin) = (None, clock::now());
         let until = (goes_on && machine::at_boot()).then(|| Instant::now() + AT_BOOT);
         let instances: Vec<Instance> = coming.iter().map(|definition| definition.instance.clone()).collect();
         for together in by_service(&instances) {
@@ -209,8 +211,8 @@ impl Systemd {
             on.tick();
         }
         match first {
-            Some(failure) => self.tell_failure(failure, on),
-            None => self.settle(coming, until, on),
+            Some(failure) => self.tell_failure(failure, begin, on),
+            None => self.settle(coming, (begin, until), on),
         }
     }
 
@@ -226,7 +228,12 @@ impl Systemd {
     }
 
     /// Waits until all are up and stay so; at most `until`, if that is said: what starts then still is left to it.
-    fn settle(&self, coming: &[&Definition], until: Option<Instant>, on: &mut dyn StepWatcher) -> Result<Started> {
+    fn settle(
+        &self,
+        coming: &[&Definition],
+        (begin, until): (Timestamp, Option<Instant>),
+        on: &mut dyn StepWatcher,
+    ) -> Result<Started> {
         let instances: Vec<Instance> = coming.iter().map(|definition| definition.instance.clone()).collect();
         let patience = coming.iter().map(|definition| definition.start_timeout).max().unwrap_or_default();
         let deadline = Instant::now() + patience + SLACK;
@@ -234,7 +241,7 @@ impl Systemd {
         let mut ticked = Instant::now();
         loop {
             if let Some(failure) = self.find_failure(coming, &instances)? {
-                return self.tell_failure(failure, on);
+                return self.tell_failure(failure, begin, on);
             }
             let seen = self.see(&instances)?;
             let now =
@@ -247,7 +254,7 @@ impl Systemd {
                 Some(_) if until.is_some_and(|until| Instant::now() > until) => return Ok(Ok(())),
                 Some(late) if Instant::now() > deadline => {
                     let failure = Failure { instance: late.instance.clone(), reason: "is not up in time".to_string() };
-                    return self.tell_failure(failure, on);
+                    return self.tell_failure(failure, begin, on);
                 }
                 _ => before = Some(runs),
             }
@@ -259,9 +266,10 @@ impl Systemd {
         }
     }
 
-    /// Tells the last lines of what failed.
-    fn tell_failure(&self, failure: Failure, on: &mut dyn StepWatcher) -> Result<Started> {
-        let query = LogQuery { service: Some(failure.instance.service.clone()), last: Some(20), ..LogQuery::default() };
+    /// Tells the last lines that what failed has written since this start.
+    fn tell_failure(&self, failure: Failure, begin: Timestamp, on: &mut dyn StepWatcher) -> Result<Started> {
+        let service = Some(failure.instance.service.clone());
+        let query = LogQuery { service, last: Some(20), since: Some(begin), own: true, ..LogQuery::default() };
         self.log(&query, &mut |line| {
             if line.instance == failure.instance {
                 on.line(&line.text);
@@ -283,6 +291,7 @@ impl Systemd {
             since: seen.since(),
             pid: seen.pid(),
             restarts: seen.restarts(),
+            last_end: None,
             memory: seen.memory(),
             cpu_ms: seen.cpu_ms(),
             running: definition.running.clone(),
