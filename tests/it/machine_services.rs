@@ -138,9 +138,9 @@ fn a_service_that_dies_is_started_again_and_everything_comes_back_with_a_boot() 
     let rejected = work.push(&["main"]).rejected("main");
     assert_has(&rejected, "bad@1 died after its start (exit 3)");
     server.settle("shop");
-    let mail = format!("{:?}", server.mails().last().unwrap());
-    assert_has(&mail, "no such table");
-    assert_lacks(&mail, "Main process exited");
+    let shown = server.mc(&["show", "shop"]).ok().stdout;
+    assert_has(&shown, "no such table");
+    assert_lacks(&shown, "Main process exited");
     assert_eq!(server.version(), "1");
     assert_lacks(&server.units(), "bad");
 
