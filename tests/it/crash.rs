@@ -12,7 +12,7 @@ use std::process::Command;
 use mc_project::project::ids::DeploymentId;
 use mc_project::project::request::{Options, Request, Want};
 
-use crate::support::{Finished, Running, Tree, World, digest, digest_without};
+use crate::support::{Finished, Record, Running, Tree, World, digest, digest_without, is_full, record};
 
 /// Every stage has something to do: a cache, a build, data that the upgrade changes, dumps, a file that is replaced.
 const RECIPE: &str = "\
@@ -188,10 +188,6 @@ impl Stage {
     }
 }
 
-fn is_full() -> bool {
-    std::env::var_os("MC_TEST_FULL").is_some()
-}
-
 /// A request as a hook hands it to the worker.
 pub fn request_of(want: Want) -> Request {
     Request {
@@ -215,8 +211,11 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 /// deployment works.
 fn survives_kills(scenario: Scenario) {
     let stage = Stage::new(scenario);
+    let mut told = Record { of: stage.points.values().sum(), ..Record::default() };
     for point in stage.points.keys() {
         for nth in stage.passages(point) {
+            told.points += 1;
+            told.hit += 1;
             let what = format!("{scenario:?}, killed at {point}:{nth}");
             stage.run(&format!("{point}:{nth}=kill"));
             stage.recover(&what);
@@ -233,6 +232,7 @@ fn survives_kills(scenario: Scenario) {
         "{scenario:?}: the next one ends with {code:?}"
     );
     stage.world.mc(&["verify", "--all"]).ok();
+    record(&format!("kill at each named point: {scenario:?}"), &told);
 }
 
 /// Fails at every point: the node is whole, and what the exit code says is true.

@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::support::{Finished, Home, Mail, Smtpd, Sshd, WorkTree, World, digest, digest_without};
+use crate::support::{
+    Finished, Home, Mail, Record, Smtpd, Sshd, WorkTree, World, digest, digest_without, is_full, record_at, sample,
+};
 
 #[test]
 fn a_digest_sees_content_mode_type_and_link_target() {
@@ -154,4 +156,28 @@ fn what_a_test_leaves_running_ends_with_it() {
     let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z"), "{state}");
     assert!(!dir.exists());
+}
+
+#[test]
+fn a_class_replaces_its_own_record_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reliability.json");
+    record_at(&path, "kill", &Record { points: 7, of: 9, half_states: 1, panics: 2, ..Record::default() });
+    record_at(&path, "cut", &Record { control: Some((3, 4)), ..Record::default() });
+    let second = Record { points: 9, of: 9, litter: 1, ..Record::default() };
+    record_at(&path, "kill", &second);
+    assert_eq!(second.found(), 1);
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(told["classes"]["kill"]["half_states"], 0);
+    assert_eq!((&told["classes"]["kill"]["points"], &told["classes"]["kill"]["litter"]), (&9.into(), &1.into()));
+    assert_eq!(told["classes"]["cut"]["negative_control"]["caught"], 3);
+}
+
+#[test]
+fn a_sample_is_spread_over_all_and_a_full_run_leaves_nothing_out() {
+    let all: Vec<usize> = (0..100).collect();
+    let some = sample(&all, 10);
+    assert_eq!(some.len(), if is_full() { 100 } else { 10 });
+    assert!(some.last().unwrap() - some[0] >= 90);
+    assert_eq!(sample(&all, 100), all);
 }
