@@ -15,7 +15,7 @@ use crate::report::{self, listing};
 use crate::sys::clock;
 use crate::sys::error::{Error, ExitCode, Result};
 use crate::tree::drift::{Drift, How};
-use crate::tree::manifest::pairs;
+use crate::tree::manifest::differing;
 use crate::tree::release::Releases;
 
 /// `history`.
@@ -114,7 +114,7 @@ pub fn diff(cli: &Cli, args: &DiffArgs) -> Result<u8> {
     let kept = |id: &DeploymentId| releases.manifest(id).map_err(|error| site.typed(error));
     let (old, new) = (kept(&a)?, kept(&b)?);
     let mut changes = Vec::new();
-    for (old, new) in pairs(old.entries(), new.entries()) {
+    for (old, new) in differing(&old, &new) {
         let (how, entry) = match (old, new) {
             (None, Some(new)) => (How::Added, new),
             (Some(old), None) => (How::Removed, old),

@@ -33,7 +33,7 @@ use crate::tree::snapshot::{Snapshots, Unit};
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::switch::{self, Inodes};
 use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, prove, seal};
-use crate::tree::witness::Witness;
+use crate::tree::witness::{self, Witness};
 
 /// What a restore point says about itself (`archives/<id>/before.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,7 +264,8 @@ impl Draft<'_> {
             let spare = Dir::open_real(&place.spare())?;
             let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
             let witness = Witness::read(&witness_path);
-            prove(&spare, self.site.own, &self.candidate()?.manifest, witness.as_ref())?.write(&witness_path)?;
+            let proven = prove(&spare, self.site.own, &self.candidate()?.manifest, witness.as_ref())?;
+            witness::record(&witness_path, &spare, proven, witness)?;
         }
         let before = switch::inodes(place)?;
         let Inodes { run, spare } = before;
@@ -431,10 +432,11 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_
     // Nothing leaves `run` for good before the rollback is impossible: its contents go into the store.
     let kept =
         |entry: &&Entry| failed.is_some_and(|failed| entry.hash().is_none_or(|hash| !failed.needed.contains(&hash)));
-    let only: HashSet<TreePath> = actual.manifest.entries().iter().filter(kept).map(|e| e.path.clone()).collect();
+    let only: HashSet<TreePath> = actual.manifest.entries().filter(kept).map(|e| e.path.clone()).collect();
     let aside = failed.map(|failed| Aside { dir: failed.dir, only: Some(&only) });
-    apply(&target, &Plan::new(&actual, manifest), &mut supply, &Keeping { store: Some(&store), aside })?;
-    seal(&run, site.own, manifest)?.write(&witness_path)?;
+    apply(&target, &Plan::new(&actual, manifest)?, &mut supply, &Keeping { store: Some(&store), aside })?;
+    let sealed = seal(&run, site.own, manifest)?;
+    witness::record(&witness_path, &run, sealed, witness)?;
     run.sync_file_system()
 }
 

@@ -30,7 +30,7 @@ fn dir(site: &Site) -> PathBuf {
 /// How much is held while this version serves.
 #[must_use]
 pub fn size(live: Option<&Live>) -> u64 {
-    let entries = live.map_or(0, |live| live.manifest.entries().len() as u64);
+    let entries = live.map_or(0, |live| live.manifest.len() as u64);
     LEAST.saturating_add(entries.saturating_mul(PER_ENTRY))
 }
 

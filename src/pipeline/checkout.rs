@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use super::draft::{Draft, Goal, Version};
 use super::halt::{Halt, Step};
+use super::listing::{Listing, changed};
 use super::site::Site;
 use crate::project::ids::ObjectId;
 use crate::project::recipe::Attributes;
@@ -21,12 +22,12 @@ use crate::sys::git::{
 };
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
-use crate::tree::manifest::{Content, Entry, Manifest};
+use crate::tree::manifest::{Content, Entry, Manifest, Stamp};
 use crate::tree::release::Releases;
-use crate::tree::scan::{Own, identify};
+use crate::tree::scan::{Identified, Own, identify};
 use crate::tree::store::{Held, Origin, Store, Supply};
-use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal};
-use crate::tree::witness::Witness;
+use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal_changes};
+use crate::tree::witness::{self, Witness};
 
 /// The largest link target that Linux takes.
 const LONGEST_TARGET: u64 = 4095;
@@ -35,7 +36,9 @@ const LONGEST_TARGET: u64 = 4095;
 #[derive(Debug)]
 pub struct GitOrigin {
     repo: Mutex<Repo>,
-    blobs: HashMap<Hash, ObjectId>,
+    manifests: Vec<Manifest>,
+    /// The object of each content; made when one is asked for that does not come with its entry.
+    blobs: OnceLock<HashMap<Hash, ObjectId>>,
 }
 
 impl GitOrigin {
@@ -44,21 +47,35 @@ impl GitOrigin {
     /// # Errors
     /// If the repository cannot be opened.
     pub fn new(site: &Site, manifests: &[&Manifest]) -> Result<Self> {
-        let entries = manifests.iter().flat_map(|manifest| manifest.entries());
-        let blobs = entries.filter_map(|entry| Some((entry.hash()?, entry.blob.clone()?))).collect();
-        Ok(Self { repo: Mutex::new(site.repo()?), blobs })
+        let manifests = manifests.iter().copied().cloned().collect();
+        Ok(Self { repo: Mutex::new(site.repo()?), manifests, blobs: OnceLock::new() })
+    }
+
+    fn find(&self, hash: &Hash) -> Option<&ObjectId> {
+        let blobs = self.blobs.get_or_init(|| {
+            let entries = self.manifests.iter().flat_map(Manifest::entries);
+            entries.filter_map(|entry| Some((entry.hash()?, entry.blob.clone()?))).collect()
+        });
+        blobs.get(hash)
+    }
+
+    fn copy(&self, blob: &ObjectId, out: &mut File) -> bool {
+        let repo = self.repo.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        repo.copy_blob(blob, out).is_ok()
     }
 }
 
 impl Origin for GitOrigin {
     fn knows(&self, hash: &Hash) -> bool {
-        self.blobs.contains_key(hash)
+        self.find(hash).is_some()
     }
 
     fn write(&self, hash: &Hash, out: &mut File) -> Result<bool> {
-        let Some(blob) = self.blobs.get(hash) else { return Ok(false) };
-        let repo = self.repo.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(repo.copy_blob(blob, out).is_ok())
+        Ok(self.find(hash).is_some_and(|blob| self.copy(blob, out)))
+    }
+
+    fn write_of(&self, entry: &Entry, out: &mut File) -> Result<bool> {
+        Ok(entry.blob.as_ref().is_some_and(|blob| self.copy(blob, out)))
     }
 }
 
@@ -69,21 +86,18 @@ impl Draft<'_> {
     /// A refusal that names the path, or what could not be read.
     pub fn source(&mut self, version: &Version, store: &Store) -> Step<Manifest> {
         let commit = version.commit.id.clone();
-        let entries = match self.listing.take() {
-            Some(entries) => entries,
-            None => self.listed(version, &commit)?,
+        let Listing { files: entries, removed, base } = match self.listing.take() {
+            Some(listing) => listing,
+            None => Listing { files: self.listed(version, &commit)?, ..Listing::default() },
         };
-        if entries.is_empty() && !version.recipe.allow_empty {
-            return Err(Halt::refused("the commit's tree is empty")
-                .hint("if that is meant, write `allow_empty: true` into mc_project.yaml"));
-        }
+        self.refuse_empty(version, base.is_none() && entries.is_empty())?;
         if version.recipe.attributes == Attributes::Git {
             return Ok(checked_out_by_git(self.site, &self.repo, &commit, store)?);
         }
         for warning in refuse_attributes(&self.repo, &entries)? {
             self.warn(warning);
         }
-        let known = self.known_blobs();
+        let known = if base.is_none() { self.known_blobs() } else { HashMap::new() };
         let now = now_ns();
         let mut files = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -97,7 +111,13 @@ impl Draft<'_> {
             }
         }
         fault::point("store.ingested")?;
-        Ok(with_directories(files, now)?)
+        let Some(base) = base else { return Ok(with_directories(files, now)?) };
+        let is_taken = |file: &&Entry| !version.recipe.exclude.matches(&file.path, false);
+        let taken: Vec<Entry> = files.iter().filter(is_taken).cloned().collect();
+        let source = changed(&base, &taken, &removed, now)?;
+        self.refuse_empty(version, source.is_empty())?;
+        self.project_changes = Some((files, removed));
+        Ok(source)
     }
 
     /// Lists all files of a commit; submodules are refused unless the recipe allows them.
@@ -173,9 +193,36 @@ impl Draft<'_> {
         }
         let origin = GitOrigin::new(self.site, &[source])?;
         let mut supply = Supply::new(store, held).with_origin(&origin);
-        let count = sync_tree(self.site, &place.project(), source, &mut supply, "checkout.project")?;
-        Ok(count)
+        if let Some((files, removed)) = self.project_changes.take()
+            && let Some(count) = change_project(self.site, &files, &removed, &mut supply)?
+        {
+            return Ok(count);
+        }
+        Ok(sync_tree(self.site, &place.project(), source, &mut supply, "checkout.project")?)
     }
+}
+
+/// Puts files into `project/` and removes others, where its witness is whole; returns how many changed. It was proven to be
+/// what the witness says.
+fn change_project(
+    site: &Site,
+    files: &[Entry],
+    removed: &[TreePath],
+    supply: &mut Supply<'_>,
+) -> Result<Option<usize>> {
+    let path = site.place.project();
+    let (tree, own) = (Dir::open_real(&path)?, site.own_at(&path));
+    let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
+    let Some(witness) = Witness::open(&witness_path) else { return Ok(None) };
+    let actual = Identified { manifest: witness.manifest().clone(), ..Identified::default() };
+    let wanted = changed(&actual.manifest, files, removed, now_ns());
+    let plan = wanted.and_then(|wanted| Ok((Plan::new(&actual, &wanted)?, wanted)));
+    // Damaged: the tree is walked instead.
+    let Ok((plan, wanted)) = plan else { return Ok(None) };
+    apply(&Target { tree: &tree, own, point: "checkout.project" }, &plan, supply, &Keeping::default())?;
+    let sealed = seal_changes(&tree, own, &actual.manifest, &plan, &wanted)?;
+    witness::record(&witness_path, &tree, sealed, Some(witness))?;
+    Ok(Some(plan.files()))
 }
 
 /// What a pushed tree may hold on this node.
@@ -202,13 +249,14 @@ pub fn sync_tree(
     let witness = Witness::read(&witness_path);
     let actual = identify(&tree, own, witness.as_ref(), &|_| true)?;
     let mut wanted = wanted.clone();
-    wanted.inherit_times(&actual.manifest);
-    let plan = Plan::new(&actual, &wanted);
+    wanted.inherit_times(&actual.manifest)?;
+    let plan = Plan::new(&actual, &wanted)?;
     let count = plan.files();
     if !plan.is_empty() {
         apply(&Target { tree: &tree, own, point }, &plan, supply, &Keeping::default())?;
     }
-    seal(&tree, own, &wanted)?.write(&witness_path)?;
+    let sealed = seal_changes(&tree, own, &actual.manifest, &plan, &wanted)?;
+    witness::record(&witness_path, &tree, sealed, witness)?;
     Ok(count)
 }
 
@@ -319,6 +367,7 @@ fn take_in(
         hard_link: None,
         xattrs: Vec::new(),
         blob,
+        stamp: Stamp::default(),
     })
 }
 
@@ -395,6 +444,7 @@ pub fn directory(path: TreePath, mtime: i64) -> Entry {
         hard_link: None,
         xattrs: Vec::new(),
         blob: None,
+        stamp: Stamp::default(),
     }
 }
 

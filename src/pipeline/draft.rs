@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::environment::{Setting, config_path, write_config};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
+use super::listing::Listing;
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
 use crate::project::mode::Mode;
@@ -18,9 +19,9 @@ use crate::report::event::{Begin, Event};
 use crate::report::stream::Reporter;
 use crate::sys::error::{Error, Result};
 use crate::sys::fs;
-use crate::sys::git::{CommitInfo, GitEntry, Repo};
+use crate::sys::git::{CommitInfo, Repo};
 use crate::sys::path::TreePath;
-use crate::tree::manifest::Manifest;
+use crate::tree::manifest::{Entry, Manifest};
 use crate::tree::release::{Made, Provenance, Releases};
 use crate::tree::scan::Identified;
 use crate::tree::switch::Inodes;
@@ -147,6 +148,17 @@ impl Live {
         let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
         Ok(Self { serving: serving.clone(), manifest: releases.manifest(&serving.id)?, provenance, version })
     }
+
+    /// As [`Live::load`], without reading the manifest: what makes trees by it finds out whether it is damaged.
+    ///
+    /// # Errors
+    /// If its record is damaged.
+    pub fn open(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
+        let releases = Releases::new(&site.place);
+        let provenance = releases.provenance(&serving.id)?;
+        let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
+        Ok(Self { serving: serving.clone(), manifest: releases.open(&serving.id)?, provenance, version })
+    }
 }
 
 impl Live {
@@ -182,6 +194,15 @@ pub struct Candidate {
     pub was_built: bool,
 }
 
+/// What the spare is.
+#[derive(Debug)]
+pub enum Spare {
+    /// Its witness says so, and the proof holds.
+    Known(Identified),
+    /// A walk will say.
+    Walk(std::thread::JoinHandle<Result<Identified>>),
+}
+
 /// A deployment in progress.
 #[derive(Debug)]
 pub struct Draft<'a> {
@@ -204,11 +225,15 @@ pub struct Draft<'a> {
     /// The candidate, once it is prepared.
     pub candidate: Option<Candidate>,
     /// The files of the commit, once they are listed.
-    pub listing: Option<Vec<GitEntry>>,
+    pub listing: Option<Listing>,
+    /// What must be changed in `project/`, where that is known.
+    pub project_changes: Option<(Vec<Entry>, Vec<TreePath>)>,
     /// In final mode: where the deliverable is, or why it cannot be had; told by stage fetch.
     pub offer: Option<Result<Offer>>,
-    /// The walk that proves what the spare is, while other things are prepared.
-    pub proof: Option<std::thread::JoinHandle<Result<Identified>>>,
+    /// Whether the trees were proven to be what their witnesses say when the last deployment had settled.
+    pub is_proven: bool,
+    /// What the spare is, or the walk that finds out while other things are prepared.
+    pub spare: Option<Spare>,
     /// Processes that have something open in the spare: then the proof is repeated at the switch.
     pub spare_in_use: bool,
     /// Whether the build happens in `run` after the switch, because the recipe needs the path and the node cannot mount.
@@ -243,8 +268,10 @@ impl<'a> Draft<'a> {
             live,
             candidate: None,
             listing: None,
+            project_changes: None,
             offer: None,
-            proof: None,
+            is_proven: false,
+            spare: None,
             spare_in_use: false,
             builds_in_run: false,
             touched: false,

@@ -144,7 +144,7 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
         }
     }
     let names: std::collections::HashSet<_> = listed.iter().map(|entry| &entry.path).collect();
-    for old in before.entries().iter().filter(|old| old.blob.is_some() && !names.contains(&old.path)) {
+    for old in before.entries().filter(|old| old.blob.is_some() && !names.contains(&old.path)) {
         changed.push(format!("  - {}", old.path));
     }
     let count = changed.len();

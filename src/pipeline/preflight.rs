@@ -14,6 +14,7 @@ use super::checkout::limits_of;
 use super::draft::{Draft, Goal, Live, Version};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
+use super::listing::Listing;
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
@@ -29,7 +30,7 @@ use crate::sys::usage::{self, Counted};
 use crate::sys::{fs, mount};
 use crate::tree::deliverable::{Deliverable, LARGEST_MANIFEST};
 use crate::tree::hash::Hash;
-use crate::tree::manifest::{Entry, Manifest};
+use crate::tree::manifest::{Entry, Manifest, differing};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Snapshots;
 use crate::tree::switch;
@@ -157,8 +158,8 @@ pub struct Undertaking<'a> {
     pub live: Option<&'a Live>,
     /// The kept release that is made live again; `None` for a commit.
     pub kept: Option<&'a DeploymentId>,
-    /// The files of the commit.
-    pub listing: &'a [GitEntry],
+    /// What the commit brings.
+    pub listing: &'a Listing,
     /// In final mode: where its deliverable is.
     pub offer: Option<&'a Offer>,
     /// Whether it builds.
@@ -397,7 +398,7 @@ impl Undertaking<'_> {
         let contents = Need::sum(new.iter().map(|entry| Need::file(entry.size)));
         let tree = contents.plus(dirs);
         let built = if self.next.mode == Mode::Final { self.fetched() } else { self.built_last()? };
-        let lines = self.listing.len().max(self.live.map_or(0, |live| live.manifest.entries().len())) as u64;
+        let lines = self.listing.count().max(self.live.map_or(0, |live| live.manifest.len())) as u64;
         let manifests = lines.saturating_mul(LINE).saturating_mul(if self.builds { 2 } else { 1 });
         let mut all = vec![
             (place.store(), contents.plus(built)),
@@ -424,18 +425,22 @@ impl Undertaking<'_> {
     /// A kept release: what `project/` lacks, and what the spare has not.
     fn of_kept_release(&self, id: &DeploymentId) -> Result<Vec<Part>> {
         let place = &self.site.place;
-        let manifest = Releases::new(place).manifest(id)?;
+        let manifest = Releases::new(place).open(id)?;
         let spare = Dir::open_real(&place.spare())?;
-        let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
-        let held: HashSet<Hash> = witness.iter().flat_map(|witness| witness.manifest().hashes()).collect();
-        let lacks = |entry: &&Entry| entry.hash().is_some_and(|hash| !held.contains(&hash));
-        let copied = Need::sum(manifest.entries().iter().filter(lacks).map(|entry| Need::file(entry.size())));
+        let witness = Witness::open(&place.witness(&spare.stat_self()?.ino.to_string()));
+        let held = witness.map(|witness| witness.manifest().clone()).unwrap_or_default();
+        let other = differing(&held, &manifest).filter(|(old, new)| old.map(Entry::hash) != new.map(Entry::hash));
+        let other: Vec<&Entry> = other.filter_map(|(_, new)| new).collect();
+        // What the spare has elsewhere costs nothing either.
+        let held: HashSet<Hash> = if other.is_empty() { HashSet::new() } else { held.hashes().collect() };
+        let lacks = |entry: &&&Entry| entry.hash().is_some_and(|hash| !held.contains(&hash));
+        let copied = Need::sum(other.iter().filter(lacks).map(|entry| Need::file(entry.size())));
         let project = Need::sum(self.new_files().iter().map(|entry| Need::file(entry.size)));
         let mut all = vec![(place.project(), project), (place.spare(), copied)];
         if switch::kind(place)? == SwitchKind::InPlace {
             let live: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
             let lacks = |entry: &&Entry| entry.hash().is_some_and(|hash| !live.contains(&hash));
-            let written = Need::sum(manifest.entries().iter().filter(lacks).map(|entry| Need::file(entry.size())));
+            let written = Need::sum(manifest.entries().filter(lacks).map(|entry| Need::file(entry.size())));
             all.push((place.run(), written));
         }
         Ok(all.into_iter().map(|(dir, need)| Part { dir, need, what: What::Deployment }).collect())
@@ -443,18 +448,29 @@ impl Undertaking<'_> {
 
     /// What must be held to take everything back: the records, and the files of `project/` that are replaced.
     fn ballast(&self) -> u64 {
-        let kept: HashSet<&ObjectId> = self.listing.iter().map(|entry| &entry.oid).collect();
-        let old = self.live.iter().flat_map(|live| live.manifest.entries());
-        let replaced = old.filter(|entry| entry.blob.as_ref().is_some_and(|blob| !kept.contains(blob)));
-        let replaced = Need::sum(replaced.map(|entry| Need::file(entry.size())));
+        let replaced = match (&self.listing.base, self.live) {
+            (Some(_), Some(live)) => {
+                let paths = self.listing.files.iter().map(|entry| &entry.path).chain(&self.listing.removed);
+                Need::sum(paths.filter_map(|path| live.manifest.get(path)).map(|entry| Need::file(entry.size())))
+            }
+            _ => {
+                let kept: HashSet<&ObjectId> = self.listing.files.iter().map(|entry| &entry.oid).collect();
+                let old = self.live.iter().flat_map(|live| live.manifest.entries());
+                let replaced = old.filter(|entry| entry.blob.as_ref().is_some_and(|blob| !kept.contains(blob)));
+                Need::sum(replaced.map(|entry| Need::file(entry.size())))
+            }
+        };
         ballast::size(self.live).saturating_add(replaced.bytes)
     }
 
     /// Files of the commit whose content the live version has not.
     fn new_files(&self) -> Vec<&GitEntry> {
+        if self.listing.base.is_some() {
+            return self.listing.files.iter().collect();
+        }
         let live = self.live.iter().flat_map(|live| live.manifest.entries());
         let known: HashSet<&ObjectId> = live.filter_map(|entry| entry.blob.as_ref()).collect();
-        self.listing.iter().filter(|entry| !known.contains(&entry.oid)).collect()
+        self.listing.files.iter().filter(|entry| !known.contains(&entry.oid)).collect()
     }
 
     /// Directories that these files are in and the live version has not.
@@ -478,7 +494,7 @@ impl Undertaking<'_> {
         let Some(live) = self.live.filter(|live| self.builds && live.provenance.built) else {
             return Ok(Need::default());
         };
-        let made = live.manifest.entries().iter().filter(|entry| entry.blob.is_none() && entry.hash().is_some());
+        let made = live.manifest.entries().filter(|entry| entry.blob.is_none() && entry.hash().is_some());
         let before = RestorePoint::read(self.site, &live.serving.id)?.and_then(|point| point.before);
         let before = before.and_then(|before| Releases::new(&self.site.place).manifest(&before.id).ok());
         let known: Option<HashSet<Hash>> = before.map(|manifest| manifest.hashes().collect());
@@ -518,7 +534,7 @@ impl Undertaking<'_> {
         let last = self.live.map(|live| Deliverable::new(&place.releases(), place.name(), &live.provenance.commit));
         let last =
             last.filter(Deliverable::exists).map(|last| size(&last.file("tar.zst")) + size(&last.file("manifest")));
-        let first = || self.listing.iter().map(|entry| entry.size).fold(0, u64::saturating_add);
+        let first = || self.listing.bytes();
         Need { bytes: rounded(last.unwrap_or_else(first)) + 2 * BLOCK, inodes: 4 }
     }
 

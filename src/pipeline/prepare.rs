@@ -5,8 +5,9 @@ use std::io::Read;
 use std::path::Path;
 
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
-use super::draft::{Candidate, Draft, Goal, Version};
+use super::draft::{Candidate, Draft, Goal, Spare, Version};
 use super::halt::{Halt, Step};
+use super::proof::Proof;
 use super::services;
 use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
@@ -20,12 +21,12 @@ use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
 use crate::sys::{fault, process};
 use crate::tree::hash::Hash;
-use crate::tree::manifest::{Content, Entry, Manifest};
+use crate::tree::manifest::{Content, Entry, Manifest, differing};
 use crate::tree::release::{Provenance, Releases};
 use crate::tree::scan::{Identified, Own, identify};
 use crate::tree::store::{Held, Store, Supply};
-use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, prove, seal};
-use crate::tree::witness::Witness;
+use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, prove, seal, seal_changes};
+use crate::tree::witness::{self, Witness};
 
 /// Stages that build.
 const BUILDING: [Stage; 3] = [Stage::PreInstall, Stage::Build, Stage::PostBuild];
@@ -57,6 +58,8 @@ impl Draft<'_> {
         let manifest = if is_kept { manifest } else { with_shared(self.site, &next.recipe, manifest)? };
         let manifest = self.stage(Stage::Candidate, |draft| draft.make_candidate(manifest, &store))?;
         let manifest = if is_kept { manifest } else { self.configure(&next, manifest, &store)? };
+        let mut built = built;
+        built.inherit_times(&manifest)?;
         self.candidate = Some(Candidate { manifest, built, was_built });
         self.record_release()?;
         self.tell(Event::Prepared)
@@ -64,18 +67,13 @@ impl Draft<'_> {
 
     /// Accept: units that the node allows, room on each file system, and the walk over the spare begins.
     fn accept(&mut self) -> Step<Option<String>> {
-        let place = self.site.place.clone();
-        let own = self.site.own;
-        self.proof = Some(std::thread::spawn(move || -> Result<Identified> {
-            let spare = Dir::open_real(&place.spare())?;
-            let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
-            identify(&spare, own, witness.as_ref(), &|_| true)
-        }));
+        self.is_proven = Proof::take(self.site, self.live.as_ref().map(|live| &live.serving.id))?;
+        self.spare = Some(self.known_spare()?.map_or_else(|| self.walk_spare(), Spare::Known));
         let next = self.next.clone();
         self.refuse_units()?;
         // A port that nothing names, a value that no service can be given: found out before anything changes.
         services::backend(self.site).refuse(&services::definitions(self.site, &self.next_deployed())?)?;
-        self.listing = Some(self.listed(&next, &next.commit.id)?);
+        self.listing = Some(self.list(&next)?);
         if next.mode == Mode::Final && self.goal == Goal::Commit {
             self.look_for_deliverable();
         }
@@ -164,7 +162,7 @@ impl Draft<'_> {
         let witness = Witness::read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
         let present = identify(&tree, self.site.own, witness.as_ref(), &|_| true)?.manifest;
         let cache = &next.recipe.cache;
-        let cached = present.entries().iter().filter(|entry| cache.iter().any(|path| entry.path.is_within(path)));
+        let cached = present.entries().filter(|entry| cache.iter().any(|path| entry.path.is_within(path)));
         let cached: Vec<Entry> = cached.filter(|entry| source.get(&entry.path).is_none()).cloned().collect();
         let mut more = Vec::new();
         for path in cached.iter().filter_map(|entry| entry.path.parent()) {
@@ -189,7 +187,7 @@ impl Draft<'_> {
                 .iter()
                 .any(|path| entry.path.is_within(path) || path.is_within(&entry.path) && entry.is_dir())
         };
-        let entries = live.manifest.entries().iter().filter(cached).filter(|entry| source.get(&entry.path).is_none());
+        let entries = live.manifest.entries().filter(cached).filter(|entry| source.get(&entry.path).is_none());
         source.with(entries.cloned().collect(), &[])
     }
 
@@ -226,7 +224,6 @@ impl Draft<'_> {
         let dir = Dir::open_real(tree)?;
         let witness_path = self.site.place.witness(&dir.stat_self()?.ino.to_string());
         let witness = Witness::read(&witness_path);
-        let taken = now_ns();
         let told = identify(&dir, self.site.own, witness.as_ref(), &|_| true)?;
         let mut specials = told.specials.iter().filter(|path| !next.recipe.exclude.matches(path, false));
         if let Some(path) = specials.next() {
@@ -237,7 +234,7 @@ impl Draft<'_> {
         let built = without_excluded(&next.recipe, &told.manifest)?;
         let built = with_blobs(built, source)?;
         self.take_contents_in(&dir, &built, store)?;
-        Witness::new(told, taken, dir.stat_self()?.dev).write(&witness_path)?;
+        witness::record(&witness_path, &dir, told.manifest, witness)?;
         Ok(built)
     }
 
@@ -276,7 +273,7 @@ impl Draft<'_> {
     /// A kept release: every content must be at hand before anything is touched.
     fn kept_release(&mut self, next: &Version, id: &DeploymentId, store: &Store) -> Step<(Manifest, Manifest, bool)> {
         let releases = Releases::new(&self.site.place);
-        let (manifest, built) = (releases.manifest(id)?, releases.built(id)?);
+        let (manifest, built) = (releases.open(id)?, releases.open_built(id)?);
         let was_built = releases.provenance(id)?.built;
         let spare = Dir::open_real(&self.site.place.spare())?;
         let run = Dir::open_real(&self.site.place.run())?;
@@ -285,10 +282,10 @@ impl Draft<'_> {
         let mut held = vec![Held::new(&spare, &actual.manifest)];
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
         let supply = Supply::new(store, held).with_origin(&origin);
-        for entry in manifest.entries() {
-            if let Some(hash) = entry.hash()
-                && !supply.has(&hash)?
-            {
+        // What the spare has already need not be looked for.
+        let put = differing(&actual.manifest, &manifest).filter_map(|(_, new)| new);
+        for entry in put {
+            if !supply.has(entry)? {
                 return Err(Halt::refused(format!(
                     "release {id} is incomplete: the content of `{}` is missing",
                     entry.path
@@ -296,7 +293,7 @@ impl Draft<'_> {
                 .hint("mc_project verify NAME tells which releases are complete; mc_project history NAME lists them"));
             }
         }
-        self.proof = Some(std::thread::spawn(move || Ok(actual)));
+        self.spare = Some(Spare::Known(actual));
         self.check_out(next, store)?;
         Ok((manifest, built, was_built))
     }
@@ -306,23 +303,60 @@ impl Draft<'_> {
     /// # Errors
     /// If the walk failed.
     pub fn proven_spare(&mut self) -> Result<Identified> {
-        match self.proof.take() {
-            Some(walk) => walk.join().map_err(|_| Error::bug("the walk over the spare died"))?,
+        match self.spare.take() {
+            Some(Spare::Known(known)) => Ok(known),
+            Some(Spare::Walk(walk)) => walk.join().map_err(|_| Error::bug("the walk over the spare died"))?,
             None => Err(Error::bug("the walk over the spare was asked for twice")),
+        }
+    }
+
+    /// What the witness of the spare says, if it was proven.
+    fn known_spare(&self) -> Result<Option<Identified>> {
+        if !self.is_proven {
+            return Ok(None);
+        }
+        let spare = Dir::open_real(&self.site.place.spare())?;
+        let witness = Witness::open(&self.site.place.witness(&spare.stat_self()?.ino.to_string()));
+        Ok(witness.map(|witness| Identified { manifest: witness.manifest().clone(), ..Identified::default() }))
+    }
+
+    /// Begins to walk the spare.
+    fn walk_spare(&self) -> Spare {
+        let (place, own) = (self.site.place.clone(), self.site.own);
+        Spare::Walk(std::thread::spawn(move || -> Result<Identified> {
+            let spare = Dir::open_real(&place.spare())?;
+            let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
+            identify(&spare, own, witness.as_ref(), &|_| true)
+        }))
+    }
+
+    /// What the spare is and what must be done to it; a witness that is damaged is replaced by a walk.
+    fn plan_candidate(&mut self, manifest: &Manifest) -> Result<(Identified, Plan)> {
+        if self.spare_in_use && self.is_proven {
+            self.spare = Some(self.walk_spare());
+        }
+        let actual = self.proven_spare()?;
+        match Plan::new(&actual, manifest) {
+            Ok(plan) => Ok((actual, plan)),
+            Err(_) if actual.manifest.intact().is_err() => {
+                self.spare = Some(self.walk_spare());
+                let actual = self.proven_spare()?;
+                let plan = Plan::new(&actual, manifest)?;
+                Ok((actual, plan))
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// Turns the spare into the candidate.
     fn make_candidate(&mut self, mut manifest: Manifest, store: &Store) -> Step<(Manifest, Option<String>)> {
         let place = self.site.place.clone();
-        let actual = self.proven_spare()?;
         if let Some(live) = &self.live {
-            manifest.inherit_times(&live.manifest);
+            manifest.inherit_times(&live.manifest)?;
         }
         let (spare, run) = (Dir::open_real(&place.spare())?, Dir::open_real(&place.run())?);
         self.warn_of_users(&spare)?;
-        let plan = Plan::new(&actual, &manifest);
-        let live_hashes: HashSet<Hash> = self.live.iter().flat_map(|live| live.manifest.hashes()).collect();
+        let (actual, plan) = self.plan_candidate(&manifest)?;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
@@ -333,16 +367,19 @@ impl Draft<'_> {
         Releases::new(&place).unlink_tree("spare")?;
         // What the live tree has too may leave the store: after the switch that tree is the spare. The rest is copied, so
         // that the next candidate finds it there.
-        let mut supply = Supply::new(store, held).with_origin(&origin).taking(live_hashes);
+        let takeable = self.live.as_ref().map(|live| live.manifest.clone()).unwrap_or_default();
+        let mut supply = Supply::new(store, held).with_origin(&origin).taking(&takeable);
         fault::point("candidate.dirty")?;
         let target = Target { tree: &spare, own: self.site.own, point: "candidate.applying" };
         apply(&target, &plan, &mut supply, &Keeping { store: Some(store), aside: None })?;
-        let mut witness = seal(&spare, self.site.own, &manifest)?;
-        if self.spare_in_use {
+        let sealed = if self.spare_in_use {
             // Somebody has the tree open and may have written to a new file before it was sealed.
-            witness = prove(&spare, self.site.own, &manifest, None)?;
-        }
-        witness.write(&place.witness(&spare.stat_self()?.ino.to_string()))?;
+            prove(&spare, self.site.own, &manifest, None)?
+        } else {
+            seal_changes(&spare, self.site.own, &actual.manifest, &plan, &manifest)?
+        };
+        let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
+        witness::record(&witness_path, &spare, sealed, Witness::open(&witness_path))?;
         fault::point("candidate.done")?;
         let changed = self.changed_files(&manifest);
         Ok((manifest, Some(changed)))
@@ -351,9 +388,8 @@ impl Draft<'_> {
     fn changed_files(&self, manifest: &Manifest) -> String {
         let empty = Manifest::default();
         let live = self.live.as_ref().map_or(&empty, |live| &live.manifest);
-        let pairs = crate::tree::manifest::pairs(live.entries(), manifest.entries());
         let is_file = |entry: Option<&Entry>| entry.is_some_and(|entry| !entry.is_dir());
-        let changed = pairs.filter(|(old, new)| old != new && (is_file(*old) || is_file(*new))).count();
+        let changed = differing(live, manifest).filter(|(old, new)| is_file(*old) || is_file(*new)).count();
         format!("{} of {} files change", changed, manifest.files())
     }
 
@@ -390,7 +426,8 @@ impl Draft<'_> {
         self.refuse_anothers(&told, "configure", &path)?;
         let configured = with_blobs(told.manifest, &manifest)?;
         self.take_contents_in(&spare, &configured, store)?;
-        seal(&spare, self.site.own, &configured)?.write(&witness_path)?;
+        let sealed = seal(&spare, self.site.own, &configured)?;
+        witness::record(&witness_path, &spare, sealed, witness)?;
         Ok(configured)
     }
 
@@ -422,9 +459,11 @@ impl Draft<'_> {
 
 /// A tree without the recipe's excluded paths.
 fn without_excluded(recipe: &Recipe, manifest: &Manifest) -> Result<Manifest> {
+    if recipe.exclude.is_empty() {
+        return Ok(manifest.clone());
+    }
     let excluded: Vec<TreePath> = manifest
         .entries()
-        .iter()
         .filter(|entry| recipe.exclude.matches(&entry.path, entry.is_dir()))
         .map(|entry| entry.path.clone())
         .collect();
@@ -435,7 +474,6 @@ fn without_excluded(recipe: &Recipe, manifest: &Manifest) -> Result<Manifest> {
 fn with_blobs(mut manifest: Manifest, source: &Manifest) -> Result<Manifest> {
     let named: Vec<Entry> = manifest
         .entries()
-        .iter()
         .filter_map(|entry| {
             let known = source.get(&entry.path)?;
             let same = entry.blob.is_none() && known.blob.is_some() && known.hash() == entry.hash();
@@ -485,7 +523,8 @@ fn with_shared(site: &Site, recipe: &Recipe, manifest: Manifest) -> Result<Manif
             at = path.parent();
             put.insert(path.clone(), directory(path, now));
         }
-        dropped.extend(manifest.entries().iter().filter(|e| e.path.is_within(&shared.path)).map(|e| e.path.clone()));
+        dropped.extend(manifest.get(&shared.path).map(|entry| entry.path.clone()));
+        dropped.extend(manifest.below(&shared.path).map(|entry| entry.path.clone()));
         let target =
             std::os::unix::ffi::OsStrExt::as_bytes(shared_dir.join(shared.path.as_path()).as_os_str()).to_vec();
         let mut link = directory(shared.path.clone(), now);

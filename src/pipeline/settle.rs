@@ -10,6 +10,7 @@ use super::checkout::GitOrigin;
 use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::parking;
+use super::proof::Proof;
 use super::site::Site;
 use super::steps::{run_one, steps_of};
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -27,7 +28,7 @@ use crate::sys::error::Result;
 use crate::sys::escape;
 use crate::sys::keys::ReleaseKey;
 use crate::sys::path::TreePath;
-use crate::sys::{fault, fs};
+use crate::sys::{fault, fs, process};
 use crate::tree::deliverable::{Deliverable, Packing};
 use crate::tree::drift::Drift;
 use crate::tree::hash::Hash;
@@ -37,8 +38,8 @@ use crate::tree::scan::{Identified, identify};
 use crate::tree::snapshot::Snapshots;
 use crate::tree::store::{Held, Store, Supply};
 use crate::tree::switch;
-use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
-use crate::tree::witness::Witness;
+use crate::tree::sync::{self, Aside, Keeping, Plan, Target, apply, seal};
+use crate::tree::witness::{self, Witness};
 
 /// The most lines that drift takes.
 const DRIFT_LINES: usize = 20;
@@ -64,6 +65,10 @@ pub struct Settling<'a> {
     pub version: Option<&'a Version>,
     /// What serves now.
     pub live: Option<Live>,
+    /// What the spare is, once it was looked at.
+    pub spare: Option<Manifest>,
+    /// Whether the trees were found to be what their witnesses say, and nobody can change them unseen.
+    pub is_proven: bool,
 }
 
 /// One part of settling.
@@ -81,13 +86,14 @@ impl<'a> Settling<'a> {
             }
             return;
         }
-        let parts: [(&str, Part<'a>); 6] = [
+        let parts: [(&str, Part<'a>); 7] = [
             ("the record in git could not be written", Self::record_in_git),
             ("drift could not be kept", Self::look_at_spare),
             ("what failed could not be kept", Self::keep_failed),
             ("the deliverable could not be packed", Self::pack),
             ("old deployments could not be removed", Self::rotate),
             ("the store could not be swept", Self::sweep),
+            ("the trees could not be proven", Self::prove),
         ];
         for (what, part) in parts {
             if let Err(error) = part(self) {
@@ -166,8 +172,11 @@ impl<'a> Settling<'a> {
         }
         let Some(before) = self.begin.serves.clone() else { return Ok(()) };
         let spare = Dir::open_real(&place.spare())?;
+        let is_used = !process::processes_using(spare.path())?.found.is_empty();
         let told = look(self.site, &spare)?;
-        let Ok(release) = Releases::new(place).manifest(&before.id) else { return Ok(()) };
+        self.spare = Some(told.manifest.clone());
+        self.is_proven = !is_used && told.specials.is_empty() && told.linked_elsewhere.is_empty();
+        let Ok(release) = Releases::new(place).open(&before.id) else { return Ok(()) };
         let ignore = &self.recipe.ignore_drift;
         let drift = Drift::between(&release, &told, &|path, is_dir| ignore.matches(path, is_dir));
         if !drift.is_empty() {
@@ -196,17 +205,18 @@ impl<'a> Settling<'a> {
             let told = look(site, &spare)?;
             let store = Store::open(&place.store())?;
             let run = Dir::open_real(&place.run())?;
-            let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(wanted.hashes().collect());
+            let mut supply = Supply::new(&store, vec![Held::new(&run, &wanted)]).taking(&wanted);
             let aside_dir = Dir::open(&failed.join("files"))?;
             let target = Target { tree: &spare, own: site.own, point: "settle.failed-kept" };
             // What a kept release needs too belongs into the store; everything else is what the failed version made.
             let needed = Releases::new(place).needed()?;
-            let only = told.manifest.entries().iter().filter(|e| e.hash().is_none_or(|hash| !needed.contains(&hash)));
+            let only = told.manifest.entries().filter(|e| e.hash().is_none_or(|hash| !needed.contains(&hash)));
             let only: HashSet<TreePath> = only.map(|entry| entry.path.clone()).collect();
             let aside = Some(Aside { dir: &aside_dir, only: Some(&only) });
             let keeping = Keeping { store: Some(&store), aside };
-            apply(&target, &Plan::new(&told, &wanted), &mut supply, &keeping)?;
-            seal(&spare, site.own, &wanted)?.write(&witness_path(site, &spare)?)?;
+            apply(&target, &Plan::new(&told, &wanted)?, &mut supply, &keeping)?;
+            let sealed = seal(&spare, site.own, &wanted)?;
+            witness::record(&witness_path(site, &spare)?, &spare, sealed, None)?;
         }
         if let Some(point) = RestorePoint::read(site, &self.begin.id)? {
             let snapshots = Snapshots::new(place, site.own);
@@ -242,7 +252,7 @@ impl<'a> Settling<'a> {
     }
 
     fn sweep(&mut self) -> Result<()> {
-        for missing in sweep(self.site, self.live.as_ref())? {
+        for missing in sweep(self.site, self.live.as_ref(), self.spare.as_ref())? {
             let text = format!(
                 "content {missing} of a kept release is lost: mc_project verify {} tells which",
                 self.begin.project
@@ -250,6 +260,19 @@ impl<'a> Settling<'a> {
             self.telling.emit(Event::Warning { text })?;
         }
         fault::point("settle.sweep")
+    }
+
+    /// Looks at `project/` too; if it is what its witness says, the next deployment needs no walk.
+    fn prove(&mut self) -> Result<()> {
+        let Some(serving) = self.outcome.serves.as_ref().filter(|_| self.is_proven) else { return Ok(()) };
+        let path = self.site.place.project();
+        let tree = Dir::open_real(&path)?;
+        let Some(witness) = Witness::read(&witness_path(self.site, &tree)?) else { return Ok(()) };
+        let Ok(proven) = sync::prove(&tree, self.site.own_at(&path), witness.manifest(), Some(&witness)) else {
+            return Ok(());
+        };
+        witness::record(&witness_path(self.site, &tree)?, &tree, proven, Some(witness))?;
+        Proof::write(self.site, &serving.id)
     }
 }
 
@@ -269,10 +292,8 @@ fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {
 fn look(site: &Site, tree: &Dir) -> Result<Identified> {
     let path = witness_path(site, tree)?;
     let witness = Witness::read(&path);
-    let taken = now_ns();
     let told = identify(tree, site.own, witness.as_ref(), &|_| true)?;
-    let copy = Identified { manifest: told.manifest.clone(), inodes: told.inodes.clone(), ..Identified::default() };
-    Witness::new(copy, taken, tree.stat_self()?.dev).write(&path)?;
+    witness::record(&path, tree, told.manifest.clone(), witness)?;
     Ok(told)
 }
 
@@ -342,7 +363,7 @@ pub fn with_contents<T>(
     let mut trees = Vec::new();
     for path in [place.spare(), place.run(), place.build_tree()] {
         let dir = Dir::open_real(&path)?;
-        let witness = Witness::read(&witness_path(site, &dir)?);
+        let witness = Witness::open(&witness_path(site, &dir)?);
         trees.push((dir, witness));
     }
     let held = trees.iter().filter_map(|(dir, witness)| Some(Held::new(dir, witness.as_ref()?.manifest()))).collect();
@@ -371,7 +392,7 @@ pub fn write_tree(site: &Site, id: &DeploymentId, dir: &Path) -> Result<usize> {
     with_contents(site, &[&manifest], |supply| {
         let mut supply = supply.also(kept.as_ref().map(|kept| Held::new(kept, &manifest)));
         let target = Target { tree: &tree, own: site.own, point: "store.ingested" };
-        apply(&target, &Plan::new(&Identified::default(), &manifest), &mut supply, &Keeping::default())
+        apply(&target, &Plan::new(&Identified::default(), &manifest)?, &mut supply, &Keeping::default())
     })?;
     seal(&tree, site.own, &manifest)?;
     Ok(manifest.files())
@@ -476,7 +497,8 @@ fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids:
         }
     }
     for name in fs::names(&place.state())? {
-        if name.strip_prefix("witness-").is_some_and(|ino| !inodes.contains(ino)) {
+        let ino = name.strip_prefix("witness-").and_then(|rest| rest.split('.').next());
+        if ino.is_some_and(|ino| !inodes.contains(ino)) {
             fs::remove_file(&place.state().join(&name))?;
         }
     }
@@ -496,12 +518,12 @@ fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids:
 ///
 /// # Errors
 /// If a manifest is damaged: then nothing is removed.
-pub fn sweep(site: &Site, live: Option<&Live>) -> Result<Vec<Hash>> {
+pub fn sweep(site: &Site, live: Option<&Live>, spare: Option<&Manifest>) -> Result<Vec<Hash>> {
     let place = &site.place;
     let releases = Releases::new(place);
     let mut needed = releases.needed()?;
-    let spare = Dir::open_real(&place.spare())?;
-    for hash in look(site, &spare)?.manifest.hashes() {
+    let looked = if spare.is_some() { None } else { Some(look(site, &Dir::open_real(&place.spare())?)?.manifest) };
+    for hash in spare.or(looked.as_ref()).into_iter().flat_map(Manifest::hashes) {
         needed.remove(&hash);
     }
     let store = Store::open(&place.store())?;

@@ -216,7 +216,7 @@ fn live_in(site: &Site, repo: &Repo, mode: Mode) -> Result<Option<Live>> {
         Some(record) if mode != Mode::Editable => record.cooked,
         _ => site.serves()?,
     };
-    serving.map(|serving| Live::load(site, repo, &serving)).transpose()
+    serving.map(|serving| Live::open(site, repo, &serving)).transpose()
 }
 
 fn begin_rollback(
@@ -239,7 +239,7 @@ fn begin_rollback(
     let releases = crate::tree::release::Releases::new(&site.place);
     let provenance = releases.provenance(&target)?;
     let data_of = if with_data { Some(data_point(site, &target)?) } else { None };
-    let live = Live::load(site, &repo, &serving)?;
+    let live = Live::open(site, &repo, &serving)?;
     let info = repo.commit(&provenance.commit)?;
     let mut begin = beginning(site, request, (provenance.commit, info.subject, info.author), provenance.mode)?;
     begin.work = Work::Rollback;
@@ -359,8 +359,18 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     };
     let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
     let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
-    let mut settling =
-        Settling { site, telling, begin, outcome, entry: &entry, recipe: &recipe, version: version.as_ref(), live };
+    let mut settling = Settling {
+        site,
+        telling,
+        begin,
+        outcome,
+        entry: &entry,
+        recipe: &recipe,
+        version: version.as_ref(),
+        live,
+        spare: None,
+        is_proven: false,
+    };
     settling.settle();
     let spooled = tell::spool(site, begin, &entry, &recipe, version.as_ref());
     let faults = spooled.unwrap_or_else(|error| vec![format!("the mail could not be written: {}", error.one_line())]);

@@ -130,6 +130,24 @@ pub fn write_in_place(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).context(|| format!("cannot write {}", path.display()))
 }
 
+/// Replaces a file at once but not durably: after a power cut it may be the old one, or torn. For what can be made again and
+/// says itself whether it is whole.
+///
+/// # Errors
+/// If it cannot be written; the old content stands then.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let (_, temp) = beside(path)?;
+    remove_file(&temp)?;
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
+        file.write_all(bytes)?;
+        fs::rename(&temp, path)
+    };
+    write().context(|| format!("cannot write {}", path.display())).inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
+}
+
 /// Makes a symbolic link durably, replacing one that stands there.
 ///
 /// # Errors

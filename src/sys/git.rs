@@ -31,7 +31,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub use attributes::{AttributeUse, AttributesLine, attribute_uses, attributes_problem, is_lfs_pointer};
-pub use list::{EntryKind, GitEntry, TreeLimits};
+pub use list::{Differences, EntryKind, GitEntry, TreeLimits};
 pub use object::CommitInfo;
 pub use patch::text_patch;
 pub use program::program_version;

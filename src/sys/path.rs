@@ -123,14 +123,24 @@ impl TreePath {
 #[must_use]
 pub fn escape(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
+    escape_into(&mut out, bytes);
+    out
+}
+
+/// As [`escape`], added to a text.
+pub fn escape_into(out: &mut String, bytes: &[u8]) {
+    let is_plain = |b: &u8| matches!(b, b'!'..=b'~') && *b != b'%';
+    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(is_plain)) {
+        out.push_str(text);
+        return;
+    }
     for b in bytes {
-        if matches!(b, b'!'..=b'~') && *b != b'%' {
+        if is_plain(b) {
             out.push(char::from(*b));
         } else {
             let _ = write!(out, "%{b:02X}");
         }
     }
-    out
 }
 
 /// Reads what [`escape`] wrote; `None` if the text is not of that form.

@@ -38,14 +38,14 @@ impl Wanted {
     #[must_use]
     pub fn new(manifest: &Manifest, other: Option<&Manifest>) -> Self {
         let mut alone = BLOCK;
-        for entry in manifest.entries().iter().filter(|entry| entry.hard_link.is_none()) {
+        for entry in manifest.entries().filter(|entry| entry.hard_link.is_none()) {
             alone += match entry.hash() {
                 Some(_) => entry.size().div_ceil(BLOCK) * BLOCK,
                 None if entry.is_dir() => BLOCK,
                 None => 0,
             };
         }
-        let all = manifest.entries().iter().chain(other.iter().flat_map(|other| other.entries()));
+        let all = manifest.entries().chain(other.iter().flat_map(|other| other.entries()));
         Self { contents: all.filter_map(|entry| Some((entry.hash()?, entry.size()))).collect(), alone }
     }
 }

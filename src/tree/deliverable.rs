@@ -148,7 +148,7 @@ impl Deliverable {
             manifest: Hash::of(text.as_bytes()).hex(),
             archive: written.0.hex(),
             size: written.1,
-            entries: manifest.entries().len(),
+            entries: manifest.len(),
             bytes: manifest.bytes(),
             provenance: packing.provenance.cloned(),
         };
@@ -205,10 +205,10 @@ impl Deliverable {
             return Err(Error::refused(format!("the manifest of {} is not the one that was signed", self.base)));
         }
         let manifest = Manifest::from_text(&String::from_utf8_lossy(text))?;
-        if manifest.tree_digest().hex() != statement.tree {
+        if !manifest.has_digest(&statement.tree) {
             return Err(Error::refused(format!("the tree digest of {} is not the one that was signed", self.base)));
         }
-        if let Some(entry) = manifest.entries().iter().find(|entry| entry.has_privileges()) {
+        if let Some(entry) = manifest.entries().find(|entry| entry.has_privileges()) {
             return Err(Error::refused(format!(
                 "`{}` in {} has an owner, setuid, setgid or an attribute that is a privilege",
                 entry.path, self.base
@@ -231,11 +231,11 @@ impl Deliverable {
         limits: Limits,
         wants: &dyn Fn(&Hash) -> Result<bool>,
     ) -> Result<usize> {
-        if manifest.entries().len() > limits.entries || manifest.bytes() > limits.bytes {
+        if manifest.len() > limits.entries || manifest.bytes() > limits.bytes {
             return Err(Error::refused(format!(
                 "{} unpacks to {} entries and {} bytes, the limits are {} and {}",
                 self.base,
-                manifest.entries().len(),
+                manifest.len(),
                 manifest.bytes(),
                 limits.entries,
                 limits.bytes
@@ -446,8 +446,8 @@ fn read_members(archive: &mut Archive, manifest: &Manifest, on_content: &mut OnC
             on_content(entry, &mut Read::take(&mut member, entry.size() + 1))?;
         }
     }
-    if seen.len() != manifest.entries().len() {
-        return Err(Error::refused(format!("{} members are missing", manifest.entries().len() - seen.len())));
+    if seen.len() != manifest.len() {
+        return Err(Error::refused(format!("{} members are missing", manifest.len() - seen.len())));
     }
     let mut tail = tar.into_inner();
     tail.ended = true;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::manifest::{Content, Entry, Manifest, pairs};
+use super::manifest::{Content, Entry, Manifest, differing};
 use super::scan::Identified;
 use super::store::Supply;
 use super::sync::keep_copy;
@@ -53,7 +53,7 @@ impl Drift {
     #[must_use]
     pub fn between(release: &Manifest, actual: &Identified, ignored: &dyn Fn(&TreePath, bool) -> bool) -> Self {
         let mut changes = Vec::new();
-        for (old, new) in pairs(release.entries(), actual.manifest.entries()) {
+        for (old, new) in differing(release, &actual.manifest) {
             let Some(how) = difference(old, new) else { continue };
             let Some(entry) = new.or(old) else { continue };
             if !ignored(&entry.path, entry.is_dir()) {
@@ -193,6 +193,7 @@ fn difference(old: Option<&Entry>, new: Option<&Entry>) -> Option<How> {
 #[cfg(test)]
 mod tests {
     use super::super::hash::Hash;
+    use super::super::manifest::Stamp;
     use super::*;
 
     fn tree(files: &[(&str, &str)]) -> Identified {
@@ -212,6 +213,7 @@ mod tests {
                 hard_link: None,
                 xattrs: vec![],
                 blob: None,
+                stamp: Stamp::default(),
             });
         }
         Identified { manifest: Manifest::new(entries).unwrap(), ..Identified::default() }

@@ -46,6 +46,17 @@ impl Hash {
         Self::copying(from, &mut std::io::sink())
     }
 
+    /// Adds the digest as hexadecimal text.
+    pub fn write_hex(&self, text: &mut String) {
+        text.push_str(&blake3::Hash::from_bytes(self.0).to_hex());
+    }
+
+    /// The digest as bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The digest as hexadecimal text.
     #[must_use]
     pub fn hex(&self) -> String {

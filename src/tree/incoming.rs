@@ -68,7 +68,7 @@ impl Announced {
     /// If it is another one, or holds what deliverables may not.
     pub fn with_manifest(self, text: Vec<u8>) -> Result<Incoming> {
         let manifest = self.deliverable.verify_manifest(&self.statement, &text)?;
-        if (manifest.entries().len(), manifest.bytes()) != (self.statement.entries, self.statement.bytes) {
+        if (manifest.len(), manifest.bytes()) != (self.statement.entries, self.statement.bytes) {
             return Err(Error::refused(format!(
                 "the manifest of {} has other sizes than were signed",
                 self.deliverable.name()

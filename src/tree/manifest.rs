@@ -13,181 +13,47 @@
 //! Paths, targets and values are percent-escaped (see [`crate::sys::path::escape`]). The owner is `-` for the
 //! project's own user, else `uid:gid`. A kept release is stored whole or as changes against another one: the same
 //! lines with `+` or `-` before them, under the first line `mc_project changes 1 <id>`.
+//!
+//! In memory a manifest is a row of [`Chunk`]s that it shares with the manifests it was made from, and that may still lie
+//! on the disk ([`index`]). What is done to it costs what it touches.
+
+mod chunk;
+mod entry;
+mod index;
+mod text;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use chunk::Chunk;
+pub use entry::{Content, Entry, Stamp, Style};
+pub use text::{Changes, Indexed};
 
 use super::hash::Hash;
-use crate::project::ids::{DeploymentId, ObjectId};
 use crate::sys::error::{Error, Result};
-use crate::sys::path::{TreePath, escape, unescape};
-
-/// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// A directory.
-    Dir,
-    /// A regular file.
-    File {
-        /// Size in bytes.
-        size: u64,
-        /// Digest of the content.
-        hash: Hash,
-    },
-    /// A symbolic link with its target.
-    Symlink(Vec<u8>),
-}
-
-/// One entry of a tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it stands.
-    pub path: TreePath,
-    /// Permission bits (`& 0o7777`); 0o777 for a link.
-    pub mode: u32,
-    /// Owner and group; `None` is the project's own user.
-    pub owner: Option<(u32, u32)>,
-    /// Time of the last modification, nanoseconds since the epoch.
-    pub mtime: i64,
-    /// What it is.
-    pub content: Content,
-    /// The first path (by order) of the hard-linked file that this one is another name of.
-    pub hard_link: Option<TreePath>,
-    /// Extended attributes and ACLs, sorted by name.
-    pub xattrs: Vec<(String, Vec<u8>)>,
-    /// The git object with this content, where one is known.
-    pub blob: Option<ObjectId>,
-}
-
-impl Entry {
-    /// The digest of a file's content.
-    #[must_use]
-    pub fn hash(&self) -> Option<Hash> {
-        match self.content {
-            Content::File { hash, .. } => Some(hash),
-            _ => None,
-        }
-    }
-
-    /// The size of a file, 0 for everything else.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        match self.content {
-            Content::File { size, .. } => size,
-            _ => 0,
-        }
-    }
-
-    /// Whether this is a directory.
-    #[must_use]
-    pub fn is_dir(&self) -> bool {
-        self.content == Content::Dir
-    }
-
-    /// Whether both entries have the same content and name structure (mode, owner, time and attributes aside).
-    #[must_use]
-    pub fn same_content(&self, other: &Self) -> bool {
-        self.content == other.content && self.hard_link == other.hard_link
-    }
-
-    /// Whether mode, owner, attributes and time are the same. The time of a directory counts too.
-    #[must_use]
-    pub fn same_metadata(&self, other: &Self) -> bool {
-        self.mode == other.mode && self.owner == other.owner && self.mtime == other.mtime && self.xattrs == other.xattrs
-    }
-
-    /// Whether it would give a file rights that only the node it stands on can give: an owner, setuid, setgid, or an
-    /// attribute that the kernel itself obeys.
-    #[must_use]
-    pub fn has_privileges(&self) -> bool {
-        self.mode & 0o6000 != 0
-            || self.owner.is_some()
-            || self.xattrs.iter().any(|(name, _)| !crate::sys::dir::is_carried(name.as_bytes()))
-    }
-
-    fn line(&self) -> String {
-        let mut line = String::with_capacity(120);
-        let letter = match self.content {
-            Content::Dir => 'd',
-            Content::File { .. } => 'f',
-            Content::Symlink(_) => 'l',
-        };
-        let _ = write!(line, "{letter} {:04o} ", self.mode);
-        match self.owner {
-            None => line.push('-'),
-            Some((uid, gid)) => {
-                let _ = write!(line, "{uid}:{gid}");
-            }
-        }
-        let (seconds, nanos) = (self.mtime.div_euclid(1_000_000_000), self.mtime.rem_euclid(1_000_000_000));
-        let _ = write!(line, " {seconds}.{nanos:09} ");
-        match &self.content {
-            Content::Dir => line.push_str("- -"),
-            Content::File { size, hash } => {
-                let _ = write!(line, "{size} {hash}");
-            }
-            Content::Symlink(target) => {
-                let _ = write!(line, "- {}", escape(target));
-            }
-        }
-        let _ = write!(line, " {}", self.path.escaped());
-        if let Some(blob) = &self.blob {
-            let _ = write!(line, " git={blob}");
-        }
-        if let Some(leader) = &self.hard_link {
-            let _ = write!(line, " link={}", leader.escaped());
-        }
-        for (name, value) in &self.xattrs {
-            let _ = write!(line, " x:{}={}", escape(name.as_bytes()).replace('=', "%3D"), escape(value));
-        }
-        line
-    }
-
-    fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.split(' ');
-        let letter = fields.next()?;
-        let mode = u32::from_str_radix(fields.next()?, 8).ok().filter(|m| *m <= 0o7777)?;
-        let owner = match fields.next()? {
-            "-" => None,
-            text => {
-                let (uid, gid) = text.split_once(':')?;
-                Some((uid.parse().ok()?, gid.parse().ok()?))
-            }
-        };
-        let (seconds, nanos) = fields.next()?.split_once('.')?;
-        let nanos: i64 = (nanos.len() == 9).then(|| nanos.parse().ok()).flatten()?;
-        let mtime = seconds.parse::<i64>().ok()?.checked_mul(1_000_000_000)?.checked_add(nanos)?;
-        let (size, third) = (fields.next()?, fields.next()?);
-        let content = match letter {
-            "d" => Content::Dir,
-            "f" => Content::File { size: size.parse().ok()?, hash: third.parse().ok()? },
-            "l" => Content::Symlink(unescape(third)?),
-            _ => return None,
-        };
-        let path = TreePath::from_escaped(fields.next()?).ok()?;
-        let mut entry = Self { path, mode, owner, mtime, content, hard_link: None, xattrs: Vec::new(), blob: None };
-        for field in fields {
-            if let Some(blob) = field.strip_prefix("git=") {
-                entry.blob = Some(blob.parse().ok()?);
-            } else if let Some(leader) = field.strip_prefix("link=") {
-                entry.hard_link = Some(TreePath::from_escaped(leader).ok()?);
-            } else {
-                let (name, value) = field.strip_prefix("x:")?.split_once('=')?;
-                entry.xattrs.push((String::from_utf8(unescape(name)?).ok()?, unescape(value)?));
-            }
-        }
-        Some(entry)
-    }
-}
+use crate::sys::path::TreePath;
 
 /// A whole tree: entries sorted by path, each path once, parents before children.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, Default)]
 pub struct Manifest {
-    entries: Vec<Entry>,
+    chunks: Arc<Vec<Arc<Chunk>>>,
 }
 
-const FIRST_LINE: &str = "mc_project manifest 1";
-const FIRST_WORDS_OF_CHANGES: &str = "mc_project changes 1 ";
+impl PartialEq for Manifest {
+    fn eq(&self, other: &Self) -> bool {
+        let chunks = |manifest: &Self| manifest.chunks.len();
+        chunks(self) == chunks(other) && self.chunks.iter().zip(other.chunks.iter()).all(|(a, b)| a.is_same(b))
+    }
+}
+
+impl Eq for Manifest {}
+
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Manifest({} entries)", self.len())
+    }
+}
 
 impl Manifest {
     /// Takes entries, sorts and checks them.
@@ -201,249 +67,331 @@ impl Manifest {
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
             return Err(Error::refused(format!("path `{}` stands twice", pair[0].path)));
         }
-        let manifest = Self { entries };
-        for entry in &manifest.entries {
-            if let Some(parent) = entry.path.parent()
-                && !manifest.get(&parent).is_some_and(Entry::is_dir)
-            {
-                return Err(Error::refused(format!(
-                    "path `{}` stands below something that is no directory",
-                    entry.path
-                )));
-            }
-        }
+        let manifest = Self { chunks: Arc::new(Chunk::cut(entries)) };
+        manifest.check_parents(manifest.entries())?;
         Ok(manifest)
     }
 
-    /// All entries in order.
+    fn check_parents<'a>(&'a self, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
+        let mut known: Option<TreePath> = None;
+        for entry in entries {
+            let Some(parent) = entry.path.parent() else { continue };
+            if known.as_ref() == Some(&parent) {
+                continue;
+            }
+            if !self.get(&parent).is_some_and(Entry::is_dir) {
+                return Err(orphan(&entry.path));
+            }
+            known = Some(parent);
+        }
+        Ok(())
+    }
+
+    /// The manifest in a file, by its index: nothing of it is read before somebody asks. With it comes the digest of the
+    /// file's last line. `None` where the index is not there or of another file.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn open(path: &Path, index: &Path, style: Style) -> Option<(Self, Hash)> {
+        let (chunks, last) = index::open(path, index, style)?;
+        Some((Self { chunks: Arc::new(chunks) }, last))
+    }
+
+    /// Whether everything that was asked for so far was there. What [`Manifest::open`] gave is read piece by piece; a piece
+    /// that is damaged seems to be empty, and only this tells.
+    ///
+    /// # Errors
+    /// If a file turned out to be damaged.
+    pub fn intact(&self) -> Result<()> {
+        if self.chunks.iter().any(|chunk| chunk.is_damaged()) {
+            return Err(Error::failed("the record of a tree is damaged"));
+        }
+        Ok(())
+    }
+
+    /// Its chunks in order.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> + '_ {
+        self.chunks.iter().map(Arc::as_ref)
+    }
+
+    /// All entries in order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone + '_ {
+        self.chunks.iter().flat_map(|chunk| chunk.entries())
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.count).sum()
+    }
+
+    /// Whether it is the manifest of an empty tree.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// The chunk that a path is in, or would be in.
+    fn chunk_of(&self, path: &[u8]) -> usize {
+        self.chunks.partition_point(|chunk| chunk.first().as_bytes() <= path).saturating_sub(1)
     }
 
     /// The entry at this path.
     #[must_use]
     pub fn get(&self, path: &TreePath) -> Option<&Entry> {
-        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|index| &self.entries[index])
+        let entries = self.chunks.get(self.chunk_of(path.as_bytes()))?.entries();
+        entries.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|index| &entries[index])
+    }
+
+    /// Everything below a directory, in order.
+    pub fn below<'a>(&'a self, path: &TreePath) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let prefix = [path.as_bytes(), b"/"].concat();
+        let chunks = &self.chunks[self.chunk_of(&prefix).min(self.chunks.len())..];
+        let (from, within) = (prefix.clone(), prefix);
+        let entries = chunks.iter().flat_map(|chunk| chunk.entries());
+        entries
+            .skip_while(move |entry| entry.path.as_bytes() < from.as_slice())
+            .take_while(move |entry| entry.path.as_bytes().starts_with(&within))
+    }
+
+    /// The entries that are further names of hard-linked files.
+    pub fn linked(&self) -> impl Iterator<Item = &Entry> + '_ {
+        let chunks = self.chunks.iter().filter(|chunk| chunk.links > 0);
+        chunks.flat_map(|chunk| chunk.entries()).filter(|entry| entry.hard_link.is_some())
     }
 
     /// Number of files and links, directories aside.
     #[must_use]
     pub fn files(&self) -> usize {
-        self.entries.iter().filter(|entry| !entry.is_dir()).count()
+        self.chunks.iter().map(|chunk| chunk.files).sum()
     }
 
     /// Sum of the sizes of all files, hard links counted once.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.entries.iter().filter(|entry| entry.hard_link.is_none()).map(Entry::size).sum()
+        self.chunks.iter().map(|chunk| chunk.bytes).sum()
     }
 
     /// The digests of all contents.
     pub fn hashes(&self) -> impl Iterator<Item = Hash> + '_ {
-        self.entries.iter().filter_map(Entry::hash)
+        self.entries().filter_map(Entry::hash)
     }
 
-    /// A digest of content and structure alone (type, mode, path, digest, target), the same for the same tree wherever and
-    /// whenever it was made.
+    /// A digest of content and structure alone (type, mode, path, digest, target, attributes), the same for the same tree
+    /// wherever and whenever it was made.
     #[must_use]
     pub fn tree_digest(&self) -> Hash {
-        let mut text = String::new();
-        for entry in &self.entries {
-            let portable = Entry { mtime: 0, owner: None, blob: None, ..entry.clone() };
-            text.push_str(&portable.line());
-            text.push('\n');
-        }
-        Hash::of(text.as_bytes())
+        let digests: Vec<u8> = self.chunks.iter().flat_map(|chunk| *chunk.portable().as_bytes()).collect();
+        Hash::of(&digests)
     }
 
-    /// Replaces or adds entries and drops paths.
+    /// Whether this digest is that of this tree; the one that earlier versions made of the whole text counts too.
+    #[must_use]
+    pub fn has_digest(&self, hex: &str) -> bool {
+        let whole = || self.chunks.iter().map(|chunk| chunk.lines(Style::Portable)).collect::<String>();
+        self.tree_digest().hex() == hex || Hash::of(whole().as_bytes()).hex() == hex
+    }
+
+    /// Replaces or adds entries and drops paths; everything else is shared with this manifest.
     ///
     /// # Errors
     /// As [`Manifest::new`].
     pub fn with(&self, put: Vec<Entry>, dropped: &[TreePath]) -> Result<Self> {
-        let mut all: BTreeMap<TreePath, Entry> =
-            self.entries.iter().map(|entry| (entry.path.clone(), entry.clone())).collect();
+        let mut changes: BTreeMap<usize, BTreeMap<TreePath, Option<Entry>>> = BTreeMap::new();
+        let paths: Vec<TreePath> = put.iter().map(|entry| entry.path.clone()).collect();
         for path in dropped {
-            all.remove(path);
+            changes.entry(self.chunk_of(path.as_bytes())).or_default().insert(path.clone(), None);
         }
         for entry in put {
-            all.insert(entry.path.clone(), entry);
+            let chunk = self.chunk_of(entry.path.as_bytes());
+            changes.entry(chunk).or_default().insert(entry.path.clone(), Some(entry));
         }
-        Self::new(all.into_values().collect())
+        if changes.is_empty() {
+            return Ok(self.clone());
+        }
+        let mut chunks: Vec<Arc<Chunk>> = Vec::with_capacity(self.chunks.len() + 1);
+        for index in 0..self.chunks.len().max(1) {
+            let old = self.chunks.get(index);
+            match (changes.remove(&index), old) {
+                (None, Some(old)) => chunks.push(old.clone()),
+                (None, None) => {}
+                (Some(changes), old) => {
+                    let mut entries = merged(old.map_or(&[], |old| old.entries()), changes);
+                    // What does not begin a chunk any more belongs to the one before.
+                    if entries.first().is_some_and(|entry| !chunk::begins(&entry.path))
+                        && let Some(before) = chunks.pop()
+                    {
+                        entries.splice(0..0, before.entries().iter().cloned());
+                    }
+                    chunks.extend(Chunk::cut(entries));
+                }
+            }
+        }
+        let manifest = Self { chunks: Arc::new(chunks) };
+        manifest.check_changed(&paths, dropped)?;
+        Ok(manifest)
+    }
+
+    /// What was put has a directory around it, and what is no directory any more has nothing below it.
+    fn check_changed(&self, put: &[TreePath], dropped: &[TreePath]) -> Result<()> {
+        self.check_parents(put.iter().filter_map(|path| self.get(path)))?;
+        for path in put.iter().chain(dropped) {
+            if !self.get(path).is_some_and(Entry::is_dir)
+                && let Some(orphaned) = self.below(path).next()
+            {
+                return Err(orphan(&orphaned.path));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same tree with every entry changed by `change`, which leaves the path alone.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(&Entry) -> Entry) -> Self {
+        let change = |chunk: &Arc<Chunk>| Chunk::cut(chunk.entries().iter().map(&change).collect());
+        Self { chunks: Arc::new(self.chunks.iter().flat_map(change).collect()) }
     }
 
     /// Where an entry is the same as in `before` (content and mode), takes over its time, so that an unchanged file keeps it.
-    pub fn inherit_times(&mut self, before: &Self) {
-        for entry in &mut self.entries {
-            if let Some(old) = before.get(&entry.path)
-                && old.same_content(entry)
-                && old.mode == entry.mode
-            {
-                entry.mtime = old.mtime;
-            }
-        }
+    ///
+    /// # Errors
+    /// Never: no path changes.
+    pub fn inherit_times(&mut self, before: &Self) -> Result<()> {
+        let inherited = |(old, new): (Option<&Entry>, Option<&Entry>)| {
+            let (old, new) = old.zip(new)?;
+            let is_same = old.same_content(new) && old.mode == new.mode && old.mtime != new.mtime;
+            is_same.then(|| Entry { mtime: old.mtime, ..new.clone() })
+        };
+        let put: Vec<Entry> = differing(before, self).filter_map(inherited).collect();
+        *self = self.with(put, &[])?;
+        Ok(())
     }
 
     /// Sets the time of every entry.
     pub fn set_times(&mut self, mtime: i64) {
-        for entry in &mut self.entries {
-            entry.mtime = mtime;
-        }
+        *self = self.map(|entry| Entry { mtime, ..entry.clone() });
     }
 
     /// The tree as another node may have it: no owners, no setuid, setgid or sticky bits, no attributes but `user.*` and ACLs.
     #[must_use]
     pub fn without_privileges(&self) -> Self {
-        let bare = |entry: &Entry| {
+        self.map(|entry| {
             let mut entry = Entry { owner: None, mode: entry.mode & 0o777, ..entry.clone() };
             entry.xattrs.retain(|(name, _)| crate::sys::dir::is_carried(name.as_bytes()));
             entry
-        };
-        Self { entries: self.entries.iter().map(bare).collect() }
+        })
     }
 
     /// Gives every directory this mode.
     pub fn restrict_directories(&mut self, mode: u32) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.is_dir()) {
-            entry.mode = mode;
-        }
-    }
-
-    /// The manifest as its file format.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        let mut text = String::with_capacity(self.entries.len() * 140 + 128);
-        text.push_str(FIRST_LINE);
-        text.push('\n');
-        for entry in &self.entries {
-            text.push_str(&entry.line());
-            text.push('\n');
-        }
-        close(&mut text, self.entries.len());
-        text
-    }
-
-    /// Reads the file format.
-    ///
-    /// # Errors
-    /// If the text is damaged, cut short, or of a newer format.
-    pub fn from_text(text: &str) -> Result<Self> {
-        let body = opened(text)?;
-        let mut lines = body.lines();
-        if lines.next() != Some(FIRST_LINE) {
-            return Err(Error::failed("this is no manifest of a format that this version knows"));
-        }
-        let mut entries = Vec::new();
-        for (number, line) in lines.enumerate() {
-            entries.push(Entry::parse(line).ok_or_else(|| bad_line(number + 2))?);
-        }
-        Self::new(entries)
-    }
-
-    /// What leads from `before` to this manifest, as its file format.
-    #[must_use]
-    pub fn to_changes(&self, before: &Self, against: &DeploymentId) -> String {
-        let mut text = format!("{FIRST_WORDS_OF_CHANGES}{against}\n");
-        let mut count = 0;
-        for (old, new) in pairs(&before.entries, &self.entries) {
-            if old == new {
-                continue;
-            }
-            count += 1;
-            match (old, new) {
-                (_, Some(new)) => {
-                    let _ = writeln!(text, "+{}", new.line());
-                }
-                (Some(old), None) => {
-                    let _ = writeln!(text, "-{}", old.path.escaped());
-                }
-                (None, None) => {}
-            }
-        }
-        close(&mut text, count);
-        text
-    }
-
-    /// If the text is a list of changes, the release that it stands against.
-    ///
-    /// # Errors
-    /// If that id is damaged.
-    pub fn changes_against(text: &str) -> Result<Option<DeploymentId>> {
-        match text.lines().next().and_then(|line| line.strip_prefix(FIRST_WORDS_OF_CHANGES)) {
-            Some(id) => id.parse().map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Applies a list of changes to this manifest.
-    ///
-    /// # Errors
-    /// If the text is damaged or does not fit.
-    pub fn with_changes(&self, text: &str) -> Result<Self> {
-        let body = opened(text)?;
-        let (mut put, mut dropped) = (Vec::new(), Vec::new());
-        for (number, line) in body.lines().enumerate().skip(1) {
-            if let Some(line) = line.strip_prefix('+') {
-                put.push(Entry::parse(line).ok_or_else(|| bad_line(number + 1))?);
-            } else if let Some(path) = line.strip_prefix('-') {
-                dropped.push(TreePath::from_escaped(path)?);
-            } else {
-                return Err(bad_line(number + 1));
-            }
-        }
-        self.with(put, &dropped)
+        *self = self.map(|entry| Entry { mode: if entry.is_dir() { mode } else { entry.mode }, ..entry.clone() });
     }
 }
 
-/// Pairs the entries of two sorted lists by path.
-pub fn pairs<'a>(
-    old: &'a [Entry],
-    new: &'a [Entry],
-) -> impl Iterator<Item = (Option<&'a Entry>, Option<&'a Entry>)> + 'a {
-    let (mut i, mut j) = (0, 0);
-    std::iter::from_fn(move || {
-        let pair = match (old.get(i), new.get(j)) {
-            (None, None) => return None,
-            (Some(a), Some(b)) if a.path == b.path => (Some(a), Some(b)),
-            (Some(a), Some(b)) if a.path < b.path => (Some(a), None),
-            (Some(a), None) => (Some(a), None),
-            (_, Some(b)) => (None, Some(b)),
+/// Old entries with changes among them: new ones, or `None` for a path that goes.
+fn merged(old: &[Entry], changes: BTreeMap<TreePath, Option<Entry>>) -> Vec<Entry> {
+    let mut entries = Vec::with_capacity(old.len() + changes.len());
+    let mut rest = old;
+    for (path, new) in changes {
+        let (before, from) = rest.split_at(rest.partition_point(|entry| entry.path < path));
+        entries.extend_from_slice(before);
+        rest = match from.split_first() {
+            Some((same, after)) if same.path == path => after,
+            _ => from,
         };
-        i += usize::from(pair.0.is_some());
-        j += usize::from(pair.1.is_some());
-        Some(pair)
+        entries.extend(new);
+    }
+    entries.extend_from_slice(rest);
+    entries
+}
+
+fn orphan(path: &TreePath) -> Error {
+    Error::refused(format!("path `{path}` stands below something that is no directory"))
+}
+
+/// Two manifests, path by path; what both share is left out, and with it everything that is the same.
+pub fn differing<'a>(
+    old: &'a Manifest,
+    new: &'a Manifest,
+) -> impl Iterator<Item = (Option<&'a Entry>, Option<&'a Entry>)> + 'a {
+    compared(old, new, Style::Plain)
+}
+
+/// Two manifests, path by path, without what is the same when it is written in this style.
+fn compared<'a>(
+    old: &'a Manifest,
+    new: &'a Manifest,
+    style: Style,
+) -> impl Iterator<Item = (Option<&'a Entry>, Option<&'a Entry>)> + 'a {
+    let (mut old, mut new) = (Cursor::new(old), Cursor::new(new));
+    let is_same_stamp = move |(a, b): (Option<&Entry>, Option<&Entry>)| {
+        let stamp = |entry: &Entry| (entry.stamp.ino, entry.stamp.ctime, entry.stamp.is_sure);
+        style != Style::Stamped || a.map(stamp) == b.map(stamp)
+    };
+    std::iter::from_fn(move || {
+        loop {
+            if old.is_at_chunk_of(&new, style) {
+                old.skip_chunk();
+                new.skip_chunk();
+                continue;
+            }
+            let pair = match (old.entry(), new.entry()) {
+                (None, None) => return None,
+                (Some(a), Some(b)) if a.path == b.path => (Some(a), Some(b)),
+                (Some(a), Some(b)) if a.path < b.path => (Some(a), None),
+                (Some(a), None) => (Some(a), None),
+                (_, Some(b)) => (None, Some(b)),
+            };
+            if pair.0.is_some() {
+                old.step();
+            }
+            if pair.1.is_some() {
+                new.step();
+            }
+            if pair.0 != pair.1 || !is_same_stamp(pair) {
+                return Some(pair);
+            }
+        }
     })
 }
 
-fn bad_line(number: usize) -> Error {
-    Error::failed(format!("line {number} of the manifest is damaged"))
+/// A place in a manifest.
+struct Cursor<'a> {
+    chunks: &'a [Arc<Chunk>],
+    at: usize,
 }
 
-fn close(text: &mut String, count: usize) {
-    let digest = Hash::of(text.as_bytes());
-    let _ = writeln!(text, "end {count} {digest}");
-}
+impl<'a> Cursor<'a> {
+    fn new(manifest: &'a Manifest) -> Self {
+        Self { chunks: &manifest.chunks, at: 0 }
+    }
 
-/// Checks the last line and returns everything before it.
-fn opened(text: &str) -> Result<&str> {
-    let cut = || Error::failed("the manifest is cut short or damaged");
-    let without_newline = text.strip_suffix('\n').ok_or_else(cut)?;
-    let start = without_newline.rfind('\n').ok_or_else(cut)? + 1;
-    let (body, last) = (&text[..start], &without_newline[start..]);
-    let mut words = last.split(' ');
-    let (end, count, digest) = (words.next(), words.next(), words.next());
-    let counted = body.lines().count().saturating_sub(1);
-    let fits = end == Some("end")
-        && count.and_then(|c| c.parse().ok()) == Some(counted)
-        && digest == Some(Hash::of(body.as_bytes()).hex().as_str())
-        && words.next().is_none();
-    if fits { Ok(body) } else { Err(cut()) }
+    /// Whether both stand at the beginning of the same chunk.
+    fn is_at_chunk_of(&self, other: &Self, style: Style) -> bool {
+        let (Some(ours), Some(theirs)) = (self.chunks.first(), other.chunks.first()) else { return false };
+        let is_same = |ours: &Arc<Chunk>| Arc::ptr_eq(ours, theirs) || style != Style::Stamped && ours.is_same(theirs);
+        self.at == 0 && other.at == 0 && is_same(ours)
+    }
+
+    fn skip_chunk(&mut self) {
+        self.chunks = &self.chunks[1..];
+    }
+
+    fn entry(&self) -> Option<&'a Entry> {
+        self.chunks.first()?.entries().get(self.at)
+    }
+
+    fn step(&mut self) {
+        self.at += 1;
+        if self.chunks.first().is_some_and(|chunk| self.at >= chunk.entries().len()) {
+            self.skip_chunk();
+            self.at = 0;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::project::ids::DeploymentId;
 
     fn entry(path: &[u8], content: Content) -> Entry {
         Entry {
@@ -455,6 +403,7 @@ mod tests {
             hard_link: None,
             xattrs: Vec::new(),
             blob: None,
+            stamp: Stamp::default(),
         }
     }
 
@@ -515,5 +464,89 @@ mod tests {
         assert_eq!(sample().tree_digest(), other.tree_digest());
         let changed = other.with(vec![entry(b"l", Content::Symlink(b"x".to_vec()))], &[]).unwrap();
         assert_ne!(changed.tree_digest(), other.tree_digest());
+    }
+
+    /// A tree of many files, whose chunks are more than one.
+    fn many(count: usize) -> Vec<Entry> {
+        let file = |n: usize| {
+            let text = format!("d{}/f{n}", n % 40);
+            entry(text.as_bytes(), Content::File { size: n as u64, hash: Hash::of(text.as_bytes()) })
+        };
+        let dirs = (0..40).map(|n| entry(format!("d{n}").as_bytes(), Content::Dir));
+        dirs.chain((0..count).map(file)).collect()
+    }
+
+    #[test]
+    fn the_same_tree_has_the_same_chunks_whatever_led_to_it() {
+        let all = many(3000);
+        let whole = Manifest::new(all.clone()).unwrap();
+        assert!(whole.chunks.len() > 5);
+        // One by one, in an order that has nothing to do with the paths, some of them there and gone again.
+        let mut grown = Manifest::new(all[..40].to_vec()).unwrap();
+        for step in 0..7 {
+            let part: Vec<Entry> = all[40..].iter().skip(step).step_by(7).cloned().collect();
+            grown = grown.with(part, &[]).unwrap();
+        }
+        assert_eq!(grown, whole);
+        assert_eq!(grown.tree_digest(), whole.tree_digest());
+        for entry in all[40..].iter().step_by(3) {
+            let less = whole.with(Vec::new(), std::slice::from_ref(&entry.path)).unwrap();
+            assert_eq!(less, Manifest::new(less.entries().cloned().collect()).unwrap());
+            assert_eq!(less.with(vec![entry.clone()], &[]).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn a_change_touches_its_chunk_alone_and_differing_finds_just_that() {
+        let old = Manifest::new(many(3000)).unwrap();
+        let mut other = old.entries().nth(1000).unwrap().clone();
+        other.mode = 0o600;
+        let gone = old.entries().filter(|entry| !entry.is_dir()).nth(2000).unwrap().path.clone();
+        let new = old.with(vec![other.clone()], std::slice::from_ref(&gone)).unwrap();
+        let shared = new.chunks.iter().filter(|chunk| old.chunks.iter().any(|other| Arc::ptr_eq(chunk, other)));
+        assert!(shared.count() + 4 >= old.chunks.len());
+        let found: Vec<_> = differing(&old, &new).map(|(a, b)| a.or(b).unwrap().path.clone()).collect();
+        assert_eq!(found, [other.path, gone]);
+    }
+
+    #[test]
+    fn what_loses_its_directory_is_refused_wherever_it_stands() {
+        let manifest = Manifest::new(many(500)).unwrap();
+        let directory = TreePath::new(b"d7").unwrap();
+        assert!(manifest.with(Vec::new(), std::slice::from_ref(&directory)).is_err());
+        assert!(manifest.with(vec![entry(b"d7", Content::Symlink(b"x".to_vec()))], &[]).is_err());
+        assert!(manifest.with(vec![entry(b"none/f", Content::Dir)], &[]).is_err());
+        assert!(manifest.below(&directory).all(|entry| entry.path.is_within(&directory)));
+        assert_eq!(manifest.below(&directory).count(), (0..500).filter(|n| n % 40 == 7).count());
+    }
+
+    #[test]
+    fn a_file_is_opened_without_reading_it_and_damage_is_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, index) = (temp.path().join("manifest"), temp.path().join("manifest.index"));
+        let whole = Manifest::new(many(3000)).unwrap();
+        let written = whole.to_manifest();
+        std::fs::write(&path, &written.text).unwrap();
+        std::fs::write(&index, &written.index).unwrap();
+        let (opened, _) = Manifest::open(&path, &index, Style::Plain).unwrap();
+        assert_eq!((opened.len(), opened.files(), opened.bytes()), (whole.len(), whole.files(), whole.bytes()));
+        assert_eq!(opened.tree_digest(), whole.tree_digest());
+        assert_eq!(differing(&opened, &whole).count(), 0);
+        assert!(opened.entries().eq(whole.entries()));
+        // One bit in the middle: only who asks for that part sees it, and is told.
+        let mut text = written.text.clone().into_bytes();
+        let middle = text.len() / 2;
+        text[middle] ^= 1;
+        std::fs::write(&path, &text).unwrap();
+        let (opened, _) = Manifest::open(&path, &index, Style::Plain).unwrap();
+        assert!(opened.intact().is_ok());
+        let _ = opened.entries().count();
+        assert!(opened.intact().is_err());
+        // Another file, or an index that is cut short, is no match.
+        std::fs::write(&path, format!("{} ", written.text)).unwrap();
+        assert!(Manifest::open(&path, &index, Style::Plain).is_none());
+        std::fs::write(&path, &written.text).unwrap();
+        std::fs::write(&index, &written.index[..written.index.len() - 9]).unwrap();
+        assert!(Manifest::open(&path, &index, Style::Plain).is_none());
     }
 }

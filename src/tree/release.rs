@@ -1,12 +1,12 @@
 //! Kept releases: `deploy/<id>/`, each a manifest and its provenance; contents live in the trees and in the store.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::hash::Hash;
-use super::manifest::Manifest;
+use super::manifest::{Entry, Manifest, Style};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::place::Place;
@@ -114,6 +114,7 @@ impl Made {
 }
 
 const MANIFEST: &str = "manifest";
+const INDEX: &str = "manifest.index";
 const BUILT: &str = "built.manifest";
 const PROVENANCE: &str = "release.json";
 /// How many lists of changes may stand on each other before a manifest is written whole.
@@ -150,15 +151,87 @@ impl<'a> Releases<'a> {
             Some((id, old)) if self.chain_length(id)? < LONGEST_CHAIN => Some(manifest.to_changes(old, id)),
             _ => None,
         };
-        let short = changes.filter(|text| text.lines().count() * 2 < manifest.entries().len() + 8);
-        let text = short.unwrap_or_else(|| manifest.to_text());
-        fs::write_durable(&dir.join(MANIFEST), text.as_bytes(), 0o640)?;
-        if built != manifest {
-            fs::write_durable(&dir.join(BUILT), built.to_text().as_bytes(), 0o640)?;
+        match changes.filter(|text| text.lines().count() * 2 < manifest.len() + 8) {
+            Some(text) => fs::write_durable(&dir.join(MANIFEST), text.as_bytes(), 0o640)?,
+            None => self.write_whole(&provenance.id, manifest)?,
         }
+        if built != manifest {
+            let text = built.to_changes(manifest, &provenance.id);
+            fs::write_durable(&dir.join(BUILT), text.as_bytes(), 0o640)?;
+        }
+        // What was taken over unread must not have been damaged: then the deployment ends here.
+        let all = [Some(manifest), Some(built), before.map(|(_, before)| before)];
+        all.into_iter().flatten().try_for_each(Manifest::intact)?;
         let json = serde_json::to_vec_pretty(provenance).context(|| "cannot write a provenance".to_string())?;
         fs::write_durable(&dir.join(PROVENANCE), &json, 0o640)?;
         fs::sync_dir(&self.place.deploy())
+    }
+
+    fn write_whole(&self, id: &DeploymentId, manifest: &Manifest) -> Result<()> {
+        let dir = self.place.release(id);
+        let written = manifest.to_manifest();
+        fs::write_durable(&dir.join(MANIFEST), written.text.as_bytes(), 0o640)?;
+        fs::replace(&dir.join(INDEX), written.index.as_bytes(), 0o640)
+    }
+
+    /// The manifest of a kept release, as far as possible without reading it: [`Manifest::intact`] tells afterwards whether
+    /// what was asked for was there.
+    ///
+    /// # Errors
+    /// As [`Releases::manifest`].
+    pub fn open(&self, id: &DeploymentId) -> Result<Manifest> {
+        self.open_with(id, &mut HashMap::new())
+    }
+
+    /// As [`Releases::open`], with what was opened before: releases that stand on each other share what they have in common.
+    fn open_with(&self, id: &DeploymentId, known: &mut HashMap<DeploymentId, Manifest>) -> Result<Manifest> {
+        if let Some(manifest) = known.get(id) {
+            return Ok(manifest.clone());
+        }
+        let path = self.place.release(id).join(MANIFEST);
+        let manifest = match self.first_line(id)? {
+            Some(before) if known.len() < 1000 => {
+                let text = self.text(id)?;
+                // Against itself: a ring.
+                known.insert(id.clone(), Manifest::default());
+                let below = self.open_with(&before, known)?;
+                below.with_changes(&text).context(|| format!("cannot read the manifest of {id}"))?
+            }
+            Some(_) => return Err(Error::failed(format!("the manifest of {id} stands on too many others"))),
+            None => match Manifest::open(&path, &path.with_file_name(INDEX), Style::Plain) {
+                Some((manifest, _)) => manifest,
+                None => self.manifest(id)?,
+            },
+        };
+        known.insert(id.clone(), manifest.clone());
+        Ok(manifest)
+    }
+
+    /// As [`Releases::built`], as far as possible without reading it.
+    ///
+    /// # Errors
+    /// As [`Releases::manifest`].
+    pub fn open_built(&self, id: &DeploymentId) -> Result<Manifest> {
+        self.built_on(id, || self.open(id))
+    }
+
+    fn built_on(&self, id: &DeploymentId, manifest: impl FnOnce() -> Result<Manifest>) -> Result<Manifest> {
+        let Some(bytes) = fs::read_if_there(&self.place.release(id).join(BUILT))? else { return manifest() };
+        let text = String::from_utf8_lossy(&bytes);
+        match Manifest::changes_against(&text)? {
+            Some(_) => manifest()?.with_changes(&text),
+            None => Manifest::from_text(&text),
+        }
+    }
+
+    /// The release that this one's manifest stands on, if it is a list of changes.
+    fn first_line(&self, id: &DeploymentId) -> Result<Option<DeploymentId>> {
+        let path = self.place.release(id).join(MANIFEST);
+        if !fs::exists(&path) {
+            return Err(not_kept(id));
+        }
+        let bytes = fs::read_from(&path, 0, 256)?;
+        Manifest::changes_against(&String::from_utf8_lossy(&bytes))
     }
 
     /// The manifest of a kept release.
@@ -194,10 +267,7 @@ impl<'a> Releases<'a> {
     /// # Errors
     /// As [`Releases::manifest`].
     pub fn built(&self, id: &DeploymentId) -> Result<Manifest> {
-        match fs::read_if_there(&self.place.release(id).join(BUILT))? {
-            Some(bytes) => Manifest::from_text(&String::from_utf8_lossy(&bytes)),
-            None => self.manifest(id),
-        }
+        self.built_on(id, || self.manifest(id))
     }
 
     /// The provenance of a kept release.
@@ -237,10 +307,14 @@ impl<'a> Releases<'a> {
     }
 
     fn needed_by(&self, ids: Vec<DeploymentId>) -> Result<HashSet<Hash>> {
-        let mut needed = HashSet::new();
+        let (mut known, mut seen, mut needed) = (HashMap::new(), HashSet::new(), HashSet::new());
         for id in ids {
-            needed.extend(self.manifest(&id)?.hashes());
-            needed.extend(self.built(&id)?.hashes());
+            let manifest = self.open_with(&id, &mut known)?;
+            let built = self.built_on(&id, || Ok(manifest.clone()))?;
+            for chunk in manifest.chunks().chain(built.chunks()).filter(|chunk| seen.insert(chunk.plain())) {
+                needed.extend(chunk.entries().iter().filter_map(Entry::hash));
+            }
+            manifest.intact().and_then(|()| built.intact()).context(|| format!("cannot read the manifest of {id}"))?;
         }
         Ok(needed)
     }
@@ -251,9 +325,8 @@ impl<'a> Releases<'a> {
     /// If something cannot be written or removed.
     pub fn remove(&self, id: &DeploymentId) -> Result<()> {
         for other in self.ids()? {
-            if other != *id && Manifest::changes_against(&self.text(&other)?)?.as_ref() == Some(id) {
-                let whole = self.manifest(&other)?.to_text();
-                fs::write_durable(&self.place.release(&other).join(MANIFEST), whole.as_bytes(), 0o640)?;
+            if other != *id && self.first_line(&other)?.as_ref() == Some(id) {
+                self.write_whole(&other, &self.manifest(&other)?)?;
             }
         }
         Dir::open(&self.place.deploy())?.remove_tree(Path::new(id.as_str()))
@@ -294,7 +367,7 @@ impl<'a> Releases<'a> {
     fn chain_length(&self, id: &DeploymentId) -> Result<usize> {
         let (mut length, mut at) = (1, id.clone());
         while length <= LONGEST_CHAIN {
-            match Manifest::changes_against(&self.text(&at)?)? {
+            match self.first_line(&at)? {
                 Some(before) => at = before,
                 None => break,
             }

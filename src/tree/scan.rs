@@ -14,14 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::hash::Hash;
-use super::manifest::{Content, Entry, Manifest};
-use super::witness::Witness;
+use super::manifest::{Content, Entry, Manifest, Stamp};
+use super::witness::{self, Witness};
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
 
 /// How many threads look: more than cores, because a cold disk is bound by latency.
 pub const THREADS: usize = 4;
+/// Fewer entries than this are not worth a thread.
+pub const SMALL: usize = 256;
 
 /// One entry as it was found.
 #[derive(Debug, Clone)]
@@ -56,8 +58,6 @@ impl Own {
 pub struct Identified {
     /// Its entries, with contents.
     pub manifest: Manifest,
-    /// Inode and status-change time of each entry, in the order of the manifest.
-    pub inodes: Vec<(u64, i64)>,
     /// Devices, fifos and sockets, which no manifest holds.
     pub specials: Vec<TreePath>,
     /// Files that have a name outside of this tree too.
@@ -71,7 +71,7 @@ impl Identified {
     /// it is a second name of somebody else's.
     #[must_use]
     pub fn of_another(&self, own: Own) -> Option<&Entry> {
-        self.manifest.entries().iter().find(|entry| entry.owner.is_some_and(|(uid, _)| uid != own.uid))
+        self.manifest.entries().find(|entry| entry.owner.is_some_and(|(uid, _)| uid != own.uid))
     }
 }
 
@@ -90,18 +90,56 @@ struct Shared<T> {
 /// # Errors
 /// If a directory cannot be read.
 pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Vec<Found>> {
-    let shared = Shared { seen: AtomicUsize::new(0), stack: Mutex::new((vec![None], 0)), changed: Condvar::new() };
     let device = root.stat_self()?.dev;
+    let (mut all, pending) = scan_beginning(root, device, wants)?;
+    let shared = Shared { seen: AtomicUsize::new(all.len()), stack: Mutex::new((pending, 0)), changed: Condvar::new() };
+    let has_more = !lock(&shared.stack).0.is_empty();
     let results: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
+        let threads = if has_more { THREADS } else { 0 };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
         workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a scanning thread died")))).collect()
     });
-    let mut all = Vec::new();
     for result in results {
         all.append(&mut result?);
     }
     all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(all)
+}
+
+/// Walks alone as long as that is not much; returns what was found and which directories are left.
+fn scan_beginning(
+    root: &Dir,
+    device: u64,
+    wants: &(dyn Fn(&TreePath) -> bool + Sync),
+) -> Result<(Vec<Found>, Vec<Option<TreePath>>)> {
+    let (mut found, mut pending) = (Vec::new(), vec![None]);
+    while found.len() < SMALL
+        && let Some(directory) = pending.pop()
+    {
+        pending.extend(scan_directory(root, device, directory.as_ref(), wants, &mut found)?);
+    }
+    Ok((found, pending))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Calls `work` with each part of `items` and its number, in threads where there are many; results are in order.
+///
+/// # Errors
+/// The first error of a part.
+pub fn in_parts<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &[T]) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let length = items.len().div_ceil(THREADS).max(SMALL / THREADS);
+    if items.len() <= length {
+        return Ok(vec![work(0, items)?]);
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        let parts = items.chunks(length).enumerate();
+        let workers: Vec<_> = parts.map(|(number, part)| scope.spawn(move || work(number, part))).collect();
+        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a working thread died")))).collect()
+    })
 }
 
 fn scan_worker(
@@ -134,7 +172,7 @@ fn scan_worker(
 
 impl<T> Shared<T> {
     fn next(&self) -> Option<T> {
-        let mut guard = self.stack.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = lock(&self.stack);
         loop {
             if let Some(work) = guard.0.pop() {
                 guard.1 += 1;
@@ -149,7 +187,7 @@ impl<T> Shared<T> {
     }
 
     fn done(&self, more: impl IntoIterator<Item = T>) {
-        let mut guard = self.stack.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = lock(&self.stack);
         guard.0.extend(more);
         guard.1 -= 1;
         self.changed.notify_all();
@@ -210,29 +248,35 @@ pub fn identify(
     witness: Option<&Witness>,
     wants: &(dyn Fn(&TreePath) -> bool + Sync),
 ) -> Result<Identified> {
-    identify_found(root, own, witness, &scan(root, wants)?)
+    let taken = now_ns();
+    identify_found(root, own, witness, (&scan(root, wants)?, taken))
 }
 
-/// Identifies what a scan found.
+/// The wall time in nanoseconds since the epoch.
+#[must_use]
+pub fn now_ns() -> i64 {
+    i64::try_from(crate::sys::clock::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// Identifies what a scan found that began at `taken`, in nanoseconds since the epoch.
 ///
 /// # Errors
 /// If something cannot be read.
-pub fn identify_found(root: &Dir, own: Own, witness: Option<&Witness>, found: &[Found]) -> Result<Identified> {
+pub fn identify_found(
+    root: &Dir,
+    own: Own,
+    witness: Option<&Witness>,
+    (found, taken): (&[Found], i64),
+) -> Result<Identified> {
     refuse_holes(root, found)?;
-    let chunk = found.len().div_ceil(THREADS).max(1);
-    let results: Vec<Result<Vec<Option<Told>>>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = found
-            .chunks(chunk)
-            .map(|part| scope.spawn(move || part.iter().map(|one| entry_of(root, own, witness, one)).collect()))
-            .collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a reading thread died")))).collect()
-    });
+    let results: Vec<Vec<Option<Told>>> =
+        in_parts(found, |_, part| part.iter().map(|one| entry_of(root, own, witness, one)).collect())?;
     let mut told = Identified::default();
     let mut entries = Vec::with_capacity(found.len());
     let mut leaders: HashMap<u64, (TreePath, u32, u32)> = HashMap::new();
     let mut index = 0;
     for result in results {
-        for one in result? {
+        for one in result {
             let (path, was_special) = (&found[index].path, found[index].meta.kind == FileKind::Special);
             index += 1;
             let Some(Told { mut entry, meta, was_read }) = one else {
@@ -247,7 +291,8 @@ pub fn identify_found(root: &Dir, own: Own, witness: Option<&Witness>, found: &[
                 leader.2 += 1;
                 entry.hard_link = (leader.0 != *path).then(|| leader.0.clone());
             }
-            told.inodes.push((meta.ino, meta.ctime));
+            let is_sure = witness::is_sure(meta.ctime, taken);
+            entry.stamp = Stamp { ino: meta.ino, ctime: meta.ctime, is_sure };
             entries.push(entry);
         }
     }
@@ -353,6 +398,7 @@ fn bare_entry(path: &TreePath, meta: &Meta, own: Own, content: Content) -> Entry
         hard_link: None,
         xattrs: Vec::new(),
         blob: None,
+        stamp: Stamp::default(),
     }
 }
 

@@ -11,8 +11,8 @@ use super::hash::Hash;
 use super::manifest::{Entry, Manifest};
 use super::scan::{Identified, Own, identify, scan};
 use super::store::{Held, Store, Supply};
-use super::sync::{Aside, Keeping, Plan, Target, apply, now_ns, seal};
-use super::witness::Witness;
+use super::sync::{Aside, Keeping, Plan, Target, apply, seal_changes};
+use super::witness::{self, Witness};
 use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
 use crate::sys::dir::{Dir, FileKind, Meta};
@@ -146,6 +146,11 @@ impl<'a> Snapshots<'a> {
         identify(&copy, self.own, witness.as_ref(), &|_| true)
     }
 
+    fn record_witness(&self, copy: &Dir, sealed: Manifest) -> Result<()> {
+        let path = self.witness_of(copy)?;
+        witness::record(&path, copy, sealed, Witness::open(&path))
+    }
+
     /// Makes `archives/data` the data of an older restore point, taking contents from the store by renaming.
     ///
     /// # Errors
@@ -154,20 +159,18 @@ impl<'a> Snapshots<'a> {
         let copy = self.copy()?;
         let store = Store::open(&self.place.snapshot_store())?;
         let actual = self.present()?;
-        let plan = Plan::new(&actual, wanted);
-        let mut supply = Supply::new(&store, vec![Held::new(&copy, &actual.manifest)])
-            .taking(wanted.hashes().collect::<HashSet<_>>());
+        let plan = Plan::new(&actual, wanted)?;
+        let mut supply = Supply::new(&store, vec![Held::new(&copy, &actual.manifest)]).taking(wanted);
         for entry in &plan.put {
-            if let Some(hash) = entry.hash()
-                && !supply.has(&hash)?
-            {
+            if !supply.has(entry)? {
                 return Err(Error::refused(format!("the snapshot is incomplete: {} is missing", entry.path))
                     .hint("mc_project verify NAME tells which restore points are complete"));
             }
         }
         let target = Target { tree: &copy, own: self.own, point: "rollback.data" };
         apply(&target, &plan, &mut supply, &Keeping { store: Some(&store), aside: None })?;
-        seal(&copy, self.own, wanted)?.write(&self.witness_of(&copy)?)
+        let sealed = seal_changes(&copy, self.own, &actual.manifest, &plan, wanted)?;
+        self.record_witness(&copy, sealed)
     }
 
     /// The paths that a restore has to exchange, with what stands there now.
@@ -266,7 +269,7 @@ impl<'a> Snapshots<'a> {
         let mut supply = Supply::new(&store, vec![Held::new(&copy, &held)]);
         let target = Target { tree: &live, own: self.own, point: "rollback.data" };
         let keeping = Keeping { store: None, aside: Some(Aside { dir: aside, only: None }) };
-        apply(&target, &Plan::new(&actual, wanted), &mut supply, &keeping)?;
+        apply(&target, &Plan::new(&actual, wanted)?, &mut supply, &keeping)?;
         live.sync_file_system()
     }
 
@@ -301,7 +304,7 @@ impl<'a> Snapshots<'a> {
         let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
         let mut copied = 0;
         for hash in missing {
-            if supply.has(&hash)? {
+            if supply.has_content(&hash)? {
                 store.add_with(|file| {
                     supply.copy(&hash, file).map_err(std::io::Error::other)?;
                     Ok((hash, 0))
@@ -355,12 +358,11 @@ impl<'a> Snapshots<'a> {
         }
         let live_witness_path = self.witness_of(&live)?;
         let live_witness = Witness::read(&live_witness_path);
-        let taken = now_ns();
         let source = identify(&live, self.own, live_witness.as_ref(), &wants(scope))?;
         self.left_out.replace(source.specials.clone());
         let wanted = source.manifest.clone();
         let actual = self.present()?;
-        let plan = Plan::new(&actual, &wanted);
+        let plan = Plan::new(&actual, &wanted)?;
         let mut supply = Supply::new(&store, vec![Held::new(&live, &wanted)]);
         let target = Target { tree: &copy, own: self.own, point: "backup.copied" };
         // What leaves the copy may be all that a restore point has of a file: this goes into the store in any case.
@@ -369,7 +371,7 @@ impl<'a> Snapshots<'a> {
             Keep::Aside(_) => {
                 let needed = self.needed()?;
                 let free = |entry: &&Entry| entry.hash().is_none_or(|hash| !needed.contains(&hash));
-                actual.manifest.entries().iter().filter(free).map(|entry| entry.path.clone()).collect()
+                actual.manifest.entries().filter(free).map(|entry| entry.path.clone()).collect()
             }
         };
         let aside = match keep {
@@ -378,8 +380,9 @@ impl<'a> Snapshots<'a> {
         };
         let keeping = Keeping { store: Some(&store), aside };
         apply(&target, &plan, &mut supply, &keeping)?;
-        seal(&copy, self.own, &wanted)?.write(&self.witness_of(&copy)?)?;
-        Witness::new(source, taken, live.stat_self()?.dev).write(&live_witness_path)?;
+        let sealed = seal_changes(&copy, self.own, &actual.manifest, &plan, &wanted)?;
+        self.record_witness(&copy, sealed)?;
+        witness::record(&live_witness_path, &live, source.manifest, live_witness)?;
         copy.sync_file_system()?;
         Ok(wanted)
     }

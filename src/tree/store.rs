@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hash::Hash;
@@ -210,16 +211,48 @@ impl Store {
 #[derive(Debug, Clone)]
 pub struct Held<'a> {
     dir: &'a Dir,
-    paths: HashMap<Hash, (TreePath, u64)>,
+    manifest: Manifest,
+    /// Where each content is; made when one is asked for that is not where it is expected.
+    paths: OnceLock<HashMap<Hash, (TreePath, u64)>>,
 }
 
 impl<'a> Held<'a> {
     /// The contents that `manifest` says are in `dir`.
     #[must_use]
     pub fn new(dir: &'a Dir, manifest: &Manifest) -> Self {
-        let paths = manifest.entries().iter().filter_map(|e| Some((e.hash()?, (e.path.clone(), e.size()))));
-        let paths = paths.collect();
-        Self { dir, paths }
+        Self { dir, manifest: manifest.clone(), paths: OnceLock::new() }
+    }
+
+    /// Where a content is, if it is at this path.
+    fn at(&self, hash: &Hash, path: &TreePath) -> Option<(&TreePath, u64)> {
+        let entry = self.manifest.get(path).filter(|entry| entry.hash() == Some(*hash))?;
+        Some((&entry.path, entry.size()))
+    }
+
+    /// Where a content is.
+    fn find(&self, hash: &Hash) -> Option<(&TreePath, u64)> {
+        let paths = self.paths.get_or_init(|| {
+            let files = self.manifest.entries();
+            files.filter_map(|entry| Some((entry.hash()?, (entry.path.clone(), entry.size())))).collect()
+        });
+        paths.get(hash).map(|(path, size)| (path, *size))
+    }
+
+    /// Copies a content out of the tree; `false` if it is not there any more.
+    fn copy(&self, (path, size): (&TreePath, u64), out: &mut File, hash: &Hash) -> Result<bool> {
+        let Ok((mut file, meta)) = self.dir.open_examined(path.as_path()) else { return Ok(false) };
+        if meta.size != size {
+            return Ok(false);
+        }
+        let is_copied = copy_verified(&mut file, size, out, hash)?;
+        if !is_copied {
+            rewind(out)?;
+        }
+        Ok(is_copied)
+    }
+
+    fn has(&self, (path, _): (&TreePath, u64)) -> Result<bool> {
+        Ok(self.dir.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::File))
     }
 }
 
@@ -233,6 +266,12 @@ pub trait Origin: Sync + std::fmt::Debug {
     /// # Errors
     /// If the place itself fails.
     fn write(&self, hash: &Hash, out: &mut File) -> Result<bool>;
+
+    /// As [`Origin::write`], for the content of an entry, which may name where it is.
+    ///
+    /// # Errors
+    /// If the place itself fails.
+    fn write_of(&self, entry: &Entry, out: &mut File) -> Result<bool>;
 }
 
 /// Where contents come from: the store first, then trees that hold them, then an origin.
@@ -240,7 +279,10 @@ pub trait Origin: Sync + std::fmt::Debug {
 pub struct Supply<'a> {
     store: &'a Store,
     held: Vec<Held<'a>>,
-    takeable: HashSet<Hash>,
+    /// What may be renamed out of the store: contents that are at the same path in this tree too.
+    takeable: Manifest,
+    /// What may not, because several files need it.
+    kept: HashSet<Hash>,
     origin: Option<&'a dyn Origin>,
 }
 
@@ -248,13 +290,13 @@ impl<'a> Supply<'a> {
     /// A supply from the store and from trees.
     #[must_use]
     pub fn new(store: &'a Store, held: Vec<Held<'a>>) -> Self {
-        Self { store, held, takeable: HashSet::new(), origin: None }
+        Self { store, held, takeable: Manifest::default(), kept: HashSet::new(), origin: None }
     }
 
-    /// Allows these contents to be renamed out of the store instead of copied.
+    /// Allows the contents that this tree has at the same path to be renamed out of the store instead of copied.
     #[must_use]
-    pub fn taking(mut self, takeable: HashSet<Hash>) -> Self {
-        self.takeable = takeable;
+    pub fn taking(mut self, takeable: &Manifest) -> Self {
+        self.takeable = takeable.clone();
         self
     }
 
@@ -269,27 +311,44 @@ impl<'a> Supply<'a> {
     #[must_use]
     pub fn also(&self, held: Option<Held<'a>>) -> Self {
         let held = self.held.iter().cloned().chain(held).collect();
-        Self { store: self.store, held, takeable: HashSet::new(), origin: self.origin }
+        Self { store: self.store, held, takeable: Manifest::default(), kept: HashSet::new(), origin: self.origin }
     }
 
     /// Contents that must not be renamed out after all, because several files need them.
     pub fn keep(&mut self, hashes: impl IntoIterator<Item = Hash>) {
-        for hash in hashes {
-            self.takeable.remove(&hash);
-        }
+        self.kept.extend(hashes);
     }
 
-    /// Whether this content can be had (by name; it is verified when it is used).
+    /// Whether the content of a file can be had (by name; it is verified when it is used).
     ///
     /// # Errors
     /// If the store cannot be examined.
-    pub fn has(&self, hash: &Hash) -> Result<bool> {
+    pub fn has(&self, entry: &Entry) -> Result<bool> {
+        let Some(hash) = entry.hash() else { return Ok(true) };
+        if self.store.contains(&hash)? {
+            return Ok(true);
+        }
+        for held in &self.held {
+            if let Some(found) = held.at(&hash, &entry.path)
+                && held.has(found)?
+            {
+                return Ok(true);
+            }
+        }
+        self.has_content(&hash)
+    }
+
+    /// Whether a content can be had, wherever it is.
+    ///
+    /// # Errors
+    /// If the store cannot be examined.
+    pub fn has_content(&self, hash: &Hash) -> Result<bool> {
         if self.store.contains(hash)? {
             return Ok(true);
         }
         for held in &self.held {
-            if let Some((path, _)) = held.paths.get(hash)
-                && held.dir.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::File)
+            if let Some(found) = held.find(hash)
+                && held.has(found)?
             {
                 return Ok(true);
             }
@@ -304,7 +363,9 @@ impl<'a> Supply<'a> {
     /// If no source has the content undamaged, or writing fails.
     pub fn put(&self, entry: &Entry, parent: &Dir, temp: &Path) -> Result<Hold> {
         let hash = entry.hash().ok_or_else(|| Error::bug("only files have contents"))?;
-        if self.takeable.contains(&hash)
+        let is_takeable = self.takeable.get(&entry.path).is_some_and(|other| other.hash() == Some(hash));
+        if is_takeable
+            && !self.kept.contains(&hash)
             && let Some((mut file, meta)) = self.store.get_examined(&hash)?
             // With another owner or a second name, others could write to what is about to be verified.
             && meta.uid == Own::current().uid && meta.nlink == 1
@@ -319,7 +380,7 @@ impl<'a> Supply<'a> {
             }
         }
         let mut out = parent.create_file(temp, 0o600)?;
-        let copied = self.copy(&hash, &mut out);
+        let copied = self.copy_of(&hash, Some(entry), &mut out);
         if copied.is_err() {
             let _ = parent.unlink(temp);
         }
@@ -347,6 +408,11 @@ impl<'a> Supply<'a> {
     /// # Errors
     /// If no source has it undamaged, or writing fails.
     pub fn copy(&self, hash: &Hash, out: &mut File) -> Result<()> {
+        self.copy_of(hash, None, out)
+    }
+
+    /// Copies a content to `out`, verified; that of an entry is first looked for where the entry says.
+    fn copy_of(&self, hash: &Hash, entry: Option<&Entry>, out: &mut File) -> Result<()> {
         let mut is_damaged = false;
         if let Some((mut file, meta)) = self.store.get_examined(hash)? {
             if copy_verified(&mut file, meta.size, out, hash)? {
@@ -355,31 +421,51 @@ impl<'a> Supply<'a> {
             is_damaged = true;
             rewind(out)?;
         }
-        for held in &self.held {
-            let Some((path, size)) = held.paths.get(hash) else { continue };
-            let Ok((mut file, meta)) = held.dir.open_examined(path.as_path()) else { continue };
-            if meta.size != *size {
-                continue;
+        if let Some(entry) = entry {
+            for held in &self.held {
+                if let Some(found) = held.at(hash, &entry.path)
+                    && held.copy(found, out, hash)?
+                {
+                    return Ok(());
+                }
             }
-            if copy_verified(&mut file, *size, out, hash)? {
+            if self.from_origin(hash, out, |origin, out| origin.write_of(entry, out))? {
                 return Ok(());
             }
-            rewind(out)?;
         }
-        if let Some(origin) = self.origin
-            && origin.write(hash, out)?
-        {
-            rewind_to_read(out)?;
-            let (found, _) = Hash::reading(out).context(|| format!("cannot verify content {hash}"))?;
-            if found == *hash {
+        for held in &self.held {
+            if let Some(found) = held.find(hash)
+                && held.copy(found, out, hash)?
+            {
                 return Ok(());
             }
+        }
+        if self.from_origin(hash, out, |origin, out| origin.write(hash, out))? {
+            return Ok(());
         }
         if is_damaged {
             return Err(damaged(hash));
         }
         Err(Error::failed(format!("content {hash} is in no tree and not in the store"))
             .hint("mc_project verify NAME tells which releases are complete"))
+    }
+
+    fn from_origin(
+        &self,
+        hash: &Hash,
+        out: &mut File,
+        write: impl Fn(&dyn Origin, &mut File) -> Result<bool>,
+    ) -> Result<bool> {
+        let Some(origin) = self.origin else { return Ok(false) };
+        if write(origin, out)? {
+            rewind_to_read(out)?;
+            let (found, _) = Hash::reading(out).context(|| format!("cannot verify content {hash}"))?;
+            if found == *hash {
+                return Ok(true);
+            }
+        }
+        rewind(out)?;
+        Ok(false)
     }
 }
 

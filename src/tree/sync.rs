@@ -13,10 +13,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::hash::Hash;
-use super::manifest::{Content, Entry, Manifest, pairs};
-use super::scan::{Found, Identified, Own, THREADS, identify, scan};
-use super::store::{Stamp, Store, Supply};
-use super::witness::Witness;
+use super::manifest::{Content, Entry, Manifest, Stamp, differing};
+use super::scan::{Found, Identified, Own, identify, in_parts, scan};
+use super::store::{Store, Supply};
+use super::witness::{self, Witness};
+
+pub use super::scan::now_ns;
 use crate::sys::dir::{Dir, FileKind, Hold, Meta};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fault;
@@ -42,8 +44,6 @@ pub struct Plan {
     pub adjust: Vec<Entry>,
     /// Directories whose metadata must be set, because they differ or something in them changes.
     pub settle: Vec<Entry>,
-    /// Inode and status-change time of every file that leaves or is replaced.
-    stamps: HashMap<TreePath, Stamp>,
 }
 
 /// Something that leaves the tree.
@@ -57,21 +57,30 @@ pub struct Gone {
 
 impl Plan {
     /// Plans how what was identified becomes what is wanted.
-    #[must_use]
-    pub fn new(actual: &Identified, wanted: &Manifest) -> Self {
+    ///
+    /// # Errors
+    /// If the record of either turns out to be damaged.
+    pub fn new(actual: &Identified, wanted: &Manifest) -> Result<Self> {
         let mut plan = Self::default();
         let foreign: HashSet<&TreePath> = actual.linked_elsewhere.iter().collect();
-        for (old, new) in pairs(actual.manifest.entries(), wanted.entries()) {
+        for (old, new) in differing(&actual.manifest, wanted) {
             plan.add(old, new, &foreign);
         }
-        plan.take_stamps(actual);
+        for path in &actual.linked_elsewhere {
+            let (old, new) = (actual.manifest.get(path), wanted.get(path));
+            if old.is_some() && old == new {
+                plan.add(old, new, &foreign);
+            }
+        }
         for path in &actual.specials {
             plan.remove.push(Gone { path: path.clone(), entry: None });
         }
         plan.remove.sort_by(|a, b| a.path.cmp(&b.path));
         plan.relink(wanted);
         plan.collect_directories(wanted);
-        plan
+        actual.manifest.intact()?;
+        wanted.intact()?;
+        Ok(plan)
     }
 
     /// Whether there is nothing to do.
@@ -96,16 +105,6 @@ impl Plan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.put.iter().map(Entry::size).sum()
-    }
-
-    fn take_stamps(&mut self, actual: &Identified) {
-        let files = self.remove.iter().filter_map(|gone| gone.entry.as_ref()).chain(self.replaced.values());
-        let entries = actual.manifest.entries();
-        let stamp = |entry: &Entry| {
-            let index = entries.binary_search_by(|other| other.path.cmp(&entry.path)).ok()?;
-            Some((entry.path.clone(), *actual.inodes.get(index)?))
-        };
-        self.stamps = files.filter(|entry| entry.hash().is_some()).filter_map(stamp).collect();
     }
 
     fn add(&mut self, old: Option<&Entry>, new: Option<&Entry>, foreign: &HashSet<&TreePath>) {
@@ -140,9 +139,11 @@ impl Plan {
     fn relink(&mut self, wanted: &Manifest) {
         let fresh: HashSet<&TreePath> = self.put.iter().map(|entry| &entry.path).collect();
         let linked: HashSet<&TreePath> = self.link.iter().map(|entry| &entry.path).collect();
+        if fresh.is_empty() {
+            return;
+        }
         let more: Vec<Entry> = wanted
-            .entries()
-            .iter()
+            .linked()
             .filter(|e| e.hard_link.as_ref().is_some_and(|leader| fresh.contains(leader)) && !linked.contains(&e.path))
             .cloned()
             .collect();
@@ -180,7 +181,7 @@ pub struct Aside<'a> {
 }
 
 impl Keeping<'_> {
-    fn displace(&self, parent: &Dir, old: &Entry, plan: &Plan) -> Result<()> {
+    fn displace(&self, parent: &Dir, old: &Entry) -> Result<()> {
         let name = old.path.name();
         if let Some(aside) = &self.aside
             && aside.only.is_none_or(|paths| paths.contains(&old.path))
@@ -188,7 +189,10 @@ impl Keeping<'_> {
             return move_aside(parent, old, aside.dir);
         }
         match (self.store, old.hash()) {
-            (Some(store), Some(hash)) => store.take_in(parent, name, &hash, plan.stamps.get(&old.path).copied()),
+            (Some(store), Some(hash)) => {
+                let stamp = (old.stamp.ino != 0).then_some((old.stamp.ino, old.stamp.ctime));
+                store.take_in(parent, name, &hash, stamp)
+            }
             _ => parent.unlink(Path::new(name)),
         }
     }
@@ -263,18 +267,8 @@ pub fn apply(target: &Target<'_>, plan: &Plan, supply: &mut Supply<'_>, keeping:
     for entry in &plan.make {
         target.tree.make_dir(entry.path.as_path(), 0o700)?;
     }
-    let chunk = plan.put.len().div_ceil(THREADS).max(1);
     let supply = &*supply;
-    let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = plan
-            .put
-            .chunks(chunk)
-            .enumerate()
-            .map(|(number, part)| scope.spawn(move || target.put_all(number, part, plan, supply, keeping)))
-            .collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a writing thread died")))).collect()
-    });
-    results.into_iter().collect::<Result<()>>()?;
+    in_parts(&plan.put, |number, part| target.put_all(number, part, plan, supply, keeping))?;
     for entry in &plan.link {
         target.link(entry, plan, keeping)?;
     }
@@ -318,7 +312,7 @@ impl Target<'_> {
             fault::point(self.point)?;
             match &gone.entry {
                 Some(entry) if entry.is_dir() => self.tree.remove_dir(entry.path.as_path())?,
-                Some(entry) => keeping.displace(&self.parent(&entry.path)?.0, entry, plan)?,
+                Some(entry) => keeping.displace(&self.parent(&entry.path)?.0, entry)?,
                 None => self.tree.unlink(gone.path.as_path())?,
             }
         }
@@ -348,7 +342,7 @@ impl Target<'_> {
             if let Some(old) = plan.replaced.get(&entry.path)
                 && !keeping.is_plain()
             {
-                keeping.displace(parent, old, plan)?;
+                keeping.displace(parent, old)?;
             }
             parent.rename(&temp, parent, Path::new(entry.path.name()))?;
         }
@@ -368,7 +362,7 @@ impl Target<'_> {
         if let Some(old) = plan.replaced.get(&entry.path)
             && !keeping.is_plain()
         {
-            keeping.displace(&parent, old, plan)?;
+            keeping.displace(&parent, old)?;
         }
         parent.rename(temp, &parent, &name)?;
         // rename(2) of two names of one file does nothing and leaves both.
@@ -459,35 +453,74 @@ impl Target<'_> {
     }
 }
 
-/// Looks at a tree that was just made and takes its witness; a tree that differs from `wanted` is an error.
+/// Looks at a tree that was just made and returns what it is, with stamps; a tree that differs from `wanted` is an error.
 ///
 /// # Errors
 /// If the tree cannot be read, or somebody changed it meanwhile.
-pub fn seal(tree: &Dir, own: Own, wanted: &Manifest) -> Result<Witness> {
+pub fn seal(tree: &Dir, own: Own, wanted: &Manifest) -> Result<Manifest> {
     let taken = now_ns();
     let found = scan(tree, &|_| true)?;
-    let differs = |path: &TreePath, what: &str| {
-        Error::failed(format!("{} was changed by somebody else: {path} {what}", tree.path().display()))
-            .hint("find out who writes there (fuser -v), then deploy again")
-    };
-    let mut inodes = Vec::with_capacity(found.len());
-    let mut wanted_entries = wanted.entries().iter();
+    let mut sealed = Vec::with_capacity(found.len());
+    let mut wanted_entries = wanted.entries();
     for one in &found {
-        let Some(entry) = wanted_entries.next() else { return Err(differs(&one.path, "is new")) };
+        let Some(entry) = wanted_entries.next() else { return Err(differs(tree, &one.path, "is new")) };
         if entry.path != one.path {
             let (path, what) = if entry.path < one.path { (&entry.path, "is gone") } else { (&one.path, "is new") };
-            return Err(differs(path, what));
+            return Err(differs(tree, path, what));
         }
-        if !fits(one, entry, own) {
-            return Err(differs(&one.path, "is not as written"));
-        }
-        inodes.push((one.meta.ino, one.meta.ctime));
+        sealed.push(stamped(tree, one, entry, own, taken)?);
     }
     if let Some(entry) = wanted_entries.next() {
-        return Err(differs(&entry.path, "is gone"));
+        return Err(differs(tree, &entry.path, "is gone"));
     }
-    let told = Identified { manifest: wanted.clone(), inodes, ..Identified::default() };
-    Ok(Witness::new(told, taken, tree.stat_self()?.dev))
+    Manifest::new(sealed)
+}
+
+/// As [`seal`], for a tree that was `before` (with stamps) until a plan was carried out: only what the plan changed is
+/// looked at.
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_changes(tree: &Dir, own: Own, before: &Manifest, plan: &Plan, wanted: &Manifest) -> Result<Manifest> {
+    let taken = now_ns();
+    let changed = plan.make.iter().chain(&plan.put).chain(&plan.link).chain(&plan.adjust).chain(&plan.settle);
+    let mut put = Vec::new();
+    for path in changed.map(|entry| &entry.path).collect::<BTreeSet<_>>() {
+        let entry = wanted.get(path).ok_or_else(|| Error::bug("a plan makes what is not wanted"))?;
+        let Some(meta) = tree.stat(path.as_path())? else { return Err(differs(tree, path, "is gone")) };
+        let target = match meta.kind {
+            FileKind::Symlink => Some(tree.read_link(path.as_path())?),
+            _ => None,
+        };
+        put.push(stamped(tree, &Found { path: path.clone(), meta, target }, entry, own, taken)?);
+    }
+    let is_wanted = |path: &&TreePath| wanted.get(path).is_none();
+    let gone: Vec<TreePath> = plan.remove.iter().map(|gone| &gone.path).filter(is_wanted).cloned().collect();
+    let sealed = before.with(put, &gone)?;
+    let differing = differing(&sealed, wanted).find(|(old, new)| !is_fit(*old, *new));
+    match differing.and_then(|(old, new)| old.or(new)) {
+        Some(entry) => Err(differs(tree, &entry.path, "is not as wanted")),
+        None => Ok(sealed),
+    }
+}
+
+fn differs(tree: &Dir, path: &TreePath, what: &str) -> Error {
+    Error::failed(format!("{} was changed by somebody else: {path} {what}", tree.path().display()))
+        .hint("find out who writes there (fuser -v), then deploy again")
+}
+
+/// The wanted entry with the stamp of what was found.
+fn stamped(tree: &Dir, found: &Found, entry: &Entry, own: Own, taken: i64) -> Result<Entry> {
+    if !fits(found, entry, own) {
+        return Err(differs(tree, &found.path, "is not as written"));
+    }
+    let (ino, ctime) = (found.meta.ino, found.meta.ctime);
+    Ok(Entry { stamp: Stamp { ino, ctime, is_sure: witness::is_sure(ctime, taken) }, ..entry.clone() })
+}
+
+/// Whether what stands there is what is wanted, the git object's name aside.
+fn is_fit(old: Option<&Entry>, new: Option<&Entry>) -> bool {
+    old.zip(new).is_some_and(|(old, new)| old.same_content(new) && old.same_metadata(new))
 }
 
 fn fits(found: &Found, entry: &Entry, own: Own) -> bool {
@@ -503,26 +536,16 @@ fn fits(found: &Found, entry: &Entry, own: Own) -> bool {
 }
 
 /// Proves that a tree is what a manifest says, by content: every file that the witness does not vouch for is read. For a tree
-/// that somebody may have written to since it was sealed.
+/// that somebody may have written to since it was sealed. Returns what it is, with stamps.
 ///
 /// # Errors
 /// If the tree cannot be read, or differs.
-pub fn prove(tree: &Dir, own: Own, wanted: &Manifest, witness: Option<&Witness>) -> Result<Witness> {
-    let taken = now_ns();
+pub fn prove(tree: &Dir, own: Own, wanted: &Manifest, witness: Option<&Witness>) -> Result<Manifest> {
     let told = identify(tree, own, witness, &|_| true)?;
-    let is_same = |old: &Entry, new: &Entry| old.same_content(new) && old.same_metadata(new);
-    let pairs = pairs(told.manifest.entries(), wanted.entries());
-    let mut differing = pairs.filter(|(old, new)| !old.zip(*new).is_some_and(|(old, new)| is_same(old, new)));
-    let first = differing.find_map(|(old, new)| old.or(new)).map(|entry| &entry.path);
-    if let Some(path) = first.or(told.specials.first()) {
-        return Err(Error::failed(format!("{} was changed by somebody else: {path}", tree.path().display()))
-            .hint("find out who writes there (fuser -v), then deploy again"));
+    let differing = differing(&told.manifest, wanted).find(|(old, new)| !is_fit(*old, *new));
+    let first = differing.and_then(|(old, new)| old.or(new)).map(|entry| entry.path.clone());
+    if let Some(path) = first.as_ref().or(told.specials.first()) {
+        return Err(differs(tree, path, "is not as deployed"));
     }
-    Ok(Witness::new(Identified { manifest: wanted.clone(), ..told }, taken, tree.stat_self()?.dev))
-}
-
-/// The wall time in nanoseconds since the epoch.
-#[must_use]
-pub fn now_ns() -> i64 {
-    i64::try_from(crate::sys::clock::now().as_nanosecond()).unwrap_or(i64::MAX)
+    Ok(told.manifest)
 }

@@ -1,37 +1,49 @@
 //! A witness: what a physical tree consisted of when we last looked, with inode and status-change time of each entry.
 //!
 //! A file that still has the same inode, status-change time, size and modification time has the same content: nothing
-//! but the kernel can set the status-change time. A file whose status changed within 20 ms of the moment the witness was
-//! taken is not vouched for, because the clock of the file system is that coarse.
+//! but the kernel can set the status-change time. A file whose status changed within 20 ms of the moment at which it was
+//! looked at is not vouched for, because the clock of the file system is that coarse.
+//!
+//! On the disk it is a manifest with stamps, the index of that, and a list of what has changed since; a small change writes
+//! the list alone. None of them is durable: what does not fit together counts as none, and everything is read again.
 
-use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::manifest::{Entry, Manifest};
-use super::scan::Identified;
-use crate::sys::dir::{FileKind, Meta};
-use crate::sys::error::{Error, Result};
+use super::hash::Hash;
+use super::manifest::{Changes, Entry, Manifest, Style};
+use crate::sys::dir::{Dir, FileKind, Meta};
+use crate::sys::error::Result;
 use crate::sys::fs;
 use crate::sys::path::TreePath;
 
 /// The coarseness of the file system's clock that we reckon with, in nanoseconds.
 const RACY: i64 = 20_000_000;
+const FIRST_WORDS: &str = "mc_project witness 2 ";
+const FIRST_WORDS_OF_CHANGES: &str = "mc_project witness changes 2 ";
+/// So many changes are always written as such, however small the tree is.
+const FEW: usize = 64;
+
+/// Whether a status change at `ctime` is long enough before `taken`, both nanoseconds since the epoch.
+#[must_use]
+pub fn is_sure(ctime: i64, taken: i64) -> bool {
+    ctime < taken.saturating_sub(RACY)
+}
 
 /// What a tree was.
 #[derive(Debug)]
 pub struct Witness {
-    taken: i64,
     device: u64,
     manifest: Manifest,
-    inodes: Vec<(u64, i64)>,
+    /// What the file holds beside which the changes are written, and the digest of its last line.
+    base: Option<(Manifest, Hash)>,
 }
 
 impl Witness {
-    /// Takes the witness of what was just identified; `taken` is the wall time *before* looking, in nanoseconds, `device`
-    /// the file system's number.
+    /// The witness of what was just identified; `device` is the file system's number. `before` is what is on the disk.
     #[must_use]
-    pub fn new(told: Identified, taken: i64, device: u64) -> Self {
-        Self { taken, device, manifest: told.manifest, inodes: told.inodes }
+    pub fn new(manifest: Manifest, device: u64, before: Option<Self>) -> Self {
+        let base = before.filter(|before| before.device == device).and_then(|before| before.base);
+        Self { device, manifest, base }
     }
 
     /// What the tree was.
@@ -43,65 +55,92 @@ impl Witness {
     /// The recorded entry, if the file there is certainly unchanged.
     #[must_use]
     pub fn vouch(&self, path: &TreePath, meta: &Meta) -> Option<&Entry> {
-        let index = self.manifest.entries().binary_search_by(|entry| entry.path.cmp(path)).ok()?;
-        let (entry, (ino, ctime)) = (&self.manifest.entries()[index], self.inodes[index]);
+        let entry = self.manifest.get(path)?;
         let is_file = meta.kind == FileKind::File && entry.hash().is_some();
         let is_dir = meta.kind == FileKind::Dir && entry.is_dir();
         let same = (is_file && entry.size() == meta.size || is_dir)
-            && ino == meta.ino
-            && ctime == meta.ctime
+            && entry.stamp.ino == meta.ino
+            && entry.stamp.ctime == meta.ctime
             && entry.mtime == meta.mtime
             && self.device == meta.dev;
-        (same && ctime < self.taken - RACY).then_some(entry)
+        (same && entry.stamp.is_sure).then_some(entry)
     }
 
     /// Reads a witness; `None` if there is none or it is damaged: then everything is simply read again.
     #[must_use]
     pub fn read(path: &Path) -> Option<Self> {
         let text = String::from_utf8(fs::read_if_there(path).ok()??).ok()?;
-        let (first, rest) = text.split_once('\n')?;
-        let mut words = first.strip_prefix("mc_project witness 1 ")?.split(' ');
-        let (taken, device) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let (inodes, manifest) = rest.split_once("\n\n")?;
-        let manifest = Manifest::from_text(manifest).ok()?;
-        let inodes: Option<Vec<(u64, i64)>> = inodes
-            .lines()
-            .map(|line| line.split_once(' ').and_then(|(ino, ctime)| Some((ino.parse().ok()?, ctime.parse().ok()?))))
-            .collect();
-        let inodes = inodes.filter(|inodes| inodes.len() == manifest.entries().len())?;
-        Some(Self { taken, device, manifest, inodes })
+        let (first, base) = Manifest::from_lines(&text, Style::Stamped).ok()?;
+        let device = first.strip_prefix(FIRST_WORDS)?.parse().ok()?;
+        let last = text.trim_end().rsplit('\n').next()?;
+        Some(Self::with_changes(path, device, base, Hash::of(last.as_bytes())))
     }
 
-    /// Writes the witness.
+    /// Opens a witness without reading it; `None` if there is none. What is damaged shows only when it is asked for
+    /// ([`Manifest::intact`]).
+    #[must_use]
+    pub fn open(path: &Path) -> Option<Self> {
+        let (base, last) = Manifest::open(path, &index_of(path), Style::Stamped)?;
+        let first = fs::read_from(path, 0, 64).ok()?;
+        let first = String::from_utf8_lossy(&first);
+        let device = first.lines().next()?.strip_prefix(FIRST_WORDS)?.parse().ok()?;
+        Some(Self::with_changes(path, device, base, last))
+    }
+
+    fn with_changes(path: &Path, device: u64, base: Manifest, last: Hash) -> Self {
+        let read = || {
+            let text = String::from_utf8(fs::read_if_there(&changes_of(path)).ok()??).ok()?;
+            let (first, changes) = Changes::read(&text, Style::Stamped).ok()?;
+            let is_of_base = first.strip_prefix(FIRST_WORDS_OF_CHANGES)? == last.hex();
+            if is_of_base { base.with(changes.put, &changes.dropped).ok() } else { None }
+        };
+        Self { device, manifest: read().unwrap_or_else(|| base.clone()), base: Some((base, last)) }
+    }
+
+    /// Writes the witness: what changed since the file was written, or all of it where that is much.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If a file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        if self.inodes.len() != self.manifest.entries().len() {
-            return Err(Error::bug("a witness has not as many inodes as entries"));
+        if let Some((base, last)) = &self.base {
+            let first = format!("{FIRST_WORDS_OF_CHANGES}{last}");
+            let text = self.manifest.changes_below(&first, base, Style::Stamped);
+            if memchr::memchr_iter(b'\n', text.as_bytes()).count() < FEW + self.manifest.len() / 16 {
+                return fs::replace(&changes_of(path), text.as_bytes(), 0o600);
+            }
         }
-        let mut text = format!("mc_project witness 1 {} {}\n", self.taken, self.device);
-        for (ino, ctime) in &self.inodes {
-            let _ = writeln!(text, "{ino} {ctime}");
-        }
-        text.push('\n');
-        text.push_str(&self.manifest.to_text());
-        fs::write_durable(path, text.as_bytes(), 0o600)
+        let written = self.manifest.to_indexed(&format!("{FIRST_WORDS}{}", self.device), Style::Stamped);
+        fs::remove_file(&index_of(path))?;
+        fs::replace(path, written.text.as_bytes(), 0o600)?;
+        fs::replace(&index_of(path), written.index.as_bytes(), 0o600)?;
+        fs::remove_file(&changes_of(path))
     }
+}
+
+/// Writes down what a tree is, with stamps; `before` is what was read of the witness so far.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn record(path: &Path, tree: &Dir, manifest: Manifest, before: Option<Witness>) -> Result<()> {
+    Witness::new(manifest, tree.stat_self()?.dev, before).write(path)
+}
+
+fn index_of(path: &Path) -> PathBuf {
+    path.with_extension("index")
+}
+
+fn changes_of(path: &Path) -> PathBuf {
+    path.with_extension("changes")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::scan::{Own, identify};
+    use super::super::scan::{Identified, Own, identify};
     use super::*;
     use crate::sys::dir::Dir;
 
     fn look(dir: &Dir, witness: Option<&Witness>) -> Identified {
         identify(dir, Own::current(), witness, &|_| true).unwrap()
-    }
-
-    fn later(seconds: i64) -> i64 {
-        i64::try_from(crate::sys::clock::now().as_nanosecond()).unwrap() + seconds * 1_000_000_000
     }
 
     #[test]
@@ -112,16 +151,18 @@ mod tests {
         let dir = Dir::open(temp.path()).unwrap();
         let meta = dir.stat(Path::new("f")).unwrap().unwrap();
         let before = look(&dir, None);
-        let hash = before.manifest.entries()[0].hash();
-        let witness = Witness::new(before, later(1), meta.dev);
+        let hash = before.manifest.entries().next().unwrap().hash();
+        assert_eq!(look(&dir, None).read, 1);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let witness = Witness::new(look(&dir, None).manifest, meta.dev, None);
         assert_eq!(look(&dir, Some(&witness)).read, 0);
         std::thread::sleep(std::time::Duration::from_millis(20));
         std::fs::write(&file, "two").unwrap();
         dir.set_mtime(Path::new("f"), meta.mtime).unwrap();
         let after = look(&dir, Some(&witness));
         assert_eq!(after.read, 1);
-        assert_ne!(after.manifest.entries()[0].hash(), hash);
-        assert_eq!(after.manifest.entries()[0].mtime, meta.mtime);
+        assert_ne!(after.manifest.entries().next().unwrap().hash(), hash);
+        assert_eq!(after.manifest.entries().next().unwrap().mtime, meta.mtime);
     }
 
     #[test]
@@ -129,7 +170,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("f"), "one").unwrap();
         let dir = Dir::open(temp.path()).unwrap();
-        let witness = Witness::new(look(&dir, None), later(0), dir.stat_self().unwrap().dev);
+        let witness = Witness::new(look(&dir, None).manifest, dir.stat_self().unwrap().dev, None);
         assert_eq!(look(&dir, Some(&witness)).read, 1);
     }
 
@@ -140,7 +181,8 @@ mod tests {
         std::fs::write(temp.path().join("tree/f"), "one").unwrap();
         let dir = Dir::open(&temp.path().join("tree")).unwrap();
         let path = temp.path().join("witness");
-        Witness::new(look(&dir, None), later(1), dir.stat_self().unwrap().dev).write(&path).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        Witness::new(look(&dir, None).manifest, dir.stat_self().unwrap().dev, None).write(&path).unwrap();
         let read = Witness::read(&path).unwrap();
         assert_eq!(look(&dir, Some(&read)).read, 0);
         let mut text = std::fs::read(&path).unwrap();
@@ -148,5 +190,32 @@ mod tests {
         text[last] ^= 1;
         std::fs::write(&path, text).unwrap();
         assert!(Witness::read(&path).is_none());
+    }
+
+    #[test]
+    fn a_small_change_writes_a_list_and_both_ways_of_reading_see_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = temp.path().join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        for n in 0..300 {
+            std::fs::write(tree.join(format!("f{n}")), format!("{n}")).unwrap();
+        }
+        let (dir, path) = (Dir::open(&tree).unwrap(), temp.path().join("witness-1"));
+        record(&path, &dir, look(&dir, None).manifest, None).unwrap();
+        let whole = std::fs::metadata(&path).unwrap().len();
+        std::fs::write(tree.join("f7"), "other").unwrap();
+        std::fs::remove_file(tree.join("f8")).unwrap();
+        let before = Witness::open(&path).unwrap();
+        let now = look(&dir, Some(&before)).manifest;
+        record(&path, &dir, now.clone(), Some(before)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), whole, "the file itself was not written again");
+        for read in [Witness::open(&path).unwrap(), Witness::read(&path).unwrap()] {
+            assert_eq!(*read.manifest(), now);
+            assert!(read.manifest().intact().is_ok());
+        }
+        // A list of another file's changes counts for nothing.
+        std::fs::write(tree.join("f9"), "x").unwrap();
+        record(&path, &dir, look(&dir, None).manifest, None).unwrap();
+        assert_eq!(*Witness::read(&path).unwrap().manifest(), look(&dir, None).manifest);
     }
 }

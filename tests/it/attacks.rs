@@ -23,6 +23,7 @@ use mc_project::tree::scan::{Own, identify};
 use mc_project::tree::snapshot::Snapshots;
 use mc_project::tree::store::{Held, Store, Supply};
 use mc_project::tree::sync::{Aside, Keeping, Plan, Target, apply, prove, seal};
+use mc_project::tree::witness::Witness;
 
 /// An account that needs no entry anywhere.
 pub const ACCOUNT: u32 = 61_234;
@@ -142,7 +143,7 @@ impl Arena {
             symlink(text.trim(), top.join("l")).unwrap();
             let dir = Dir::open(&top).unwrap();
             let manifest = identify(&dir, Own::current(), None, &|_| true).unwrap().manifest;
-            for entry in manifest.entries().iter().filter(|entry| entry.hash().is_some()) {
+            for entry in manifest.entries().filter(|entry| entry.hash().is_some()) {
                 store.add(&mut dir.open_file(entry.path.as_path()).unwrap()).unwrap();
             }
             versions.push(manifest);
@@ -227,8 +228,8 @@ fn sync(tree: &Dir, own: Own, store: &Store, wanted: &Manifest, aside: Option<&D
     let mut supply = Supply::new(store, vec![Held::new(tree, &actual.manifest)]);
     let target = Target { tree, own, point: "candidate.applying" };
     let aside = aside.map(|dir| Aside { dir, only: None });
-    apply(&target, &Plan::new(&actual, wanted), &mut supply, &Keeping { store: Some(store), aside })?;
-    let witness = seal(tree, own, wanted)?;
+    apply(&target, &Plan::new(&actual, wanted)?, &mut supply, &Keeping { store: Some(store), aside })?;
+    let witness = Witness::new(seal(tree, own, wanted)?, tree.stat_self()?.dev, None);
     prove(tree, own, wanted, Some(&witness)).map(|_| ())
 }
 
@@ -298,7 +299,7 @@ fn a_racing_owner_gets_nothing_out_of_drift_removals_and_builds() {
             Drift::between(&one, &told, &|_, _| false).keep(&kept, &run, &one, &Supply::new(&store, Vec::new()))
         });
         let ingested = identify(&build, arena.own, None, &|_| true).and_then(|told| {
-            for entry in told.manifest.entries().iter().filter(|entry| entry.hash().is_some()) {
+            for entry in told.manifest.entries().filter(|entry| entry.hash().is_some()) {
                 store.add(&mut build.open_file(entry.path.as_path())?)?;
             }
             Ok(())

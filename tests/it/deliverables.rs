@@ -7,7 +7,7 @@ use mc_project::sys::keys::{ReleaseKey, TrustedKeys};
 use mc_project::sys::path::TreePath;
 use mc_project::tree::deliverable::{Deliverable, Limits, Packing, Statement};
 use mc_project::tree::hash::Hash;
-use mc_project::tree::manifest::{Content, Entry, Manifest};
+use mc_project::tree::manifest::{Content, Entry, Manifest, Stamp};
 use mc_project::tree::store::{Store, Supply};
 
 use crate::support::{Finished, WorkTree, World, digest};
@@ -289,6 +289,7 @@ fn large_deliverable(dir: &Path) -> (Deliverable, TrustedKeys) {
             hard_link: None,
             xattrs: Vec::new(),
             blob: None,
+            stamp: Stamp::default(),
         }
     });
     let manifest = Manifest::new(entries.collect()).unwrap();
@@ -307,7 +308,7 @@ fn an_archive_that_changes_while_it_is_read_is_refused_and_one_that_is_replaced_
     let temp = tempfile::tempdir_in("/var/tmp").unwrap();
     let (found, keys) = large_deliverable(temp.path());
     let (statement, manifest) = found.verify(&keys).unwrap();
-    assert!(manifest.entries().iter().all(|entry| !entry.has_privileges()), "no privilege is packed");
+    assert!(manifest.entries().all(|entry| !entry.has_privileges()), "no privilege is packed");
     let into = temp.path().join("into");
     std::fs::create_dir(&into).unwrap();
     let store = Store::open(&into).unwrap();

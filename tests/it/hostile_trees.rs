@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use mc_project::sys::dir::Dir;
 use mc_project::tree::hash::Hash;
-use mc_project::tree::manifest::{Content, Entry, Manifest};
+use mc_project::tree::manifest::{Content, Entry, Manifest, Stamp};
 use mc_project::tree::scan::{Own, identify};
 use mc_project::tree::snapshot::Snapshots;
 use mc_project::tree::store::{Held, Store, Supply};
@@ -102,6 +102,7 @@ fn wanted(arena: &Arena, files: &[(&str, &str)], mode: u32) -> (Store, Manifest)
             hard_link: None,
             xattrs: Vec::new(),
             blob: None,
+            stamp: Stamp::default(),
         }
     };
     let manifest = Manifest::new(files.iter().map(entry).collect()).unwrap();
@@ -113,7 +114,7 @@ fn sync(arena: &Arena, tree: &Path, store: &Store, wanted: &Manifest) -> mc_proj
     let actual = identify(&tree, arena.own, None, &|_| true)?;
     let mut supply = Supply::new(store, vec![Held::new(&tree, &actual.manifest)]);
     let target = Target { tree: &tree, own: arena.own, point: "candidate.applying" };
-    apply(&target, &Plan::new(&actual, wanted), &mut supply, &Keeping { store: Some(store), aside: None })?;
+    apply(&target, &Plan::new(&actual, wanted)?, &mut supply, &Keeping { store: Some(store), aside: None })?;
     seal(&tree, arena.own, wanted).map(|_| ())
 }
 
@@ -148,9 +149,9 @@ fn a_directory_of_somebody_else_gives_its_contents_to_a_new_one() {
         path: mc_project::sys::path::TreePath::new(b"d").unwrap(),
         mode: 0o755,
         content: Content::Dir,
-        ..files.entries()[0].clone()
+        ..files.entries().next().unwrap().clone()
     };
-    let file = Entry { path: directory.path.join(b"z").unwrap(), ..files.entries()[0].clone() };
+    let file = Entry { path: directory.path.join(b"z").unwrap(), ..files.entries().next().unwrap().clone() };
     let manifest = Manifest::new(vec![directory, file]).unwrap();
     sync(&arena, &run, &store, &manifest).unwrap();
     let (foreign, inode) = (ACCOUNT + 9, run.join("d").metadata().unwrap().ino());
@@ -198,8 +199,8 @@ fn a_content_of_the_store_that_was_tampered_with_is_an_error_and_never_deployed(
     std::fs::write(&path, "good\n").unwrap();
     std::fs::hard_link(&path, arena.path("second-name")).unwrap();
     let tree = Dir::open_real(&run).unwrap();
-    let plan = Plan::new(&identify(&tree, arena.own, None, &|_| true).unwrap(), &manifest);
-    let mut supply = Supply::new(&store, Vec::new()).taking(manifest.hashes().collect());
+    let plan = Plan::new(&identify(&tree, arena.own, None, &|_| true).unwrap(), &manifest).unwrap();
+    let mut supply = Supply::new(&store, Vec::new()).taking(&manifest);
     let target = Target { tree: &tree, own: arena.own, point: "candidate.applying" };
     apply(&target, &plan, &mut supply, &Keeping::default()).unwrap();
     assert_eq!(run.join("a").metadata().unwrap().nlink(), 1, "no inode of run is reachable from elsewhere");

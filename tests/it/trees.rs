@@ -105,19 +105,19 @@ fn sync(from: &Path, to: &Path, store: &Path, take: bool) {
     let (from, to) = (Dir::open(from).unwrap(), Dir::open(to).unwrap());
     let store = Store::open(store).unwrap();
     let wanted = identify(&from, own, None, &|_| true).unwrap().manifest;
-    for entry in wanted.entries().iter().filter(|e| e.hash().is_some()) {
+    for entry in wanted.entries().filter(|e| e.hash().is_some()) {
         store.add(&mut from.open_file(entry.path.as_path()).unwrap()).unwrap();
     }
     let actual = identify(&to, own, None, &|_| true).unwrap();
-    let plan = Plan::new(&actual, &wanted);
+    let plan = Plan::new(&actual, &wanted).unwrap();
     let mut supply = Supply::new(&store, vec![Held::new(&to, &actual.manifest)]);
     if take {
-        supply = supply.taking(wanted.hashes().collect());
+        supply = supply.taking(&wanted);
     }
     let target = Target { tree: &to, own, point: "candidate.applying" };
     apply(&target, &plan, &mut supply, &Keeping { store: Some(&store), aside: None }).unwrap();
     seal(&to, own, &wanted).unwrap();
-    let again = Plan::new(&identify(&to, own, None, &|_| true).unwrap(), &wanted);
+    let again = Plan::new(&identify(&to, own, None, &|_| true).unwrap(), &wanted).unwrap();
     assert!(again.is_empty(), "a second sync has nothing to do: {again:?}");
 }
 

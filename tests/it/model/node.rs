@@ -336,7 +336,7 @@ fn assert_bounded(store: &Path, copies: impl Iterator<Item = PathBuf>, what: &st
 
 /// A manifest in the words of a digest.
 fn described(manifest: &Manifest) -> impl Iterator<Item = (String, String)> + '_ {
-    manifest.entries().iter().map(|entry| {
+    manifest.entries().map(|entry| {
         let text = match &entry.content {
             Content::Dir => format!("directory {:04o}", entry.mode),
             Content::File { size, hash } => format!("file {:04o} {size} {}", entry.mode, hash.hex()),
