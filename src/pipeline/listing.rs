@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_changed_tree_is_what_the_whole_list_would_give() {
-        let cases: [(&[(&str, &str)], &[(&str, &str)]); 6] = [
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let cases: [(Files<'_>, Files<'_>); 6] = [
             (&[("a", "1"), ("d/e/f", "2")], &[("a", "1"), ("d/e/f", "3")]),
             (&[("a", "1"), ("d/e/f", "2"), ("d-x", "4")], &[("a", "1"), ("d-x", "4")]),
             (&[("a", "1"), ("d/e/f", "2")], &[("a", "1"), ("d", "a file now")]),

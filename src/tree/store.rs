@@ -429,7 +429,7 @@ impl<'a> Supply<'a> {
                     return Ok(());
                 }
             }
-            if self.from_origin(hash, out, |origin, out| origin.write_of(entry, out))? {
+            if self.ask_origin(hash, out, |origin, out| origin.write_of(entry, out))? {
                 return Ok(());
             }
         }
@@ -440,7 +440,7 @@ impl<'a> Supply<'a> {
                 return Ok(());
             }
         }
-        if self.from_origin(hash, out, |origin, out| origin.write(hash, out))? {
+        if self.ask_origin(hash, out, |origin, out| origin.write(hash, out))? {
             return Ok(());
         }
         if is_damaged {
@@ -450,7 +450,7 @@ impl<'a> Supply<'a> {
             .hint("mc_project verify NAME tells which releases are complete"))
     }
 
-    fn from_origin(
+    fn ask_origin(
         &self,
         hash: &Hash,
         out: &mut File,
