@@ -1,7 +1,7 @@
 //! What a commit brings: all of its files, or only those in which it differs from the version that serves, where that
 //! version's tree is its commit's and nothing builds. Then the cost is that of the change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::checkout::{directory, limits_of};
 use super::draft::{Draft, Goal, Version};
@@ -31,6 +31,17 @@ impl Listing {
     #[must_use]
     pub fn count(&self) -> usize {
         self.base.as_ref().map_or(0, Manifest::len) + self.files.len()
+    }
+
+    /// The files of the live tree that the commit replaces or has not.
+    #[must_use]
+    pub fn replaced<'a>(&self, live: &'a Manifest) -> Vec<&'a Entry> {
+        if self.base.is_some() {
+            let paths = self.files.iter().map(|entry| &entry.path).chain(&self.removed);
+            return paths.filter_map(|path| live.get(path)).collect();
+        }
+        let kept: HashSet<&ObjectId> = self.files.iter().map(|entry| &entry.oid).collect();
+        live.entries().filter(|entry| entry.blob.as_ref().is_some_and(|blob| !kept.contains(blob))).collect()
     }
 
     /// How many bytes the commit has, at most.

@@ -448,15 +448,8 @@ impl Undertaking<'_> {
 
     /// What must be held to take everything back: the records, and the files of `project/` that are replaced.
     fn ballast(&self) -> u64 {
-        let replaced = if let (Some(_), Some(live)) = (&self.listing.base, self.live) {
-            let paths = self.listing.files.iter().map(|entry| &entry.path).chain(&self.listing.removed);
-            Need::sum(paths.filter_map(|path| live.manifest.get(path)).map(|entry| Need::file(entry.size())))
-        } else {
-            let kept: HashSet<&ObjectId> = self.listing.files.iter().map(|entry| &entry.oid).collect();
-            let old = self.live.iter().flat_map(|live| live.manifest.entries());
-            let replaced = old.filter(|entry| entry.blob.as_ref().is_some_and(|blob| !kept.contains(blob)));
-            Need::sum(replaced.map(|entry| Need::file(entry.size())))
-        };
+        let replaced = self.live.map(|live| self.listing.replaced(&live.manifest)).unwrap_or_default();
+        let replaced = Need::sum(replaced.into_iter().map(|entry| Need::file(entry.size())));
         ballast::size(self.live).saturating_add(replaced.bytes)
     }
 

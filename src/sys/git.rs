@@ -23,6 +23,7 @@ mod program;
 mod refs;
 mod submodule;
 mod trust;
+mod walk;
 mod work_tree;
 
 use std::cell::RefCell;
@@ -31,13 +32,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub use attributes::{AttributeUse, AttributesLine, attribute_uses, attributes_problem, is_lfs_pointer};
-pub use list::{Differences, EntryKind, GitEntry, TreeLimits};
+pub use list::{EntryKind, GitEntry, TreeLimits};
 pub use object::CommitInfo;
 pub use patch::text_patch;
 pub use program::program_version;
 pub use refs::RefChange;
 pub use submodule::{Submodule, fetch_submodule};
 pub use trust::{add_safe_directory, is_safe_directory, remove_safe_directory};
+pub use walk::Differences;
 pub use work_tree::{ChangeKind, Changed, Untracked, WorkTree};
 
 use super::dir::Dir;

@@ -201,6 +201,7 @@ mod tests {
             std::fs::write(tree.join(format!("f{n}")), format!("{n}")).unwrap();
         }
         let (dir, path) = (Dir::open(&tree).unwrap(), temp.path().join("witness-1"));
+        std::thread::sleep(std::time::Duration::from_millis(30));
         record(&path, &dir, look(&dir, None).manifest, None).unwrap();
         let whole = std::fs::metadata(&path).unwrap().len();
         std::fs::write(tree.join("f7"), "other").unwrap();
