@@ -246,7 +246,7 @@ pub fn sync_tree(
 ) -> Result<usize> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
     let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
-    let witness = Witness::read(&witness_path);
+    let witness = Witness::open_or_read(&witness_path);
     let actual = identify(&tree, own, witness.as_ref(), &|_| true)?;
     let mut wanted = wanted.clone();
     wanted.inherit_times(&actual.manifest)?;

@@ -25,6 +25,7 @@ use crate::tree::manifest::{Entry, Manifest};
 use crate::tree::release::{Made, Provenance, Releases};
 use crate::tree::scan::Identified;
 use crate::tree::switch::Inodes;
+use crate::tree::witness::Witness;
 
 pub use crate::project::pillar::FILE as PILLAR;
 pub use crate::project::recipe::FILE as RECIPE;
@@ -198,9 +199,18 @@ pub struct Candidate {
 #[derive(Debug)]
 pub enum Spare {
     /// Its witness says so, and the proof holds.
-    Known(Identified),
+    Known(Seen),
     /// A walk will say.
-    Walk(std::thread::JoinHandle<Result<Identified>>),
+    Walk(std::thread::JoinHandle<Result<Seen>>),
+}
+
+/// A tree as it was seen, and the witness that was read for that.
+#[derive(Debug)]
+pub struct Seen {
+    /// What it is.
+    pub told: Identified,
+    /// Its witness, if there was one.
+    pub witness: Option<Witness>,
 }
 
 /// A deployment in progress.

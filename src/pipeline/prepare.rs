@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
-use super::draft::{Candidate, Draft, Goal, Spare, Version};
+use super::draft::{Candidate, Draft, Goal, Seen, Spare, Version};
 use super::halt::{Halt, Step};
 use super::proof::Proof;
 use super::services;
@@ -159,7 +159,7 @@ impl Draft<'_> {
     /// The commit's tree with what stands at the recipe's cache paths in `build/tree`.
     fn with_cache(&self, next: &Version, source: &Manifest) -> Result<Manifest> {
         let tree = Dir::open_real(&self.site.place.build_tree())?;
-        let witness = Witness::read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
+        let witness = Witness::open_or_read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
         let present = identify(&tree, self.site.own, witness.as_ref(), &|_| true)?.manifest;
         let cache = &next.recipe.cache;
         let cached = present.entries().filter(|entry| cache.iter().any(|path| entry.path.is_within(path)));
@@ -223,7 +223,7 @@ impl Draft<'_> {
     fn take_build_in(&mut self, next: &Version, source: &Manifest, tree: &Path, store: &Store) -> Step<Manifest> {
         let dir = Dir::open_real(tree)?;
         let witness_path = self.site.place.witness(&dir.stat_self()?.ino.to_string());
-        let witness = Witness::read(&witness_path);
+        let witness = Witness::open_or_read(&witness_path);
         let told = identify(&dir, self.site.own, witness.as_ref(), &|_| true)?;
         let mut specials = told.specials.iter().filter(|path| !next.recipe.exclude.matches(path, false));
         if let Some(path) = specials.next() {
@@ -277,7 +277,8 @@ impl Draft<'_> {
         let was_built = releases.provenance(id)?.built;
         let spare = Dir::open_real(&self.site.place.spare())?;
         let run = Dir::open_real(&self.site.place.run())?;
-        let actual = self.proven_spare()?;
+        let seen = self.proven_spare()?;
+        let actual = &seen.told;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
@@ -293,7 +294,7 @@ impl Draft<'_> {
                 .hint("mc_project verify NAME tells which releases are complete; mc_project history NAME lists them"));
             }
         }
-        self.spare = Some(Spare::Known(actual));
+        self.spare = Some(Spare::Known(seen));
         self.check_out(next, store)?;
         Ok((manifest, built, was_built))
     }
@@ -302,7 +303,7 @@ impl Draft<'_> {
     ///
     /// # Errors
     /// If the walk failed.
-    pub fn proven_spare(&mut self) -> Result<Identified> {
+    pub fn proven_spare(&mut self) -> Result<Seen> {
         match self.spare.take() {
             Some(Spare::Known(known)) => Ok(known),
             Some(Spare::Walk(walk)) => walk.join().map_err(|_| Error::bug("the walk over the spare died"))?,
@@ -311,38 +312,41 @@ impl Draft<'_> {
     }
 
     /// What the witness of the spare says, if it was proven.
-    fn known_spare(&self) -> Result<Option<Identified>> {
+    fn known_spare(&self) -> Result<Option<Seen>> {
         if !self.is_proven {
             return Ok(None);
         }
         let spare = Dir::open_real(&self.site.place.spare())?;
         let witness = Witness::open(&self.site.place.witness(&spare.stat_self()?.ino.to_string()));
-        Ok(witness.map(|witness| Identified { manifest: witness.manifest().clone(), ..Identified::default() }))
+        Ok(witness.map(|witness| Seen {
+            told: Identified { manifest: witness.manifest().clone(), ..Identified::default() },
+            witness: Some(witness),
+        }))
     }
 
     /// Begins to walk the spare.
     fn walk_spare(&self) -> Spare {
         let (place, own) = (self.site.place.clone(), self.site.own);
-        Spare::Walk(std::thread::spawn(move || -> Result<Identified> {
+        Spare::Walk(std::thread::spawn(move || -> Result<Seen> {
             let spare = Dir::open_real(&place.spare())?;
-            let witness = Witness::read(&place.witness(&spare.stat_self()?.ino.to_string()));
-            identify(&spare, own, witness.as_ref(), &|_| true)
+            let witness = Witness::open_or_read(&place.witness(&spare.stat_self()?.ino.to_string()));
+            Ok(Seen { told: identify(&spare, own, witness.as_ref(), &|_| true)?, witness })
         }))
     }
 
     /// What the spare is and what must be done to it; a witness that is damaged is replaced by a walk.
-    fn plan_candidate(&mut self, manifest: &Manifest) -> Result<(Identified, Plan)> {
+    fn plan_candidate(&mut self, manifest: &Manifest) -> Result<(Seen, Plan)> {
         if self.spare_in_use && self.is_proven {
             self.spare = Some(self.walk_spare());
         }
-        let actual = self.proven_spare()?;
-        match Plan::new(&actual, manifest) {
-            Ok(plan) => Ok((actual, plan)),
-            Err(_) if actual.manifest.intact().is_err() => {
+        let seen = self.proven_spare()?;
+        match Plan::new(&seen.told, manifest) {
+            Ok(plan) => Ok((seen, plan)),
+            Err(_) if seen.told.manifest.intact().is_err() => {
                 self.spare = Some(self.walk_spare());
-                let actual = self.proven_spare()?;
-                let plan = Plan::new(&actual, manifest)?;
-                Ok((actual, plan))
+                let seen = self.proven_spare()?;
+                let plan = Plan::new(&seen.told, manifest)?;
+                Ok((seen, plan))
             }
             Err(error) => Err(error),
         }
@@ -356,7 +360,7 @@ impl Draft<'_> {
         }
         let (spare, run) = (Dir::open_real(&place.spare())?, Dir::open_real(&place.run())?);
         self.warn_of_users(&spare)?;
-        let (actual, plan) = self.plan_candidate(&manifest)?;
+        let (Seen { told: actual, witness }, plan) = self.plan_candidate(&manifest)?;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
@@ -379,7 +383,7 @@ impl Draft<'_> {
             seal_changes(&spare, self.site.own, &actual.manifest, &plan, &manifest)?
         };
         let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
-        witness::record(&witness_path, &spare, sealed, Witness::open(&witness_path))?;
+        witness::record(&witness_path, &spare, sealed, witness)?;
         fault::point("candidate.done")?;
         let changed = self.changed_files(&manifest);
         Ok((manifest, Some(changed)))
@@ -418,7 +422,7 @@ impl Draft<'_> {
         }
         let spare = Dir::open_real(&path)?;
         let witness_path = self.site.place.witness(&spare.stat_self()?.ino.to_string());
-        let witness = Witness::read(&witness_path);
+        let witness = Witness::open_or_read(&witness_path);
         let told = identify(&spare, self.site.own, witness.as_ref(), &|_| true)?;
         if let Some(path) = told.specials.first() {
             return Err(Halt::failed(format!("configure made a device, fifo or socket: `{path}`")));

@@ -248,6 +248,9 @@ impl<'a> Settling<'a> {
         let live =
             self.live.as_ref().and_then(|live| live.version.as_ref()).map(|version| version.recipe.keep_archives);
         rotate(self.site, self.live.as_ref(), live.unwrap_or(self.recipe.keep_archives))?;
+        if let Some(serving) = &self.outcome.serves {
+            Releases::new(&self.site.place).compact(&serving.id)?;
+        }
         fault::point("settle.rotate")
     }
 
@@ -291,7 +294,7 @@ fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {
 /// Looks at a tree with its witness, and takes a new one.
 fn look(site: &Site, tree: &Dir) -> Result<Identified> {
     let path = witness_path(site, tree)?;
-    let witness = Witness::read(&path);
+    let witness = Witness::open_or_read(&path);
     let told = identify(tree, site.own, witness.as_ref(), &|_| true)?;
     witness::record(&path, tree, told.manifest.clone(), witness)?;
     Ok(told)

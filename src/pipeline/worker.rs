@@ -354,7 +354,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         _ => Ok(()),
     };
     let live = match &outcome.serves {
-        Some(serving) => Some(Live::load(site, &repo, serving)?),
+        Some(serving) => Some(Live::open(site, &repo, serving)?),
         None => None,
     };
     let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();

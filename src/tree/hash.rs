@@ -48,7 +48,11 @@ impl Hash {
 
     /// Adds the digest as hexadecimal text.
     pub fn write_hex(&self, text: &mut String) {
-        text.push_str(&blake3::Hash::from_bytes(self.0).to_hex());
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for byte in self.0 {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
     }
 
     /// The digest as bytes.
@@ -60,7 +64,9 @@ impl Hash {
     /// The digest as hexadecimal text.
     #[must_use]
     pub fn hex(&self) -> String {
-        blake3::Hash::from_bytes(self.0).to_hex().to_string()
+        let mut text = String::with_capacity(64);
+        self.write_hex(&mut text);
+        text
     }
 }
 
@@ -80,13 +86,28 @@ impl FromStr for Hash {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let lowercase = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        match blake3::Hash::from_hex(text) {
-            Ok(hash) if lowercase => Ok(Self(*hash.as_bytes())),
-            _ => Err(Error::failed(format!(
-                "`{}` is no blake3 digest",
-                crate::sys::escape::visible_bounded(text.as_bytes(), 80)
-            ))),
+        let digits = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
+        let mut bytes = [0; 32];
+        let mut is_good = text.len() == 64;
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            match digits(pair) {
+                Some(found) => *byte = found,
+                None => is_good = false,
+            }
         }
+        if is_good {
+            return Ok(Self(bytes));
+        }
+        let shown = crate::sys::escape::visible_bounded(text.as_bytes(), 80);
+        Err(Error::failed(format!("`{shown}` is no blake3 digest")))
+    }
+}
+
+/// The value of a lowercase hexadecimal digit.
+fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
     }
 }

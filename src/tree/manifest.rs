@@ -265,6 +265,18 @@ impl Manifest {
         Ok(())
     }
 
+    /// The same manifest, with the chunks of another one where they are the same to the stamps: so both take the room of one.
+    #[must_use]
+    pub fn sharing(&self, other: &Self) -> Self {
+        let mut theirs = other.chunks.iter().peekable();
+        let share = |ours: &Arc<Chunk>| {
+            while theirs.next_if(|chunk| chunk.first() < ours.first()).is_some() {}
+            let same = theirs.next_if(|chunk| chunk.first() == ours.first());
+            same.filter(|chunk| chunk.is_same_with_stamps(ours)).unwrap_or(ours).clone()
+        };
+        Self { chunks: Arc::new(self.chunks.iter().map(share).collect()) }
+    }
+
     /// Sets the time of every entry.
     pub fn set_times(&mut self, mtime: i64) {
         *self = self.map(|entry| Entry { mtime, ..entry.clone() });
@@ -323,8 +335,7 @@ fn compared<'a>(
 ) -> impl Iterator<Item = (Option<&'a Entry>, Option<&'a Entry>)> + 'a {
     let (mut old, mut new) = (Cursor::new(old), Cursor::new(new));
     let is_same_stamp = move |(a, b): (Option<&Entry>, Option<&Entry>)| {
-        let stamp = |entry: &Entry| (entry.stamp.ino, entry.stamp.ctime, entry.stamp.is_sure);
-        style != Style::Stamped || a.map(stamp) == b.map(stamp)
+        style != Style::Stamped || a.zip(b).is_some_and(|(a, b)| a.stamp.is_same(&b.stamp))
     };
     std::iter::from_fn(move || {
         loop {

@@ -117,8 +117,12 @@ const MANIFEST: &str = "manifest";
 const INDEX: &str = "manifest.index";
 const BUILT: &str = "built.manifest";
 const PROVENANCE: &str = "release.json";
-/// How many lists of changes may stand on each other before a manifest is written whole.
-const LONGEST_CHAIN: usize = 12;
+/// The whole manifest of a release that is not kept any more, on which this one's list of changes stands.
+const BASE: &str = "base.manifest";
+const BASE_INDEX: &str = "base.manifest.index";
+/// How many lists of changes may stand on each other; before that one is written whole, when there is time for it.
+const LONGEST_CHAIN: usize = 48;
+const LONG_CHAIN: usize = 12;
 
 /// The kept releases of a project.
 #[derive(Debug)]
@@ -194,7 +198,8 @@ impl<'a> Releases<'a> {
                 let text = self.text(id)?;
                 // Against itself: a ring.
                 known.insert(id.clone(), Manifest::default());
-                let below = self.open_with(&before, known)?;
+                let is_present = self.is_present(&before);
+                let below = if is_present { self.open_with(&before, known)? } else { self.open_base(id)? };
                 below.with_changes(&text).context(|| format!("cannot read the manifest of {id}"))?
             }
             Some(_) => return Err(Error::failed(format!("the manifest of {id} stands on too many others"))),
@@ -205,6 +210,40 @@ impl<'a> Releases<'a> {
         };
         known.insert(id.clone(), manifest.clone());
         Ok(manifest)
+    }
+
+    fn is_present(&self, id: &DeploymentId) -> bool {
+        fs::exists(&self.place.release(id).join(MANIFEST))
+    }
+
+    /// What a list of changes stands on when the release that it names is gone.
+    fn open_base(&self, id: &DeploymentId) -> Result<Manifest> {
+        let dir = self.place.release(id);
+        match Manifest::open(&dir.join(BASE), &dir.join(BASE_INDEX), Style::Plain) {
+            Some((manifest, _)) => Ok(manifest),
+            None => self.base(id),
+        }
+    }
+
+    fn base(&self, id: &DeploymentId) -> Result<Manifest> {
+        let bytes = fs::read_if_there(&self.place.release(id).join(BASE))?.ok_or_else(|| not_kept(id))?;
+        Manifest::from_text(&String::from_utf8_lossy(&bytes)).context(|| format!("cannot read the manifest of {id}"))
+    }
+
+    /// Writes the manifest of a release whole if it stands on many others: what is opened later is opened faster.
+    ///
+    /// # Errors
+    /// If it is damaged or cannot be written.
+    pub fn compact(&self, id: &DeploymentId) -> Result<()> {
+        let Some(before) = self.first_line(id)? else { return Ok(()) };
+        let size = |id: &DeploymentId, name: &str| fs::size_of(&self.place.release(id).join(name)).unwrap_or(0);
+        // A list of changes that others stood on grows with every one of them that goes.
+        let is_large = size(id, MANIFEST).max(size(&before, MANIFEST)) * 8 > size(id, BASE).max(size(&before, BASE));
+        let stands_on_list = !self.is_present(&before) || self.first_line(&before)?.is_some();
+        if self.chain_length(id)? > LONG_CHAIN || stands_on_list && is_large {
+            self.write_whole(id, &self.manifest(id)?)?;
+        }
+        Ok(())
     }
 
     /// As [`Releases::built`], as far as possible without reading it.
@@ -241,25 +280,24 @@ impl<'a> Releases<'a> {
     pub fn manifest(&self, id: &DeploymentId) -> Result<Manifest> {
         let mut changes = Vec::new();
         let mut at = id.clone();
-        loop {
+        let mut manifest = loop {
             let text = self.text(&at)?;
-            match Manifest::changes_against(&text)? {
-                Some(before) if changes.len() < 4 * LONGEST_CHAIN => {
-                    changes.push(text);
-                    at = before;
-                }
-                Some(_) => return Err(Error::failed(format!("the manifest of {id} stands on a ring of changes"))),
-                None => {
-                    let mut manifest =
-                        Manifest::from_text(&text).context(|| format!("cannot read the manifest of {at}"))?;
-                    for text in changes.iter().rev() {
-                        manifest =
-                            manifest.with_changes(text).context(|| format!("cannot read the manifest of {id}"))?;
-                    }
-                    return Ok(manifest);
-                }
+            let Some(before) = Manifest::changes_against(&text)? else {
+                break Manifest::from_text(&text).context(|| format!("cannot read the manifest of {at}"))?;
+            };
+            if changes.len() > 2 * LONGEST_CHAIN {
+                return Err(Error::failed(format!("the manifest of {id} stands on a ring of changes")));
             }
+            changes.push(text);
+            if !self.is_present(&before) {
+                break self.base(&at)?;
+            }
+            at = before;
+        };
+        for text in changes.iter().rev() {
+            manifest = manifest.with_changes(text).context(|| format!("cannot read the manifest of {id}"))?;
         }
+        Ok(manifest)
     }
 
     /// The tree at the end of the build: what a deliverable of this release holds.
@@ -319,17 +357,42 @@ impl<'a> Releases<'a> {
         Ok(needed)
     }
 
-    /// Removes a release; those whose manifests stand on it are written whole first.
+    /// Removes a release; those whose manifests stand on it are made to stand on what it stood on.
     ///
     /// # Errors
     /// If something cannot be written or removed.
     pub fn remove(&self, id: &DeploymentId) -> Result<()> {
         for other in self.ids()? {
             if other != *id && self.first_line(&other)?.as_ref() == Some(id) {
-                self.write_whole(&other, &self.manifest(&other)?)?;
+                self.rebase(&other, id)?;
             }
         }
         Dir::open(&self.place.deploy())?.remove_tree(Path::new(id.as_str()))
+    }
+
+    /// Makes a release stand on what another one stands on, which is about to go; nothing is read or written but changes.
+    fn rebase(&self, id: &DeploymentId, going: &DeploymentId) -> Result<()> {
+        let (from, to) = (Dir::open(&self.place.release(going))?, Dir::open(&self.place.release(id))?);
+        let give = |name: &str, index: &str| -> Result<()> {
+            for (name, new) in [(name, BASE), (index, BASE_INDEX)] {
+                to.unlink(Path::new(new))?;
+                if from.stat(Path::new(name))?.is_some() {
+                    from.link(Path::new(name), &to, Path::new(new))?;
+                }
+            }
+            fs::sync_dir(to.path())
+        };
+        let Some(below) = self.first_line(going)? else { return give(MANIFEST, INDEX) };
+        let base = if self.is_present(&below) {
+            self.open(&below)?
+        } else {
+            give(BASE, BASE_INDEX)?;
+            self.open_base(going)?
+        };
+        let manifest = self.open(id)?;
+        let text = manifest.to_changes(&base, &below);
+        base.intact().and_then(|()| manifest.intact())?;
+        fs::write_durable(&to.path().join(MANIFEST), text.as_bytes(), 0o640)
     }
 
     /// Points `deploy/<id>/tree` at the physical tree that holds this release; `None` removes the link.
@@ -368,8 +431,8 @@ impl<'a> Releases<'a> {
         let (mut length, mut at) = (1, id.clone());
         while length <= LONGEST_CHAIN {
             match self.first_line(&at)? {
-                Some(before) => at = before,
-                None => break,
+                Some(before) if self.is_present(&before) => at = before,
+                _ => break,
             }
             length += 1;
         }

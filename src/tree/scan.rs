@@ -299,6 +299,9 @@ pub fn identify_found(
     told.linked_elsewhere = leaders.into_values().filter(|l| l.1 > l.2).map(|l| l.0).collect();
     told.linked_elsewhere.sort();
     told.manifest = Manifest::new(entries)?;
+    if let Some(witness) = witness {
+        told.manifest = told.manifest.sharing(witness.manifest());
+    }
     Ok(told)
 }
 

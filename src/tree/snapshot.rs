@@ -69,7 +69,7 @@ impl<'a> Snapshots<'a> {
     /// If the data cannot be examined.
     pub fn measure(&self, scope: &Scope) -> Result<Need> {
         let live = Dir::open_real(&self.place.data())?;
-        let known = self.copy_if_there()?.and_then(|copy| Witness::read(&self.witness_of(&copy).ok()?));
+        let known = self.copy_if_there()?.and_then(|copy| Witness::open_or_read(&self.witness_of(&copy).ok()?));
         let mut need = Need::default();
         for found in scan(&live, &wants(scope))? {
             if found.meta.kind != FileKind::File {
@@ -142,7 +142,7 @@ impl<'a> Snapshots<'a> {
     /// If it cannot be read.
     pub fn present(&self) -> Result<Identified> {
         let Some(copy) = self.copy_if_there()? else { return Ok(Identified::default()) };
-        let witness = Witness::read(&self.witness_of(&copy)?);
+        let witness = Witness::open_or_read(&self.witness_of(&copy)?);
         identify(&copy, self.own, witness.as_ref(), &|_| true)
     }
 
@@ -299,7 +299,7 @@ impl<'a> Snapshots<'a> {
             return Ok(0);
         }
         let live = Dir::open_real(&self.place.data())?;
-        let witness = Witness::read(&self.witness_of(&live)?);
+        let witness = Witness::open_or_read(&self.witness_of(&live)?);
         let told = identify(&live, self.own, witness.as_ref(), &|_| true)?;
         let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
         let mut copied = 0;
@@ -357,7 +357,7 @@ impl<'a> Snapshots<'a> {
             copy.set_own_mode(top.mode)?;
         }
         let live_witness_path = self.witness_of(&live)?;
-        let live_witness = Witness::read(&live_witness_path);
+        let live_witness = Witness::open_or_read(&live_witness_path);
         let source = identify(&live, self.own, live_witness.as_ref(), &wants(scope))?;
         self.left_out.replace(source.specials.clone());
         let wanted = source.manifest.clone();

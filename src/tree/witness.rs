@@ -87,6 +87,12 @@ impl Witness {
         Some(Self::with_changes(path, device, base, last))
     }
 
+    /// Opens a witness for a walk, which asks for all of it: what is damaged is read from the tree again.
+    #[must_use]
+    pub fn open_or_read(path: &Path) -> Option<Self> {
+        Self::open(path).or_else(|| Self::read(path))
+    }
+
     fn with_changes(path: &Path, device: u64, base: Manifest, last: Hash) -> Self {
         let read = || {
             let text = String::from_utf8(fs::read_if_there(&changes_of(path)).ok()??).ok()?;
@@ -105,7 +111,8 @@ impl Witness {
         if let Some((base, last)) = &self.base {
             let first = format!("{FIRST_WORDS_OF_CHANGES}{last}");
             let text = self.manifest.changes_below(&first, base, Style::Stamped);
-            if memchr::memchr_iter(b'\n', text.as_bytes()).count() < FEW + self.manifest.len() / 16 {
+            let lines = memchr::memchr_iter(b'\n', text.as_bytes()).count();
+            if lines < FEW + self.manifest.len() / 16 && base.intact().is_ok() {
                 return fs::replace(&changes_of(path), text.as_bytes(), 0o600);
             }
         }

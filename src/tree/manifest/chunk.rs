@@ -28,14 +28,13 @@ pub fn begins(path: &TreePath) -> bool {
 pub struct Source {
     file: File,
     style: Style,
-    is_damaged: AtomicBool,
 }
 
 impl Source {
     /// The file, and how its lines are written.
     #[must_use]
     pub fn new(file: File, style: Style) -> Arc<Self> {
-        Arc::new(Self { file, style, is_damaged: AtomicBool::new(false) })
+        Arc::new(Self { file, style })
     }
 
     fn read(&self, lines: &Lines) -> Option<Box<[Entry]>> {
@@ -90,6 +89,7 @@ pub struct Chunk {
     plain: OnceLock<Hash>,
     portable: OnceLock<Hash>,
     kept: Option<(Arc<Source>, Lines)>,
+    is_damaged: AtomicBool,
 }
 
 impl Chunk {
@@ -120,6 +120,7 @@ impl Chunk {
             plain: OnceLock::new(),
             portable: OnceLock::new(),
             kept: None,
+            is_damaged: AtomicBool::new(false),
         }))
     }
 
@@ -136,6 +137,7 @@ impl Chunk {
             plain: OnceLock::from(lines.plain),
             portable: OnceLock::from(lines.portable),
             kept: Some((source.clone(), lines)),
+            is_damaged: AtomicBool::new(false),
         })
     }
 
@@ -153,17 +155,17 @@ impl Chunk {
             match source.read(lines) {
                 Some(entries) if entries.len() == self.count && entries[0].path == self.first => entries,
                 _ => {
-                    source.is_damaged.store(true, Ordering::SeqCst);
+                    self.is_damaged.store(true, Ordering::SeqCst);
                     Box::default()
                 }
             }
         })
     }
 
-    /// Whether the file that this chunk is kept in turned out to be damaged.
+    /// Whether its lines in the file turned out to be damaged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        self.kept.as_ref().is_some_and(|(source, _)| source.is_damaged.load(Ordering::SeqCst))
+        self.is_damaged.load(Ordering::SeqCst)
     }
 
     /// The digest of the lines as a manifest has them.
@@ -192,6 +194,14 @@ impl Chunk {
             text.push('\n');
         }
         text
+    }
+
+    /// Whether both hold the same entries, which stood on the disk in the same way.
+    #[must_use]
+    pub fn is_same_with_stamps(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.entries(), other.entries());
+        let is_same = |(a, b): (&Entry, &Entry)| a.stamp.is_same(&b.stamp) && a == b;
+        ours.len() == theirs.len() && ours.iter().zip(theirs).all(is_same)
     }
 
     /// Whether both hold the same entries.

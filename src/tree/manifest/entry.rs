@@ -67,6 +67,14 @@ pub struct Stamp {
     pub is_sure: bool,
 }
 
+impl Stamp {
+    /// Whether both say the same.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.ino, self.ctime, self.is_sure) == (other.ino, other.ctime, other.is_sure)
+    }
+}
+
 impl PartialEq for Stamp {
     fn eq(&self, _: &Self) -> bool {
         true
