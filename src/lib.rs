@@ -13,8 +13,9 @@
 //!    hook only shows what it reads ([`entrance::relay`]), and may hang up.
 //! 4. The worker ([`pipeline::worker`]) waits for its turn ([`pipeline::queue`]), takes the project's lock, finishes what
 //!    was interrupted ([`pipeline::recover`]), and reads the ref again.
-//! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`], which proves in a thread of its own that
-//!    the spare is what its manifest says ([`tree::scan`]), while [`pipeline::checkout`] turns the commit into a manifest;
+//! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`]: what the spare is was proven when the last
+//!    deployment had settled ([`pipeline::proof`]), or a thread walks it now ([`tree::scan`]), while [`pipeline::listing`]
+//!    takes from git what the commit changes, and [`pipeline::checkout`] turns that into a manifest;
 //!    [`pipeline::preflight`] refuses what would not fit on the disk.
 //! 6. The recipe's steps ([`project::recipe`], [`pipeline::steps`]) build in a clean tree that they see at the path of
 //!    `run`, each in a box ([`pipeline::boxes`]): as the project's account, in a view of its own ([`sys::step_exec`]), in a
@@ -27,7 +28,8 @@
 //!    ([`tree::switch`]), starts and upgrades the new version and asks for its health ([`pipeline::checks`]).
 //! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
 //!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
-//! 10. [`pipeline::settle`] can only warn: it packs the deliverable, keeps the drift, removes what is too old, and
+//! 10. [`pipeline::settle`] can only warn: it keeps the drift, packs the deliverable, removes what is too old, proves the
+//!     trees for the next deployment, and
 //!     [`pipeline::tell`] writes mails and webhooks ([`report::mail`], [`report::webhook`]); the hook prints the verdict, and
 //!     git answers. [`pipeline::outbox`] sends what was written, now or later.
 //!
