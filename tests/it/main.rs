@@ -7,6 +7,7 @@ mod access;
 mod applications;
 mod attacks;
 mod bad_pushes;
+mod benches;
 mod boxes;
 mod client_push;
 mod concurrent;
