@@ -104,6 +104,7 @@ def rounds(count, contenders, *, prepare=None, warm_up=1, tell=None):
 
     `contenders` maps a name to a function that does its job once and returns a `Sample`."""
     samples = {name: [] for name in contenders}
+    warm_up = min(warm_up, count)
     for number in range(warm_up + count):
         if prepare:
             prepare(number)

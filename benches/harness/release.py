@@ -1,6 +1,7 @@
 """Jobs 3 and 4: what is done with deployed versions and with data, and what they cost on the disk."""
 
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ class Releases:
     def __init__(self, size, corpora, tools, rounds, tell):
         self.size, self.tools, self.count, self.tell = size, tools, rounds, tell
         self.corpus = corpora.make(size)
+        self.versions = 3 if corpora.quick else VERSIONS
         self.place = corpora.place / "release" / size
         shutil.rmtree(self.place, ignore_errors=True)
         self.clone = repository(self.corpus.tree, self.place / "clone")
@@ -31,7 +33,7 @@ class Releases:
         self.project = self.ours.node / "srv/projects/shop"
         self.disk = [self._used()]
         self.commits = []
-        for number in range(VERSIONS):
+        for number in range(self.versions):
             self._commit(number)
             self._push()
 
@@ -101,7 +103,7 @@ class Releases:
         turn = {"number": 0}
         def prepare(number):
             turn["number"] += 1
-        trees = [VERSIONS - 1, VERSIONS - 2]  # which versions `run` and the spare hold
+        trees = [self.versions - 1, self.versions - 2]  # which versions `run` and the spare hold
         def back(choose):
             def job():
                 wanted = choose()
@@ -109,7 +111,7 @@ class Releases:
                 return self.command("rollback", "shop", "--to", self.commits[wanted], "--yes", live=run)()
             return job
         before = lambda: trees[1]
-        far = lambda: next(number for number in range(VERSIONS) if number not in trees and (number + turn["number"]) % 3)
+        far = lambda: random.choice([number for number in range(self.versions) if number not in trees])
         other = lambda: peer / ["two", "one"][turn["number"] % 2]
         peers = {
             "rsync from an archive": lambda: measure.run(["rsync", "-a", "--delete", f"{other()}/", f"{peer}/run/"], log=self.log),
@@ -118,7 +120,7 @@ class Releases:
         }
         one = self.group("rollback", "to the version before", peers | {OURS: back(before)},
                          prepare=prepare, warm_up=2)
-        many = self.group("rollback far", f"each time to another of {VERSIONS} versions, 1 % apart, that neither tree holds",
+        many = self.group("rollback far", f"each time to another of {self.versions} versions, 1 % apart, that neither tree holds",
                           peers | {OURS: back(far)},
                           [("rsync from an archive", "wall", 13, 0.1)], prepare=prepare, warm_up=3)
         shutil.rmtree(peer)
@@ -215,15 +217,15 @@ class Releases:
 
     def disk_facts(self):
         """Goal 15."""
-        last = self.disk[VERSIONS]
+        last = self.disk[self.versions]
         trees = last["run"] + last["deploy/spare"]
         kept = lambda used: used["deploy"] - used["deploy/spare"] + used["archives"]
-        sizes = [sum(path.lstat().st_blocks * 512 for path in map(Path, self._changed(number))) for number in range(1, VERSIONS)]
+        sizes = [sum(path.lstat().st_blocks * 512 for path in map(Path, self._changed(number))) for number in range(1, self.versions)]
         facts = [f"one tree: {last['run']} bytes on the disk; run and spare: {trees}",
-                 f"{VERSIONS} kept versions and their restore points, beside the two trees: {kept(last)} bytes",
-                 f"the files that the {VERSIONS - 1} changes touched: {sum(sizes)} bytes on the disk",
-                 f"deliverables ({VERSIONS}): {last['releases']} bytes; the bare repository: {last['git']}; state: {last['state']}",
-                 f"{VERSIONS} full copies would take {VERSIONS * last['run']} bytes"]
+                 f"{self.versions} kept versions and their restore points, beside the two trees: {kept(last)} bytes",
+                 f"the files that the {self.versions - 1} changes touched: {sum(sizes)} bytes on the disk",
+                 f"deliverables ({self.versions}): {last['releases']} bytes; the bare repository: {last['git']}; state: {last['state']}",
+                 f"{self.versions} full copies would take {self.versions * last['run']} bytes"]
         return Facts("disk", "what kept versions cost", self.size, facts)
 
     def _changed(self, number):
