@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
+use super::preflight::Need;
 use super::rights;
 use super::services::{How, Staying};
 use super::site::Site;
@@ -34,6 +35,9 @@ use crate::tree::store::{Held, Store, Supply};
 use crate::tree::switch::{self, Inodes};
 use crate::tree::sync::{Aside, Keeping, Plan, Target, apply, prove, seal};
 use crate::tree::witness::{self, Witness};
+
+/// So much data is copied after the services were stopped, without a pass before.
+const LITTLE: Need = Need { bytes: 4 << 20, inodes: 64 };
 
 /// What a restore point says about itself (`archives/<id>/before.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +126,11 @@ impl Draft<'_> {
     pub fn stop_and_back_up(&mut self) -> Step {
         let snapshots_scope = self.next.recipe.snapshot.clone();
         if self.next.recipe.backup_when == BackupWhen::Stopped {
-            // The bulk is copied while the old version serves; what changes meanwhile is copied after the stop.
-            let _ = Snapshots::new(&self.site.place, self.site.own).take(&snapshots_scope, true);
+            // The bulk is copied while the old version serves; what changes meanwhile is copied after the stop. A little is
+            // copied then as fast as two walks could find it.
+            if self.data_need.is_none_or(|need| need.bytes > LITTLE.bytes || need.inodes > LITTLE.inodes) {
+                let _ = Snapshots::new(&self.site.place, self.site.own).take(&snapshots_scope, true);
+            }
         } else {
             self.back_up()?;
         }
@@ -514,7 +521,7 @@ pub fn kept_ref(id: &DeploymentId) -> Result<RefName> {
 /// If its record is damaged.
 pub fn live_of(site: &Site, repo: &Repo) -> Result<Option<Live>> {
     match site.serves()? {
-        Some(serving) => Live::load(site, repo, &serving).map(Some),
+        Some(serving) => Live::open(site, repo, &serving).map(Some),
         None => Ok(None),
     }
 }

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
-use super::draft::{Draft, Goal, Version};
+use super::draft::{Draft, Goal, Seen, Version};
 use super::halt::{Halt, Step};
 use super::listing::{Listing, changed};
 use super::site::Site;
@@ -244,10 +244,32 @@ pub fn sync_tree(
     supply: &mut Supply<'_>,
     point: &'static str,
 ) -> Result<usize> {
+    sync_seen(site, path, seen(site, path)?, wanted, (supply, point))
+}
+
+/// Walks a tree of ours.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn seen(site: &Site, path: &Path) -> Result<Seen> {
+    let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
+    let witness = Witness::open_or_read(&site.place.witness(&tree.stat_self()?.ino.to_string()));
+    Ok(Seen { told: identify(&tree, own, witness.as_ref(), &|_| true)?, witness })
+}
+
+/// As [`sync_tree`], for a tree that was just walked.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn sync_seen(
+    site: &Site,
+    path: &Path,
+    Seen { told: actual, witness }: Seen,
+    wanted: &Manifest,
+    (supply, point): (&mut Supply<'_>, &'static str),
+) -> Result<usize> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
     let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
-    let witness = Witness::open_or_read(&witness_path);
-    let actual = identify(&tree, own, witness.as_ref(), &|_| true)?;
     let mut wanted = wanted.clone();
     wanted.inherit_times(&actual.manifest)?;
     let plan = Plan::new(&actual, &wanted)?;

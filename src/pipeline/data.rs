@@ -26,12 +26,15 @@ pub fn drift_of_run(site: &Site) -> Result<Drift> {
     let repo = site.repo()?;
     let live = live_of(site, &repo)?;
     let run = Dir::open_real(&site.place.run())?;
-    let witness = Witness::read(&site.place.witness(&run.stat_self()?.ino.to_string()));
+    let witness = Witness::open_or_read(&site.place.witness(&run.stat_self()?.ino.to_string()));
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
     let empty = Manifest::default();
     let manifest = live.as_ref().map_or(&empty, |live| &live.manifest);
     let ignore = live.as_ref().and_then(|live| live.version.as_ref()).map(|version| &version.recipe.ignore_drift);
-    Ok(Drift::between(manifest, &actual, &|path, is_dir| ignore.is_some_and(|ignore| ignore.matches(path, is_dir))))
+    let drift =
+        Drift::between(manifest, &actual, &|path, is_dir| ignore.is_some_and(|ignore| ignore.matches(path, is_dir)));
+    manifest.intact()?;
+    Ok(drift)
 }
 
 /// How many files of `data/` differ from a restore point, and some of their names.

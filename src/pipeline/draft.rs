@@ -7,6 +7,7 @@ use super::environment::{Setting, config_path, write_config};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::listing::Listing;
+use super::preflight::Need;
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
 use crate::project::mode::Mode;
@@ -238,6 +239,8 @@ pub struct Draft<'a> {
     pub listing: Option<Listing>,
     /// What must be changed in `project/`, where that is known.
     pub project_changes: Option<(Vec<Entry>, Vec<TreePath>)>,
+    /// How much of the data differs from the last snapshot, as far as sizes and times tell.
+    pub data_need: Option<Need>,
     /// In final mode: where the deliverable is, or why it cannot be had; told by stage fetch.
     pub offer: Option<Result<Offer>>,
     /// Whether the trees were proven to be what their witnesses say when the last deployment had settled.
@@ -279,6 +282,7 @@ impl<'a> Draft<'a> {
             candidate: None,
             listing: None,
             project_changes: None,
+            data_need: None,
             offer: None,
             is_proven: false,
             spare: None,

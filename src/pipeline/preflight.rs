@@ -196,6 +196,7 @@ impl Draft<'_> {
         };
         let held = if kept.is_none() { undertaking.ballast() } else { 0 };
         let mut parts = undertaking.parts()?;
+        self.data_need = Some(Need::sum(parts.iter().filter(|part| part.what == What::Data).map(|part| part.need)));
         self.listing = Some(listing);
         if kept.is_none() {
             let need = ballast::missing(self.site, held);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 
-use super::checkout::{GitOrigin, check_out_pillar, directory, sync_tree};
+use super::checkout::{GitOrigin, check_out_pillar, directory, seen, sync_seen};
 use super::draft::{Candidate, Draft, Goal, Seen, Spare, Version};
 use super::halt::{Halt, Step};
 use super::proof::Proof;
@@ -122,8 +122,9 @@ impl Draft<'_> {
         let origin = GitOrigin::new(self.site, &[source])?;
         let project = Dir::open_real(&self.site.place.project())?;
         let mut supply = Supply::new(store, vec![Held::new(&project, source)]).with_origin(&origin);
-        let wanted = self.with_cache(next, source)?;
-        sync_tree(self.site, &tree, &wanted, &mut supply, "build.tree-ready")?;
+        let before = seen(self.site, &tree)?;
+        let wanted = with_cache(&before.told.manifest, &next.recipe.cache, source)?;
+        sync_seen(self.site, &tree, before, &wanted, (&mut supply, "build.tree-ready"))?;
         let mut setting = next.setting(self.site, Some(self.id()));
         setting.commit_time = Some(next.commit.time);
         setting.run = setting_run;
@@ -154,28 +155,6 @@ impl Draft<'_> {
         }
         self.note(format!("steps see build/tree at its own path: {reason}"));
         Ok((at, tree.to_path_buf()))
-    }
-
-    /// The commit's tree with what stands at the recipe's cache paths in `build/tree`.
-    fn with_cache(&self, next: &Version, source: &Manifest) -> Result<Manifest> {
-        let tree = Dir::open_real(&self.site.place.build_tree())?;
-        let witness = Witness::open_or_read(&self.site.place.witness(&tree.stat_self()?.ino.to_string()));
-        let present = identify(&tree, self.site.own, witness.as_ref(), &|_| true)?.manifest;
-        let cache = &next.recipe.cache;
-        let cached = present.entries().filter(|entry| cache.iter().any(|path| entry.path.is_within(path)));
-        let cached: Vec<Entry> = cached.filter(|entry| source.get(&entry.path).is_none()).cloned().collect();
-        let mut more = Vec::new();
-        for path in cached.iter().filter_map(|entry| entry.path.parent()) {
-            let mut at = Some(path);
-            while let Some(path) = at.filter(|path| source.get(path).is_none()) {
-                at = path.parent();
-                more.push(present.get(&path).cloned().unwrap_or_else(|| directory(path, now_ns())));
-            }
-        }
-        let mut entries: std::collections::BTreeMap<TreePath, Entry> =
-            more.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
-        entries.extend(cached.into_iter().map(|entry| (entry.path.clone(), entry)));
-        source.with(entries.into_values().collect(), &[])
     }
 
     /// The commit's tree with what the live release has at the recipe's cache paths, for a build in `run`.
@@ -459,6 +438,26 @@ impl Draft<'_> {
         Dir::open(self.site.place.dir())?.sync_file_system()?;
         Ok(())
     }
+}
+
+/// The commit's tree with what stands at the recipe's cache paths in `build/tree`.
+fn with_cache(present: &Manifest, cache: &[TreePath], source: &Manifest) -> Result<Manifest> {
+    let mut put = std::collections::BTreeMap::new();
+    for top in cache {
+        for entry in present.get(top).into_iter().chain(present.below(top)).filter(|e| source.get(&e.path).is_none()) {
+            put.insert(entry.path.clone(), entry.clone());
+        }
+    }
+    let mut around = Vec::new();
+    for path in put.keys().filter_map(TreePath::parent) {
+        let mut at = Some(path);
+        while let Some(path) = at.filter(|path| source.get(path).is_none() && !put.contains_key(path)) {
+            at = path.parent();
+            around.push(present.get(&path).cloned().unwrap_or_else(|| directory(path, now_ns())));
+        }
+    }
+    put.extend(around.into_iter().map(|entry| (entry.path.clone(), entry)));
+    source.with(put.into_values().collect(), &[])
 }
 
 /// A tree without the recipe's excluded paths.

@@ -248,7 +248,8 @@ fn points_passed(code: &str) -> BTreeSet<String> {
     for start in ["point(\"", "point: \""] {
         found.extend(code.match_indices(start).map(|(at, start)| literal(&code[at + start.len()..])));
     }
-    for (at, start) in code.match_indices("sync_tree(") {
+    let syncs = ["sync_tree(", "sync_seen("].into_iter().flat_map(|start| code.match_indices(start));
+    for (at, start) in syncs {
         let call = code[at + start.len()..].split(';').next().unwrap_or_default();
         found.extend(call.split_once('"').map(|(_, rest)| literal(rest)));
     }
