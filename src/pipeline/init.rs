@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::people::People;
+use super::proof::Proof;
 use super::recover::finish_interrupted;
 use super::site::{HOOKS_IDENTITY, Identity, Node, Rights, Site, read_identity};
 use super::worker::new_id;
@@ -64,6 +65,7 @@ pub fn init(
     }
     let layout = layout(config.mode, name)?;
     let owners = Rights::of(node, name, config.user.as_deref())?.owners();
+    Proof::forget(&place)?;
     let built = trees::build(&place, &layout, owners.as_ref())?;
     changes.extend(built.iter().map(ToString::to_string));
     if let Some(owners) = &owners {

@@ -15,6 +15,7 @@ use super::activate::{kept_ref, live_of};
 use super::binding::{self, Shown};
 use super::draft::{Deployed, Version};
 use super::halt::Halt;
+use super::proof::Proof;
 use super::services::{self, How, Staying};
 use super::site::Site;
 use super::steps::{At, Place, run_one};
@@ -102,6 +103,7 @@ pub fn read(site: &Site) -> Result<Option<Editable>> {
 }
 
 fn write(site: &Site, record: &Editable) -> Result<()> {
+    Proof::forget(&site.place)?;
     let text = serde_json::to_vec_pretty(record).context(|| "cannot write the record of the clone".to_string())?;
     fs::write_durable(&site.place.editable(), &text, 0o600)
 }
@@ -135,6 +137,7 @@ pub fn layout_mode(site: &Site) -> Result<Mode> {
 /// # Errors
 /// If something is in the way.
 pub fn ensure_layout(site: &Site, mode: Mode) -> Result<()> {
+    Proof::forget(&site.place)?;
     trees::build(&site.place, &layout(mode, site.place.name())?, site.owners().as_ref()).map(|_| ())
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::site::Site;
 use crate::project::ids::DeploymentId;
+use crate::project::place::Place;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
 use crate::sys::{clock, fs};
@@ -39,7 +40,15 @@ impl Proof {
     /// If it cannot be written; then the next deployment walks.
     pub fn write(site: &Site, serves: &DeploymentId) -> Result<()> {
         let text = serde_json::to_vec(&Self::now(site, serves)?).context(|| "cannot write a proof".to_string())?;
-        fs::replace(&path(site), &text, 0o600)
+        fs::replace(&path(&site.place), &text, 0o600)
+    }
+
+    /// Takes the proof away because something is about to be changed outside of a deployment.
+    ///
+    /// # Errors
+    /// If it is there and cannot be removed.
+    pub fn forget(place: &Place) -> Result<()> {
+        fs::remove_file(&path(place))
     }
 
     /// Takes the proof away; tells whether it holds while `serves` serves.
@@ -47,14 +56,14 @@ impl Proof {
     /// # Errors
     /// If it is there and cannot be removed: then nothing may be changed.
     pub fn take(site: &Site, serves: Option<&DeploymentId>) -> Result<bool> {
-        let Some(bytes) = fs::read_if_there(&path(site))? else { return Ok(false) };
-        fs::remove_file(&path(site))?;
+        let Some(bytes) = fs::read_if_there(&path(&site.place))? else { return Ok(false) };
+        fs::remove_file(&path(&site.place))?;
         let written: Option<Self> = serde_json::from_slice(&bytes).ok();
         let now = serves.and_then(|serves| Self::now(site, serves).ok());
         Ok(written.is_some() && written == now)
     }
 }
 
-fn path(site: &Site) -> std::path::PathBuf {
-    site.place.state().join("proof.json")
+fn path(place: &Place) -> std::path::PathBuf {
+    place.state().join("proof.json")
 }

@@ -48,6 +48,7 @@ mod mail_faults;
 mod model;
 mod options;
 mod process;
+mod proof;
 mod push;
 mod recipe;
 mod rollback;
