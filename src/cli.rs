@@ -157,9 +157,6 @@ pub enum Command {
     /// Sends one mail of the spool (for the program itself)
     #[command(name = crate::pipeline::outbox::SEND_ONE, hide = true)]
     SendOne(mail::OneFile),
-    /// Starts a worker and recovers when it dies (for the program itself)
-    #[command(name = crate::entrance::launch::WATCH, hide = true)]
-    Watch,
     /// Does the work of one deployment (for the program itself)
     #[command(name = crate::entrance::launch::WORK, hide = true)]
     Work,
@@ -249,8 +246,7 @@ impl Cli {
             Command::Mail(command) => mail::mail(self, command),
             Command::Postman(args) => mail::postman(self, &args.name),
             Command::SendOne(args) => mail::send_one(self, args),
-            Command::Watch => deploying::watch(self),
-            Command::Work => deploying::work(self),
+            Command::Work => deploying::work(&self.absolute_root()?),
             Command::History(args) => reading::history(self, args),
             Command::Status(args) => status::status(self, args),
             Command::Show(args) => reading::show(self, args),
@@ -273,6 +269,13 @@ pub fn entry() -> u8 {
     let args: Vec<OsString> = std::env::args_os().collect();
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
+    }
+    if let [_, option, root, word] = args.as_slice()
+        && option == "--root"
+        && word == crate::entrance::launch::WATCH
+    {
+        // Before anything else is done in this process, and without the table of commands: a push waits for it.
+        return ended(std::panic::catch_unwind(|| crate::entrance::launch::watched(Path::new(root))));
     }
     let is_supervisor = args.get(1).is_some_and(|word| word == crate::service::supervisor::guard::SUBCOMMAND);
     let log = tracing_subscriber::fmt()
@@ -297,6 +300,11 @@ pub fn entry() -> u8 {
             Ok(cli) => cli.run(),
         },
     }));
+    ended(worked)
+}
+
+/// The exit code of what was done.
+fn ended(worked: std::thread::Result<Result<u8>>) -> u8 {
     match worked {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

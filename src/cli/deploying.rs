@@ -1,6 +1,7 @@
 //! Commands that change what runs. They start the same detached worker as a push does, and follow it.
 
 use std::io::Read;
+use std::path::Path;
 
 use super::screen;
 use super::{Cli, DeployArgs, PlanArgs, RecoverArgs, RollbackArgs, RunArgs, TaskArgs, With};
@@ -10,7 +11,7 @@ use crate::entrance::{call, options, unit};
 use crate::pipeline::draft::{Deployed, Version};
 use crate::pipeline::halt::Step as Pipelined;
 use crate::pipeline::services::{self, How};
-use crate::pipeline::site::{Node, Site};
+use crate::pipeline::site::Site;
 use crate::pipeline::steps::{At, Place, command_order, run_one};
 use crate::pipeline::{boxes, parking, plan as plans, recover as recovery, worker};
 use crate::project::ids::{ObjectId, ProjectName};
@@ -290,33 +291,14 @@ pub fn watch_files(cli: &Cli, name: &ProjectName) -> Result<u8> {
     Ok(0)
 }
 
-/// The hidden `watch-worker`.
-///
-/// # Errors
-/// If the request cannot be understood.
-pub fn watch(cli: &Cli) -> Result<u8> {
-    let request = read_request()?;
-    process::name_self("mc_watch")?;
-    launch::watch(&cli.site(&request.project)?, &request)?;
-    Ok(0)
-}
-
 /// The hidden `work`.
 ///
 /// # Errors
 /// If the request cannot be understood.
-pub fn work(cli: &Cli) -> Result<u8> {
-    let request = read_request()?;
-    process::name_self("mc_worker")?;
-    process::keep_descriptors_from_children()?;
-    let node: Node = cli.node()?;
-    Ok(worker::work(&Site::open(&node, &request.project)?, &request).exit_code())
-}
-
-fn read_request() -> Result<Request> {
-    let mut text = Vec::new();
-    std::io::stdin().take(1024 * 1024).read_to_end(&mut text).context(|| "cannot read the request".to_string())?;
-    serde_json::from_slice(&text).context(|| "cannot understand the request".to_string())
+pub fn work(root: &Path) -> Result<u8> {
+    let mut order = Vec::new();
+    std::io::stdin().take(1024 * 1024).read_to_end(&mut order).context(|| "cannot read the request".to_string())?;
+    launch::work(root, &order)
 }
 
 fn request(site: &Site, want: Want, options: Options) -> Request {

@@ -85,7 +85,6 @@ pub fn run(node: &str, words: Vec<OsString>) -> Result<u8> {
             | Command::Serve
             | Command::ServeConnection
             | Command::After(_)
-            | Command::Watch
             | Command::Postman(_)
             | Command::SendOne(_)
             | Command::Work,

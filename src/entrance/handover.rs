@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::door::{self, Answer, Ask, Person};
 use super::remote;
@@ -16,8 +16,10 @@ use crate::pipeline::site::Site;
 use crate::project::ids::ProjectName;
 use crate::project::place::NodePlace;
 use crate::project::wanted::{Head, Wanted};
+use crate::report::ledger::Last;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs::{self, File};
+use crate::sys::lock;
 use crate::sys::socket::Channel;
 use crate::tree::deliverable::Deliverable;
 
@@ -25,6 +27,10 @@ use crate::tree::deliverable::Deliverable;
 const PIECE: usize = 64 * 1024;
 /// How long whoever asks may take nothing: ssh over a line that stalls is patient, and so are we.
 const PATIENCE: Duration = Duration::from_mins(2);
+
+/// How long packing is waited for, and how often it is looked whether it is done.
+const PACKING: Duration = Duration::from_mins(1);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A part that is there, opened once: what is announced is what is sent, whatever is packed meanwhile.
 struct Opened {
@@ -35,7 +41,7 @@ struct Opened {
 /// Opens a part at its offset; `None` where there is no such deliverable.
 fn open(site: &Site, wanted: &Wanted) -> Result<Option<Opened>> {
     let found = Deliverable::new(&site.place.releases(), site.place.name(), &wanted.commit);
-    if !found.exists() {
+    if !found.exists() && !is_packed_now(site, wanted, &found)? {
         return Ok(None);
     }
     let path = found.file(wanted.part.ending());
@@ -47,6 +53,21 @@ fn open(site: &Site, wanted: &Wanted) -> Result<Option<Opened>> {
     }
     file.seek(SeekFrom::Start(wanted.offset)).context(doing)?;
     Ok(Some(Opened { file, whole }))
+}
+
+/// Waits for a deliverable whose deployment is being settled: its pusher was let go before it is packed, and may have gone on to
+/// the node that asks. Tells whether it came.
+fn is_packed_now(site: &Site, wanted: &Wanted, found: &Deliverable) -> Result<bool> {
+    let end = Instant::now() + PACKING;
+    while Instant::now() < end && is_settling(site, wanted)? && !found.exists() {
+        std::thread::sleep(LOOK);
+    }
+    Ok(found.exists())
+}
+
+fn is_settling(site: &Site, wanted: &Wanted) -> Result<bool> {
+    let last = Last::read(&site.place)?.filter(|last| last.open).and_then(|last| last.serves);
+    Ok(last.is_some_and(|serves| serves.commit == wanted.commit) && lock::holder(&site.place.lock())?.is_some())
 }
 
 /// Root's side: announces the part and sends it through the socket.

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use super::Run;
 use super::unit::{self, Unit};
-use crate::pipeline::site::Site;
+use crate::pipeline::site::{Node, Site};
+use crate::pipeline::worker;
 use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
 use crate::project::request::Request;
 use crate::report::event::Record;
 use crate::report::stream::Follower;
 use crate::sys::error::{Context, Result};
-use crate::sys::process::{Detached, DetachedOrder, PATH, StepStatus, spawn_detached};
+use crate::sys::process::{self, Detached, DetachedOrder, PATH, Role, StepStatus, become_watched, spawn_watched};
 
-/// The hidden command of the watcher.
+/// The hidden command of the worker and the watcher beside it.
 pub const WATCH: &str = "watch-worker";
-/// The hidden command of the worker.
+/// The hidden command of the worker alone, as systemd starts it.
 pub const WORK: &str = "work";
 
 /// A deployment that was started.
@@ -45,7 +46,7 @@ pub fn launch(site: &Site, request: &Request) -> Result<Launched> {
     let worker = if unit::is_for(site) {
         Worker::Unit(unit::start(site, request, WORK, &environment())?)
     } else {
-        Worker::Process(spawn_detached(&order(site.place.node().root(), WATCH, request, false)?)?)
+        Worker::Process(spawn_watched(&order(site.place.node().root(), request)?)?)
     };
     Ok(Launched { follower: Follower::open(&site.place, &request.id), worker })
 }
@@ -69,25 +70,44 @@ impl Run for Launched {
     }
 }
 
-/// The watcher: starts the worker, waits for it, and recovers if it died without an end.
+/// What the process does that [`launch`] started: it becomes the worker and its watcher; the result is its exit code.
 ///
 /// # Errors
-/// If the worker cannot be started.
-pub fn watch(site: &Site, request: &Request) -> Result<()> {
-    let mut worker = spawn_detached(&order(site.place.node().root(), WORK, request, true)?)?;
-    let status = worker.wait_child()?;
-    // The worker's exit codes are the documented ones; everything that is none of them is a death.
-    if matches!(status, StepStatus::Ok | StepStatus::Exit(0..=5)) {
-        return Ok(());
+/// If it cannot, or what it is asked for cannot be understood.
+pub fn watched(root: &Path) -> Result<u8> {
+    match become_watched()? {
+        Role::Starter => Ok(0),
+        Role::Worker(order) => work(root, &order),
+        Role::Watcher(worker, order) => {
+            process::name_self("mc_watch")?;
+            let status = worker.wait()?;
+            // The worker's exit codes are the documented ones; everything that is none of them is a death.
+            if !matches!(status, StepStatus::Ok | StepStatus::Exit(0..=5)) {
+                let request = Request::read(&order)?;
+                tracing::error!("the worker of {} ended with {}; recovering", request.id, status.words());
+                let site = Site::open(&Node::open(root)?, &request.project)?;
+                crate::pipeline::recover::after_death(&site, &request.id)?;
+            }
+            Ok(0)
+        }
     }
-    tracing::error!("the worker of {} ended with {}; recovering", request.id, status.words());
-    crate::pipeline::recover::after_death(site, &request.id)
 }
 
-fn order(root: &Path, command: &str, request: &Request, as_child: bool) -> Result<DetachedOrder> {
+/// Does the work of one deployment; the result is the exit code.
+///
+/// # Errors
+/// If the order cannot be understood, or there is no such project.
+pub fn work(root: &Path, order: &[u8]) -> Result<u8> {
+    let request = Request::read(order)?;
+    process::name_self("mc_worker")?;
+    process::keep_descriptors_from_children()?;
+    Ok(worker::work(&Site::open(&Node::open(root)?, &request.project)?, &request).exit_code())
+}
+
+fn order(root: &Path, request: &Request) -> Result<DetachedOrder> {
     let input = serde_json::to_vec(request).context(|| "cannot write the request".to_string())?;
-    let args = [OsString::from("--root"), root.as_os_str().to_os_string(), OsString::from(command)];
-    Ok(DetachedOrder { args: args.to_vec(), input, env: environment(), log: None, as_child })
+    let args = [OsString::from("--root"), root.as_os_str().to_os_string(), OsString::from(WATCH)];
+    Ok(DetachedOrder { args: args.to_vec(), input, env: environment(), ..DetachedOrder::default() })
 }
 
 /// The environment of our own processes: nothing of a pusher's is passed on; tests pass their fault.

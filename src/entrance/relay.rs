@@ -196,18 +196,31 @@ pub fn follow(
     }
 }
 
-/// How long the pusher waits after the end for what settling tells (drift, the deliverable); the verdict comes last.
+/// How long the pusher waits after the end until the worker says what it looks at.
 const SETTLING: Duration = Duration::from_millis(400);
+/// A tree of so many entries is looked at in milliseconds, so it is waited for even on a machine that is busy.
+const FEW: usize = 5_000;
+/// How long that may take at most.
+const LOOKING: Duration = Duration::from_secs(2);
+/// How long a larger tree is waited for: nobody notices it, and a quiet machine looks at 20,000 entries meanwhile. What is
+/// found later is in the log, in the mail and in `show`.
+const GLANCE: Duration = Duration::from_millis(50);
 
-/// Relays what is told while the deployment settles, for a bounded time.
+/// Relays what concerns the pusher after the end (whether `run` had been changed by hand), for a bounded time; the verdict
+/// comes last.
 fn settle(run: &mut dyn Run, render: &dyn Fn(&Record) -> Vec<String>, tell: &mut dyn Tell) -> Result<()> {
-    let until = Instant::now() + SETTLING;
+    let mut until = Instant::now() + SETTLING;
     while let Some(left) = until.checked_duration_since(Instant::now()) {
-        match run.next(left.min(Duration::from_millis(100)))? {
-            Some(record) if record.event == Event::Closed => break,
-            Some(record) => tell.record(&record, render),
-            None if run.is_gone() => break,
-            None => {}
+        let Some(record) = run.next(left.min(Duration::from_millis(100)))? else {
+            if run.is_gone() {
+                break;
+            }
+            continue;
+        };
+        match record.event {
+            Event::LetGo | Event::Closed => break,
+            Event::Looking { entries } => until = Instant::now() + if entries <= FEW { LOOKING } else { GLANCE },
+            _ => tell.record(&record, render),
         }
     }
     Ok(())
@@ -342,8 +355,8 @@ mod tests {
 
     #[test]
     fn following_ends_with_the_outcome_and_tells_what_is_rendered() {
-        let closed = record(Event::Closed);
-        let all = vec![note("one"), end(Verdict::Deployed), note("settled"), closed, note("never told")];
+        let (looking, go) = (record(Event::Looking { entries: 10 }), record(Event::LetGo));
+        let all = vec![note("one"), end(Verdict::Deployed), looking, note("settled"), go, note("never told")];
         let mut told = Vec::new();
         let ending = follow(&mut FakeRun::of(all), &plain, &mut told, FAST).unwrap();
         let Ending::Ended(outcome) = ending else { panic!("{ending:?}") };
@@ -360,6 +373,17 @@ mod tests {
         let ending = follow(&mut run, &plain, &mut told, FAST).unwrap();
         assert!(matches!(ending, Ending::Ended(_)) && told.len() == 1, "{told:?}");
         assert!((SETTLING..SETTLING * 3).contains(&before.elapsed()), "{:?}", before.elapsed());
+    }
+
+    #[test]
+    fn a_large_tree_holds_the_pusher_for_a_moment_and_a_small_one_until_it_was_looked_at() {
+        for (entries, bound) in [(FEW + 1, GLANCE), (FEW, LOOKING)] {
+            let mut run = FakeRun::of(vec![end(Verdict::Deployed), record(Event::Looking { entries })]);
+            run.silent = usize::MAX;
+            let before = Instant::now();
+            assert!(matches!(follow(&mut run, &plain, &mut Vec::new(), FAST).unwrap(), Ending::Ended(_)));
+            assert!((bound..bound + SETTLING).contains(&before.elapsed()), "{entries}: {:?}", before.elapsed());
+        }
     }
 
     #[test]

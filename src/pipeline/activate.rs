@@ -9,7 +9,7 @@ use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
 use super::preflight::Need;
 use super::rights;
-use super::services::{How, Staying};
+use super::services::{How, Staying, has_some};
 use super::site::Site;
 use super::steps::{At, Place, files_words};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
@@ -22,6 +22,7 @@ use crate::report::ledger::Last;
 use crate::report::notes;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
+use crate::sys::fs::Several;
 use crate::sys::git::{RefChange, Repo};
 use crate::sys::path::TreePath;
 use crate::sys::{clock, fault, fs};
@@ -77,15 +78,18 @@ impl RestorePoint {
         }
     }
 
-    /// Writes it durably.
+    /// Writes it durably, with what the snapshot of the data holds that was just taken for it.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, site: &Site) -> Result<()> {
+    fn write_with(&self, site: &Site, snapshots: &Snapshots<'_>, data: &Manifest) -> Result<()> {
         let dir = site.place.archive(&self.id);
         fs::ensure_dir(&dir, 0o700)?;
         let text = serde_json::to_vec_pretty(self).context(|| "cannot write a restore point".to_string())?;
-        fs::write_durable(&dir.join(Self::FILE), &text, 0o600)
+        let mut files = Several::default();
+        files.add(&dir.join(Self::FILE), &text, 0o600)?;
+        files.add_dir(&site.place.archives());
+        snapshots.record(&self.id, data, files)
     }
 
     /// All restore points of a project.
@@ -125,19 +129,19 @@ impl Draft<'_> {
     /// The reason to stop; the old version is whole and has to be started again.
     pub fn stop_and_back_up(&mut self) -> Step {
         let snapshots_scope = self.next.recipe.snapshot.clone();
-        if self.next.recipe.backup_when == BackupWhen::Stopped {
-            // The bulk is copied while the old version serves; what changes meanwhile is copied after the stop. A little is
-            // copied then as fast as two walks could find it.
-            if self.data_need.is_none_or(|need| need.bytes > LITTLE.bytes || need.inodes > LITTLE.inodes) {
-                let _ = Snapshots::new(&self.site.place, self.site.own).take(&snapshots_scope, true);
-            }
-        } else {
+        let old = self.old_version().cloned();
+        let stops = old.as_ref().is_some_and(|old| has_some(old) || !self.steps_of(old, Stage::Stop).is_empty());
+        let is_little = self.data_need.is_some_and(|need| need.bytes <= LITTLE.bytes && need.inodes <= LITTLE.inodes);
+        if self.next.recipe.backup_when == BackupWhen::Running {
             self.back_up()?;
+        } else if stops && !is_little {
+            // The bulk is copied while the old version serves; what changes meanwhile is copied after the stop. A little is
+            // copied then as fast as two walks could find it, and where nothing is stopped there is no meanwhile.
+            let _ = Snapshots::new(&self.site.place, self.site.own).take(&snapshots_scope, true);
         }
         self.tell(Event::Stopping)?;
         fault::point("stop.before")?;
         let left = if self.brings_data_back() { Staying::new() } else { self.left_running()? };
-        let old = self.old_version().cloned();
         self.stop_stage(old.as_ref(), &left)?;
         fault::point("stop.done")?;
         if self.next.recipe.backup_when == BackupWhen::Stopped {
@@ -161,19 +165,18 @@ impl Draft<'_> {
                 dumped_by: dumping.as_ref().map(|version| version.commit.id.clone()),
                 dumped_with: dumping.as_ref().and_then(|version| version.pillar_commit.clone()),
             };
-            point.write(site)?;
             let tolerant = draft.next.recipe.backup_when == BackupWhen::Running;
             let snapshots = Snapshots::new(&site.place, site.own);
             let manifest = snapshots.take(&scope, tolerant)?;
             draft.warn_of_left_out(&snapshots.left_out());
             fault::point("backup.done")?;
-            snapshots.record(&point.id, &manifest)?;
+            point.write_with(site, &snapshots, &manifest)?;
             let mut note = format!("{}, {} bytes of data", files_words(manifest.files()), manifest.bytes());
             if let Some(version) = dumping {
                 let count = draft.dump(&version, &dumps_of(site, &point.id))?;
                 note = format!("{note}, {}", super::steps::steps_words(count));
+                Dir::open(&site.place.archives())?.sync_file_system()?;
             }
-            Dir::open(&site.place.archives())?.sync_file_system()?;
             Ok(((), Some(note)))
         })
     }
@@ -447,7 +450,8 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_
     run.sync_file_system()
 }
 
-/// Everything that follows the durable record of a commit; may be repeated.
+/// Everything that follows the durable record of a commit; may be repeated. What a power cut would take of it is made durable
+/// by [`secure_commit`], before the deployment is closed.
 ///
 /// Returns a warning where the pushed ref was moved by somebody else meanwhile.
 ///
@@ -456,34 +460,59 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_
 pub fn finish_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving) -> Result<Option<String>> {
     let place = &site.place;
     let last = Last { serves: Some(serving.clone()), ..Last::opened(begin.seq, begin.id.clone(), None) };
-    last.write(place)?;
+    last.write_soon(place)?;
     fault::point("commit.ref")?;
     let message = format!("mc_project: deployed as #{}", begin.seq);
     let mut moved = None;
-    if !repo.change_refs(&refs_of_commit(repo, begin, serving, true)?, &message)? {
+    if !repo.change_refs_soon(&refs_of_commit(repo, begin, serving, true)?, &message)? {
         let name = begin.refname.as_ref().map(RefName::shown).unwrap_or_default();
         moved = Some(format!("{name} was moved by somebody else meanwhile; it is not {}", begin.commit.short()));
-        repo.change_refs(&refs_of_commit(repo, begin, serving, false)?, &message)?;
+        repo.change_refs_soon(&refs_of_commit(repo, begin, serving, false)?, &message)?;
     }
     if let Some(pillar) = &begin.pillar {
-        site.pillar_repo()?.set_ref(&kept_ref(&serving.id)?, pillar, &message)?;
+        let change = RefChange { name: kept_ref(&serving.id)?, old: None, new: pillar.clone() };
+        site.pillar_repo()?.change_refs_soon(&[change], &message)?;
     }
     let releases = Releases::new(place);
     releases.unlink_tree("../run")?;
     releases.link_tree(&serving.id, Some("../run"))?;
-    if begin.mode != Mode::Editable
-        && let Some(before) = &begin.serves
-        && releases.provenance(&before.id).is_ok()
-        && before.id != serving.id
-        && switch::kind(place)? == SwitchKind::Exchange
-    {
-        releases.link_tree(&before.id, Some("spare"))?;
+    if let Some(before) = kept_in_spare(site, begin, serving)? {
+        releases.link_tree(&before, Some("spare"))?;
     }
     fault::point("commit.current")?;
     // The last act: who finds the link here knows that everything above is done.
-    fs::replace_symlink(&place.current(), Path::new(serving.id.as_str()))?;
+    fs::put_symlink(&place.current(), Path::new(serving.id.as_str()))?;
     fault::point("commit.done")?;
     Ok(moved)
+}
+
+/// The release that is in the spare from now on, if one is.
+fn kept_in_spare(site: &Site, begin: &Begin, serving: &Serving) -> Result<Option<DeploymentId>> {
+    let Some(before) = &begin.serves else { return Ok(None) };
+    let is_kept = begin.mode != Mode::Editable
+        && before.id != serving.id
+        && Releases::new(&site.place).provenance(&before.id).is_ok()
+        && switch::kind(&site.place)? == SwitchKind::Exchange;
+    Ok(is_kept.then(|| before.id.clone()))
+}
+
+/// Makes everything durable that [`finish_commit`] did.
+///
+/// # Errors
+/// If it cannot be synced: then a recovery does it again.
+pub fn secure_commit(site: &Site, repo: &Repo, begin: &Begin, serving: &Serving) -> Result<()> {
+    let place = &site.place;
+    let mut names = vec![notes::CURRENT.parse()?, kept_ref(&serving.id)?];
+    names.extend(begin.refname.clone());
+    repo.sync_names(&names)?;
+    if begin.pillar.is_some() {
+        site.pillar_repo()?.sync_names(&[kept_ref(&serving.id)?])?;
+    }
+    fs::sync_dir(&place.release(&serving.id))?;
+    if let Some(before) = kept_in_spare(site, begin, serving)? {
+        fs::sync_dir(&place.release(&before))?;
+    }
+    fs::sync_dir(&place.deploy())
 }
 
 /// What a commit changes in the repository, in one transaction: the pushed ref (if the worker moves it and it has not moved

@@ -74,6 +74,7 @@ pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     if let Some(error) = left {
         telling.emit(Event::Warning { text: error.one_line() })?;
     }
+    site.repo()?.break_locks(begin.refname.as_ref(), &begin.commit)?;
     let mut outcome = resolve(site, &mut telling, &begin, &records)?;
     if outcome.verdict == Verdict::Interrupted && outcome.hints.is_empty() && begin.target.is_none() {
         let again = format!("to try it again: push again, or mc_project deploy NAME --commit {}", begin.commit.short());

@@ -309,6 +309,7 @@ impl Draft<'_> {
             return Ok(());
         }
         self.stage(Stage::Stop, |draft| {
+            draft.telling.secure()?;
             let beats = draft.switching.is_some();
             let count = stop(draft.site, draft.telling, left, beats)?;
             if let Some(version) = version {

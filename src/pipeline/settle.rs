@@ -43,6 +43,8 @@ use crate::tree::witness::{self, Witness};
 
 /// The most lines that drift takes.
 const DRIFT_LINES: usize = 20;
+/// Where the refs are that keep commits of deployments under way.
+const INFLIGHT: &str = "refs/deploys/inflight";
 /// How long a deliverable that was fetched is kept although no release needs it.
 const FETCHED_KEPT: Duration = Duration::from_hours(7 * 24);
 
@@ -75,7 +77,19 @@ pub struct Settling<'a> {
 type Part<'a> = fn(&mut Settling<'a>) -> Result<()>;
 
 impl<'a> Settling<'a> {
-    /// Does all of it; a part that fails is a warning.
+    /// Tells what concerns whoever waits for the end, and lets them go; a part that fails is a warning.
+    pub fn tell_who_waits(&mut self) {
+        if self.begin.mode != Mode::Editable {
+            let parts: [(&str, Part<'a>); 2] = [
+                ("drift could not be kept", Self::look_at_spare),
+                ("what failed could not be kept", Self::keep_failed),
+            ];
+            self.do_all(&parts);
+        }
+        self.telling.tell(Event::LetGo);
+    }
+
+    /// Does all the rest; a part that fails is a warning.
     pub fn settle(&mut self) {
         if self.begin.mode == Mode::Editable {
             // No second tree, no archive, no deliverable: nothing to look at and nothing to rotate.
@@ -86,15 +100,17 @@ impl<'a> Settling<'a> {
             }
             return;
         }
-        let parts: [(&str, Part<'a>); 7] = [
+        let parts: [(&str, Part<'a>); 5] = [
             ("the record in git could not be written", Self::record_in_git),
-            ("drift could not be kept", Self::look_at_spare),
-            ("what failed could not be kept", Self::keep_failed),
             ("the deliverable could not be packed", Self::pack),
             ("old deployments could not be removed", Self::rotate),
             ("the store could not be swept", Self::sweep),
             ("the trees could not be proven", Self::prove),
         ];
+        self.do_all(&parts);
+    }
+
+    fn do_all(&mut self, parts: &[(&str, Part<'a>)]) {
         for (what, part) in parts {
             if let Err(error) = part(self) {
                 self.warn(format!("{what}: {}", error.one_line()));
@@ -161,7 +177,14 @@ impl<'a> Settling<'a> {
         if !repo.note(commit)?.is_some_and(|note| note.contains(&marked)) {
             repo.add_note(commit, &notes::line(self.entry))?;
         }
-        repo.delete_ref(&inflight_ref(&self.begin.id)?)
+        repo.let_go(&inflight_ref(&self.begin.id)?)?;
+        // We hold the lock: whatever is in flight besides is what a power cut left.
+        for id in fs::names(&repo.path().join(INFLIGHT))? {
+            if let Ok(id) = id.parse() {
+                repo.let_go(&inflight_ref(&id)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the spare is now: after a deployment the version before with what was changed in it by hand, which is kept.
@@ -171,12 +194,15 @@ impl<'a> Settling<'a> {
             return Ok(());
         }
         let Some(before) = self.begin.serves.clone() else { return Ok(()) };
+        let release = Releases::new(place).open(&before.id);
+        let entries = release.as_ref().map_or(0, Manifest::len);
+        self.telling.tell(Event::Looking { entries });
         let spare = Dir::open_real(&place.spare())?;
         let is_used = !process::processes_using(spare.path())?.found.is_empty();
         let told = look(self.site, &spare)?;
         self.spare = Some(told.manifest.clone());
         self.is_proven = !is_used && told.specials.is_empty() && told.linked_elsewhere.is_empty();
-        let Ok(release) = Releases::new(place).open(&before.id) else { return Ok(()) };
+        let Ok(release) = release else { return Ok(()) };
         let ignore = &self.recipe.ignore_drift;
         let drift = Drift::between(&release, &told, &|path, is_dir| ignore.matches(path, is_dir));
         if !drift.is_empty() {
@@ -197,6 +223,8 @@ impl<'a> Settling<'a> {
         if !fs::exists(&archive) {
             return Ok(());
         }
+        let entries = self.live.as_ref().map_or(0, |live| live.manifest.len());
+        self.telling.tell(Event::Looking { entries });
         if switch::kind(place)? == SwitchKind::Exchange {
             let failed = archive.join("run.failed");
             fs::ensure_dir(&failed.join("files"), 0o700)?;
@@ -284,7 +312,7 @@ impl<'a> Settling<'a> {
 /// # Errors
 /// Never for a good id.
 pub fn inflight_ref(id: &DeploymentId) -> Result<crate::project::ids::RefName> {
-    format!("refs/deploys/inflight/{id}").parse()
+    format!("{INFLIGHT}/{id}").parse()
 }
 
 fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {

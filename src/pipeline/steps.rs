@@ -102,6 +102,7 @@ pub fn run_one(
     beats: bool,
 ) -> Step {
     let title = step.title();
+    telling.secure()?;
     telling.emit(Event::Step { stage, title: title.clone() })?;
     if let Some((action, unit)) = step.unit() {
         return run_unit(site, telling, (stage, step), (action, unit), beats);

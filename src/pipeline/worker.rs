@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::activate::finish_commit;
+use super::activate::{finish_commit, secure_commit};
 use super::ballast;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
@@ -289,7 +289,8 @@ fn run(
     if fs::exists(&site.place.journal(&begin.id)) {
         return Err(Halt::refused(format!("{} has been used already", begin.id)));
     }
-    Last::opened(begin.seq, begin.id.clone(), begin.serves.clone()).write(&site.place)?;
+    // On disk with the first line of the journal that has to be.
+    Last::opened(begin.seq, begin.id.clone(), begin.serves.clone()).write_soon(&site.place)?;
     telling.set_journal(Journal::create(&site.place, &begin.id)?);
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
@@ -310,7 +311,7 @@ fn attempt(
     telling: &mut Reporter,
 ) -> Outcome {
     let loaded = site.repo().and_then(|repo| {
-        repo.set_ref(&inflight_ref(&begin.id)?, &begin.commit, "mc_project: in flight")?;
+        repo.hold(&inflight_ref(&begin.id)?, &begin.commit)?;
         let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
         boxes::refuse_demands(site, &next.recipe)?;
         Ok((repo, next))
@@ -330,6 +331,9 @@ fn attempt(
 
 /// Records the end, adds the line to the history, settles, and only then closes the deployment.
 ///
+/// Whoever waits for the end is let go as soon as what concerns them is told. What was left unsynced since the commit is made
+/// durable before the deployment is closed: until then a recovery does it again.
+///
 /// # Errors
 /// If the end cannot be recorded: then the next command finishes it.
 pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outcome, options: &Options) -> Result<()> {
@@ -344,15 +348,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     }
     let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
     history::append(place, &entry)?;
-    fault::point("end.history")?;
     let repo = site.repo()?;
-    // Already done, as a rule; what a full disk prevented is done now, or by the next command, which finds us open.
-    let recorded = match (&outcome.serves, outcome.verdict) {
-        (Some(serving), Verdict::Deployed) if !is_current(site, serving) => {
-            finish_commit(site, &repo, begin, serving).map(|_| ())
-        }
-        _ => Ok(()),
-    };
     let live = match &outcome.serves {
         Some(serving) => Some(Live::open(site, &repo, serving)?),
         None => None,
@@ -371,6 +367,9 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         spare: None,
         is_proven: false,
     };
+    settling.tell_who_waits();
+    let recorded = secure_end(site, settling.telling, &repo, begin, outcome);
+    fault::point("end.history")?;
     settling.settle();
     let spooled = tell::spool(site, begin, &entry, &recipe, version.as_ref());
     let faults = spooled.unwrap_or_else(|error| vec![format!("the mail could not be written: {}", error.one_line())]);
@@ -385,6 +384,22 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
     let last = Last::opened(begin.seq, begin.id.clone(), outcome.serves.clone());
     Last { open: recorded.is_err(), needs_person, ..last }.write(place)?;
     fault::point("end.closed")
+}
+
+/// Makes the end durable, and what followed the commit. What a full disk prevented is done now, or by the next command,
+/// which finds the deployment open.
+fn secure_end(site: &Site, telling: &mut Reporter, repo: &Repo, begin: &Begin, outcome: &Outcome) -> Result<()> {
+    telling.secure()?;
+    history::secure(&site.place)?;
+    match (&outcome.serves, outcome.verdict) {
+        (Some(serving), Verdict::Deployed) => {
+            if !is_current(site, serving) {
+                finish_commit(site, repo, begin, serving)?;
+            }
+            secure_commit(site, repo, begin, serving)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn is_current(site: &Site, serving: &Serving) -> bool {

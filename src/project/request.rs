@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{DeploymentId, ObjectId, ProjectName, RefName};
 use super::mode::Mode;
 use super::stage::Stage;
+use crate::sys::error::{Context, Result};
 
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,4 +99,14 @@ pub struct Request {
     pub push: Option<String>,
     /// How long to wait for the lock, in seconds; `None`: as long as it takes.
     pub wait_seconds: Option<u64>,
+}
+
+impl Request {
+    /// Reads an order.
+    ///
+    /// # Errors
+    /// If it cannot be understood.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).context(|| "cannot understand the request".to_string())
+    }
 }

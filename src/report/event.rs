@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::mode::{Environment, Mode};
-use crate::project::outcome::{Outcome, Serving, SwitchKind};
+use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
 use crate::project::stage::Stage;
 use crate::sys::error::{Context, Result};
 
@@ -224,6 +224,13 @@ pub enum Event {
         /// How it ended.
         outcome: Outcome,
     },
+    /// After the end: a tree of so many entries is looked at for what was changed in it by hand, which is told.
+    Looking {
+        /// How many.
+        entries: usize,
+    },
+    /// Nothing that is told from here on concerns whoever waits for the end: a pusher is let go.
+    LetGo,
     /// Everything is settled; followers may stop reading.
     Closed,
 }
@@ -234,31 +241,48 @@ impl Event {
     pub fn is_durable(&self) -> bool {
         !matches!(
             self,
-            Self::Output { .. } | Self::Waiting { .. } | Self::Closed | Self::Ordered { .. } | Self::Still { .. }
+            Self::Output { .. }
+                | Self::Waiting { .. }
+                | Self::Looking { .. }
+                | Self::LetGo
+                | Self::Closed
+                | Self::Ordered { .. }
+                | Self::Still { .. }
         )
     }
 
-    /// Whether the act that follows must not begin before this event is on disk.
+    /// Whether a recovery goes by this event: everything else is only told.
     #[must_use]
-    pub fn must_be_synced(&self) -> bool {
+    pub fn is_milestone(&self) -> bool {
         matches!(
             self,
             Self::Begin(_)
                 | Self::Prepared
                 | Self::Stopping
                 | Self::BackedUp
-                | Self::Switching { .. }
                 | Self::Switched { .. }
-                | Self::Touched
-                | Self::CheckingOut { .. }
-                | Self::CheckedOut
-                | Self::Commit { .. }
-                | Self::RollingBack { .. }
-                | Self::RestoringData { .. }
-                | Self::RolledBack
-                | Self::DataRestored
                 | Self::End { .. }
-        )
+        ) || self.must_be_synced()
+    }
+
+    /// Whether the act that follows must not begin before this event, and all before it, are on disk. What precedes no such
+    /// act waits for the next one that does: see [`super::journal`].
+    #[must_use]
+    pub fn must_be_synced(&self) -> bool {
+        match self {
+            Self::Switching { .. }
+            | Self::Touched
+            | Self::CheckingOut { .. }
+            | Self::CheckedOut
+            | Self::Commit { .. }
+            | Self::RollingBack { .. }
+            | Self::RestoringData { .. }
+            | Self::RolledBack
+            | Self::DataRestored => true,
+            // That it was deployed is said by the record of the commit already.
+            Self::End { outcome } => outcome.verdict != Verdict::Deployed,
+            _ => false,
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::project::place::Place;
 use crate::project::stage::Stage;
 use crate::sys::error::{Context, Error, Result};
+use crate::sys::escape;
 use crate::sys::lines::{self, LineFile};
-use crate::sys::{escape, fs};
 
 /// How one stage of a deployment went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,22 +193,32 @@ fn stage_time(event: &Event) -> Option<StageTime> {
     }
 }
 
-/// Adds an entry durably. An entry that stands there already is not added again; one whose deployment has ended anew
-/// (a person decided) is.
+/// So far back an entry may stand that is to be added again: deployments end one after the other.
+const LOOKED_BACK: usize = 8;
+
+/// Adds an entry. One that stands there already is not added again; one whose deployment has ended anew (a person decided)
+/// is. A power cut may take it until [`secure`] has made it durable.
 ///
 /// # Errors
 /// If the history cannot be read or written.
 pub fn append(place: &Place, entry: &Entry) -> Result<()> {
     let mut line = serde_json::to_vec(entry).context(|| "cannot write the history".to_string())?;
-    line.push(b'\n');
     // Compared as bytes: a damaged line somewhere must not keep new ones out.
-    if fs::read_if_there(&place.history())?.is_some_and(|all| memchr::memmem::find(&all, &line).is_some()) {
+    if lines::last_lines(&place.history(), LOOKED_BACK)?.unwrap_or_default().contains(&line) {
         return Ok(());
     }
-    let mut file = LineFile::open(&place.history(), 0o600)?;
+    line.push(b'\n');
+    let mut file = LineFile::open_unsynced(&place.history(), 0o600)?;
     file.cut_torn_tail()?;
-    file.append(&line)?;
-    file.sync()
+    file.append(&line)
+}
+
+/// Makes the history durable.
+///
+/// # Errors
+/// If it cannot be synced.
+pub fn secure(place: &Place) -> Result<()> {
+    LineFile::open(&place.history(), 0o600)?.sync_with(&[place.state()])
 }
 
 /// The newest `limit` entries (`None`: all), newest last; only as much of the file is read as is needed. A last line

@@ -1,9 +1,27 @@
 //! The durable journal of one deployment, `state/journal/<id>.jsonl`: the truth about it.
 //!
 //! Each line is the JSON of a [`Record`], a tab, the first 16 digits of the JSON's blake3 and a line feed. The first
-//! line names the format. An act that changes the node begins only after its record is synced; so a last line that is
-//! torn or damaged tells of an act that never began, and counts as never written. Any other damaged line is an error:
-//! nothing is guessed about what it said.
+//! line names the format. An act that changes what runs, or what nobody can make again, begins only after its record is
+//! synced; so a last line that is torn or damaged tells of an act that never began, and counts as never written. Any other
+//! damaged line is an error: nothing is guessed about what it said.
+//!
+//! # What is synced when
+//!
+//! A sync writes down every line before it too, so a line needs none of its own if no such act lies between it and the next
+//! one that has. Until the first sync only the candidate and our own working copies change: a power cut that takes the
+//! journal with it leaves a spare that the next deployment looks at anyway, and nothing to take back. So:
+//! - before a program of a recipe is run, before a service is stopped and before the switch everything said is on disk
+//!   ([`Journal::secure`], [`Event::must_be_synced`]);
+//! - the switch and the commit follow each other with one sync between the exchange's directories and the record of the
+//!   commit, unless something of the new version is run in between: then that is recorded first;
+//! - after the commit's record nothing needs a sync until the deployment is closed: recovery does all of it again as long as
+//!   `last.json` says that the deployment is open. What it says then is only written when everything before is on disk.
+//!
+//! A killed process loses nothing of this: what was written is in the kernel's hands.
+//!
+//! [`Event::must_be_synced`]: super::event::Event::must_be_synced
+
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -31,6 +49,9 @@ struct Header {
 #[derive(Debug)]
 pub struct Journal {
     file: LineFile,
+    /// Directories whose names must be on disk before anything counts that is written here.
+    unsynced: Vec<PathBuf>,
+    is_secure: bool,
 }
 
 impl Journal {
@@ -40,10 +61,11 @@ impl Journal {
     /// If there is one already or it cannot be made.
     pub fn create(place: &Place, id: &DeploymentId) -> Result<Self> {
         fs::ensure_dir(&place.journals(), 0o700)?;
-        let mut file = LineFile::create(&place.journal(id), 0o600)?;
+        let mut file = LineFile::create_unsynced(&place.journal(id), 0o600)?;
         file.reserve(RESERVE)?;
         file.append(&header())?;
-        Ok(Self { file })
+        // `state` too: `last.json`, which says that the deployment is open, was put there right before.
+        Ok(Self { file, unsynced: vec![place.journals(), place.state()], is_secure: false })
     }
 
     /// Opens the journal of an interrupted deployment to go on with it; a torn tail is cut first.
@@ -60,7 +82,7 @@ impl Journal {
         if good == 0 {
             file.append(&header())?;
         }
-        Ok(Self { file })
+        Ok(Self { file, unsynced: vec![place.journals(), place.state()], is_secure: false })
     }
 
     /// Appends a record, and syncs it where the act that follows must not begin before.
@@ -70,8 +92,22 @@ impl Journal {
     /// for the next record). A failed sync is final: every later append fails too.
     pub fn append(&mut self, record: &Record) -> Result<()> {
         let json = serde_json::to_vec(record).context(|| "cannot write a record of the journal".to_string())?;
+        self.is_secure &= !record.event.is_milestone();
         self.file.append(&checked(json))?;
-        if record.event.must_be_synced() { self.file.sync() } else { Ok(()) }
+        if record.event.must_be_synced() { self.secure() } else { Ok(()) }
+    }
+
+    /// Waits until everything that a recovery goes by is on disk, and that there is a journal.
+    ///
+    /// # Errors
+    /// A failed sync is final.
+    pub fn secure(&mut self) -> Result<()> {
+        if self.is_secure {
+            return Ok(());
+        }
+        self.file.sync_with(&std::mem::take(&mut self.unsynced))?;
+        self.is_secure = true;
+        Ok(())
     }
 }
 

@@ -54,7 +54,18 @@ impl Last {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, place: &Place) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).context(|| "cannot write the last deployment".to_string())?;
-        fs::write_durable(&place.last(), &text, 0o600)
+        fs::write_durable(&place.last(), &self.text()?, 0o600)
+    }
+
+    /// Replaces the record; a power cut may bring the one before back, until the journal or the one after it is synced.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_soon(&self, place: &Place) -> Result<()> {
+        fs::write_whole(&place.last(), &self.text()?, 0o600)
+    }
+
+    fn text(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).context(|| "cannot write the last deployment".to_string())
     }
 }

@@ -53,6 +53,8 @@ impl Mask {
             | Event::RestoringData { .. }
             | Event::RolledBack
             | Event::DataRestored
+            | Event::Looking { .. }
+            | Event::LetGo
             | Event::Closed) => other,
         }
     }

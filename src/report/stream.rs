@@ -2,7 +2,7 @@
 //!
 //! An event goes into the journal first (if it belongs there) and only then into the events file and the readable
 //! log. The journal is the truth, so its fault is an error; the two others are for people, so a fault of theirs is told
-//! once and changes nothing.
+//! once and changes nothing, and nobody waits until they are on disk.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Sink {
         if let Some(dir) = path.parent() {
             fs::ensure_dir(dir, 0o750)?;
         }
-        let mut file = LineFile::open(path, 0o640)?;
+        let mut file = LineFile::open_unsynced(path, 0o640)?;
         file.end_torn_line()?;
         Ok(file)
     }
@@ -133,6 +133,14 @@ impl Reporter {
         }
         self.show(&record);
         Ok(())
+    }
+
+    /// Waits until everything that the journal was told is on disk: before an act that a recovery must know of.
+    ///
+    /// # Errors
+    /// If it cannot be synced; then the act must not be done.
+    pub fn secure(&mut self) -> Result<()> {
+        self.journal.as_mut().map_or(Ok(()), Journal::secure)
     }
 
     /// Tells an event to people only: for the time after the journal has failed.

@@ -2,6 +2,16 @@
 //!
 //! Every durable write goes one way: write a new file beside the old one, sync it, rename it over, sync the
 //! directory. After a crash the old content or the new content stands there, never a part.
+//!
+//! A sync is the most expensive thing that we do, so three weaker forms stand beside [`write_durable`], each for what it is
+//! enough for:
+//! - [`Several`]: files that are replaced in a row share their syncs.
+//! - [`write_whole`] leaves out the sync of the directory: a power cut may bring the old file back, whole. For what a later
+//!   sync of the same directory, or a recovery that the journal asks for, makes good.
+//! - [`replace`] syncs nothing: a power cut may bring the old file back or leave an empty one. For what is only a saving
+//!   of work and is made again when it cannot be read (witnesses).
+//!
+//! A killed process loses nothing in any of them: what was renamed is seen by everybody at once.
 #![expect(clippy::disallowed_methods, reason = "this module is the door")]
 
 use std::fs::{self, OpenOptions};
@@ -11,6 +21,10 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
 use super::fault;
+
+mod several;
+
+pub use several::Several;
 
 /// An open file: what this door gives out, and a [`super::dir::Dir`].
 pub use std::fs::File;
@@ -95,31 +109,67 @@ pub fn write_durable_for(path: &Path, bytes: &[u8], mode: u32, gid: u32) -> Resu
     write_with_group(path, bytes, mode, Some(gid))
 }
 
+/// As [`write_durable`], but the name is not synced: after a power cut the old file may stand there again, whole.
+///
+/// # Errors
+/// As [`write_durable`].
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let (_, temp) = beside(path)?;
+    replace_with(path, &temp, || {
+        let file = create_whole(&temp, bytes, mode)?;
+        file.sync_all().context(|| format!("cannot sync {}", temp.display()))
+    })
+}
+
 fn write_with_group(path: &Path, bytes: &[u8], mode: u32, gid: Option<u32>) -> Result<()> {
     let (dir, temp) = beside(path)?;
-    remove_file(&temp)?;
-    let write = || -> Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(if gid.is_some() { 0o600 } else { mode })
-            .open(&temp)
-            .context(|| format!("cannot create {}", temp.display()))?;
-        file.write_all(bytes).context(|| format!("cannot write {}", temp.display()))?;
+    replace_with(path, &temp, || {
+        let file = create_whole(&temp, bytes, if gid.is_some() { 0o600 } else { mode })?;
         if gid.is_some() {
             std::os::unix::fs::fchown(&file, None, gid).context(|| format!("cannot give away {}", temp.display()))?;
+            file.set_permissions(fs::Permissions::from_mode(mode))
+                .context(|| format!("cannot write {}", temp.display()))?;
         }
-        file.set_permissions(fs::Permissions::from_mode(mode))
-            .context(|| format!("cannot write {}", temp.display()))?;
-        file.sync_all().context(|| format!("cannot sync {}", temp.display()))?;
+        file.sync_all().context(|| format!("cannot sync {}", temp.display()))
+    })?;
+    sync_dir(&dir)
+}
+
+/// A new file with this content and exactly this mode; what a crash left at its name is removed.
+fn create_whole(temp: &Path, bytes: &[u8], mode: u32) -> Result<File> {
+    remove_file(temp)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(temp)
+        .context(|| format!("cannot create {}", temp.display()))?;
+    let written = file.write_all(bytes).and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)));
+    written.context(|| format!("cannot write {}", temp.display())).inspect_err(|_| {
+        let _ = fs::remove_file(temp);
+    })?;
+    Ok(file)
+}
+
+/// Renames what `write` made over the old file; nothing of it is left if that fails.
+fn replace_with(path: &Path, temp: &Path, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    let replace = || -> Result<()> {
+        write()?;
         fault::point("durable.written")?;
-        fs::rename(&temp, path).context(|| format!("cannot rename {} to {}", temp.display(), path.display()))?;
-        fault::point("durable.renamed")?;
-        sync_dir(&dir)
+        fs::rename(temp, path).context(|| format!("cannot rename {} to {}", temp.display(), path.display()))
     };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&temp);
-    })
+    replace().inspect_err(|_| {
+        let _ = fs::remove_file(temp);
+    })?;
+    fault::point("durable.renamed")
+}
+
+/// Lets the kernel begin to write a file out, so that the sync that follows finds it on its way with others.
+#[expect(unsafe_code, reason = "sync_file_range(2) has no safe wrapper")]
+fn start_writing(file: std::os::fd::BorrowedFd<'_>) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: plain numbers go in, about a descriptor that is borrowed. It is a hint: the sync tells every fault.
+    unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Writes a small file without renaming or syncing: for notes to other processes, worth nothing after a crash.
@@ -137,15 +187,7 @@ pub fn write_in_place(path: &Path, bytes: &[u8]) -> Result<()> {
 /// If it cannot be written; the old content stands then.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (_, temp) = beside(path)?;
-    remove_file(&temp)?;
-    let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
-        file.write_all(bytes)?;
-        fs::rename(&temp, path)
-    };
-    write().context(|| format!("cannot write {}", path.display())).inspect_err(|_| {
-        let _ = fs::remove_file(&temp);
-    })
+    replace_with(path, &temp, || create_whole(&temp, bytes, mode).map(|_| ()))
 }
 
 /// Makes a symbolic link durably, replacing one that stands there.
@@ -153,17 +195,26 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// If something other than a link stands there or the link cannot be made.
 pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
+    if put_symlink(path, target)? { sync_dir(parent_of(path)?) } else { Ok(()) }
+}
+
+/// As [`replace_symlink`], but the name is not synced: the caller syncs the directory, or makes the link again after a power
+/// cut. Tells whether anything changed.
+///
+/// # Errors
+/// As [`replace_symlink`].
+pub fn put_symlink(path: &Path, target: &Path) -> Result<bool> {
     if fs::read_link(path).is_ok_and(|present| present == target) {
-        return Ok(());
+        return Ok(false);
     }
     if fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_symlink()) {
         return Err(Error::failed(format!("{} is in the way: it is no link", path.display())));
     }
-    let (dir, temp) = beside(path)?;
+    let (_, temp) = beside(path)?;
     remove_file(&temp)?;
     std::os::unix::fs::symlink(target, &temp).context(|| format!("cannot make link {}", temp.display()))?;
     fs::rename(&temp, path).context(|| format!("cannot make link {}", path.display()))?;
-    sync_dir(&dir)
+    Ok(true)
 }
 
 /// Appends one record to a file that only grows, and syncs it.

@@ -4,8 +4,9 @@
 //! `git cat-file` processes; both give the same answers, and the tests run on both. What is read is parsed here, from
 //! the raw objects, so that nothing hostile hides behind somebody else's tolerance.
 //!
-//! Writing always goes through the git program, because libgit2 neither syncs refs nor honours
-//! `core.sharedRepository`: a directory that root makes in `objects/` or `refs/` would shut out the receiver of pushes.
+//! Writing never goes through libgit2, which neither syncs refs nor honours `core.sharedRepository`: a directory that root
+//! makes in `objects/` or `refs/` would shut out the receiver of pushes. The git program writes, except for the refs of a
+//! plain repository of our own (see `loose`).
 
 mod attributes;
 mod batch;
@@ -15,6 +16,7 @@ mod fixture;
 mod history;
 mod library;
 mod list;
+mod loose;
 mod names;
 mod notes;
 mod object;

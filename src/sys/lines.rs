@@ -31,8 +31,24 @@ impl LineFile {
     /// # Errors
     /// If something stands there already or it cannot be made.
     pub fn create(path: &Path, mode: u32) -> Result<Self> {
+        let new = Self::create_unsynced(path, mode)?;
+        match path.parent() {
+            Some(dir) => sync_dir(dir)?,
+            None => return Err(Error::bug(format!("{} has no parent directory", path.display()))),
+        }
+        Ok(new)
+    }
+
+    /// Makes a new file with this mode; its name is durable when the caller has synced the directory.
+    ///
+    /// # Errors
+    /// As [`LineFile::create`].
+    pub fn create_unsynced(path: &Path, mode: u32) -> Result<Self> {
         let new = Self::open_with(path, OpenOptions::new().create_new(true), mode)?;
-        new.set_up(mode)?;
+        // The umask must not decide who may read the file.
+        new.file
+            .set_permissions(Permissions::from_mode(mode))
+            .context(|| format!("cannot set the mode of {}", new.path.display()))?;
         Ok(new)
     }
 
@@ -43,6 +59,17 @@ impl LineFile {
     pub fn open(path: &Path, mode: u32) -> Result<Self> {
         match Self::open_with(path, &mut OpenOptions::new(), mode) {
             Err(error) if error.is_not_found() => Self::create(path, mode),
+            opened => opened,
+        }
+    }
+
+    /// As [`LineFile::open`], for a file that a power cut may take.
+    ///
+    /// # Errors
+    /// As [`LineFile::open`].
+    pub fn open_unsynced(path: &Path, mode: u32) -> Result<Self> {
+        match Self::open_with(path, &mut OpenOptions::new(), mode) {
+            Err(error) if error.is_not_found() => Self::create_unsynced(path, mode),
             opened => opened,
         }
     }
@@ -60,17 +87,6 @@ impl LineFile {
             return Err(Error::failed(format!("{} is no regular file", path.display())));
         }
         Ok(Self { file, path: path.to_path_buf(), len: meta.len(), broken: false })
-    }
-
-    /// The umask must not decide who may read the file, and its name must survive a crash.
-    fn set_up(&self, mode: u32) -> Result<()> {
-        self.file
-            .set_permissions(Permissions::from_mode(mode))
-            .context(|| format!("cannot set the mode of {}", self.path.display()))?;
-        match self.path.parent() {
-            Some(dir) => sync_dir(dir),
-            None => Err(Error::bug(format!("{} has no parent directory", self.path.display()))),
-        }
     }
 
     /// The length in bytes.
@@ -127,6 +143,15 @@ impl LineFile {
             .sync_data()
             .inspect_err(|_| self.broken = true)
             .context(|| format!("cannot sync {}", self.path.display()))
+    }
+
+    /// As [`LineFile::sync`], and makes the names in these directories durable.
+    ///
+    /// # Errors
+    /// As [`LineFile::sync`].
+    pub fn sync_with(&mut self, dirs: &[PathBuf]) -> Result<()> {
+        self.sync()?;
+        dirs.iter().try_for_each(|dir| sync_dir(dir)).inspect_err(|_| self.broken = true)
     }
 
     fn usable(&self) -> Result<()> {

@@ -27,6 +27,9 @@ pub struct Holder {
     pub since: String,
 }
 
+/// Who waits no longer than this is told nothing: a deployment that is settled while the next one begins, for example.
+const UNNOTICED: Duration = Duration::from_millis(200);
+
 /// A held lock; it is released when this value goes away.
 #[derive(Debug)]
 #[must_use = "the lock is released when this value is dropped"]
@@ -37,7 +40,8 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock, waiting until `deadline` at most; `None` waits as long as it takes.
-    /// `while_waiting` is called with the holder, at first and then about once per second; it may give up with an error.
+    /// `while_waiting` is called with the holder after a moment that nobody notices, and then about once per second; it may give
+    /// up with an error.
     ///
     /// # Errors
     /// [`Kind::Busy`] with the holder's name when the deadline passes.
@@ -47,6 +51,7 @@ impl Lock {
         mut while_waiting: impl FnMut(Option<&Holder>) -> Result<()>,
     ) -> Result<Self> {
         let file = open(path)?;
+        let begin = Instant::now();
         let mut told: Option<Instant> = None;
         loop {
             match file.try_lock() {
@@ -60,11 +65,11 @@ impl Lock {
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 return Err(busy(holder.as_ref()));
             }
-            if told.is_none_or(|t| t.elapsed() >= Duration::from_secs(1)) {
+            if told.map_or(begin.elapsed() >= UNNOTICED, |t| t.elapsed() >= Duration::from_secs(1)) {
                 while_waiting(holder.as_ref())?;
                 told = Some(Instant::now());
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(if told.is_none() { Duration::from_millis(3) } else { Duration::from_millis(20) });
         }
     }
 

@@ -6,6 +6,7 @@
 //! - [`run_captured`] runs a small program and keeps what it prints;
 //! - [`run_streamed`] runs a program and takes the bytes that it prints while it runs;
 //! - [`spawn_detached`] starts this very program so that it outlives us and everything that happens to us;
+//! - [`spawn_watched`] starts it so as a worker with a watcher beside it, as fast as that can be done;
 //! - [`spawn_kept`] starts a service, which goes on without us;
 //! - [`processes_using`] names the processes that work inside a directory tree.
 
@@ -21,6 +22,7 @@ mod streamed;
 mod table;
 mod usage;
 mod users;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,7 +37,7 @@ use super::error::{Context, Error, Result};
 pub use attached::run_attached;
 pub use beside::{Beside, Input, run_beside};
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
-pub use detached::{Detached, DetachedOrder, spawn_companion, spawn_detached};
+pub use detached::{Detached, DetachedOrder, spawn_companion, spawn_detached, spawn_watched};
 pub use kept::{Beginning, Kept, Member, Members, ProcessId, Run, adopt_orphans, reap, spawn_kept};
 pub use lines::{LINE_LIMIT, Lines};
 pub use relayed::{Said, run_relayed};
@@ -44,6 +46,7 @@ pub use streamed::{Bounds, Streamed, run_streamed};
 pub use table::{has_variable, kill_marked, kill_these};
 pub use usage::{Usage, usage_of};
 pub use users::{ProcessUse, TreeUsers, processes_using};
+pub use watched::{Role, Watched, become_watched};
 
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -285,10 +285,32 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on. Only for the very beginning of a process, when nothing of it owns one yet.
+///
+/// # Errors
+/// If the kernel knows no `close_range(2)` and `/proc` cannot be read.
+#[expect(unsafe_code, reason = "close_range(2) has no safe wrapper; the process has no owners of descriptors yet")]
+pub fn close_from(first: u32) -> Result<()> {
+    use nix::libc;
+    // SAFETY: plain numbers go in; what is closed was inherited and belongs to nothing in this process.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } == 0 {
+        return Ok(());
+    }
+    // Linux < 5.9.
+    for name in super::fs::names(Path::new("/proc/self/fd"))? {
+        let Ok(fd) = name.parse::<i32>() else { continue };
+        if u32::try_from(fd).is_ok_and(|n| n >= first) {
+            // SAFETY: as above; the one that listed the directory is closed already and gives EBADF.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
+}
+
 /// Every signal to its default action, none blocked: ignored signals and the mask are inherited over an exec, and the
 /// runtime of this very program ignores `SIGPIPE`.
 #[expect(unsafe_code, reason = "signal(2) is unsafe because of handlers; only the default action is set here")]
-fn reset_signals() {
+pub fn reset_signals() {
     use nix::libc;
     for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: SIG_DFL installs no code; KILL, STOP and the C library's own signals are refused with EINVAL.
@@ -297,7 +319,11 @@ fn reset_signals() {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
-fn set_limits(limits: &Limits) -> Result<()> {
+/// Sets resource limits, and gives up the protection from the out-of-memory killer.
+///
+/// # Errors
+/// If one cannot be set.
+pub fn set_limits(limits: &Limits) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let mut wanted = vec![(Resource::RLIMIT_CORE, 0)];
     wanted.extend(limits.open_files.map(|n| (Resource::RLIMIT_NOFILE, n)));

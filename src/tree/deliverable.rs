@@ -156,9 +156,12 @@ impl Deliverable {
         // One that is there already is taken apart first, so that no statement ever stands beside another's archive.
         fs::remove_file(&self.file("json"))?;
         fs::rename_durable(&archive, &self.file("tar.zst"))?;
-        fs::write_durable(&self.file("manifest"), text.as_bytes(), 0o640)?;
-        fs::write_durable(&self.file("sig"), format!("{}\n", packing.key.sign(&json)).as_bytes(), 0o640)?;
-        fs::write_durable(&self.file("json"), &json, 0o640)?;
+        let mut files = fs::Several::default();
+        files.add(&self.file("manifest"), text.as_bytes(), 0o640)?;
+        files.add(&self.file("sig"), format!("{}\n", packing.key.sign(&json)).as_bytes(), 0o640)?;
+        // The last one: where a statement stands, everything that it tells of does.
+        files.add(&self.file("json"), &json, 0o640)?;
+        files.replace()?;
         Ok(statement)
     }
 

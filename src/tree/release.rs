@@ -155,26 +155,35 @@ impl<'a> Releases<'a> {
             Some((id, old)) if self.chain_length(id)? < LONGEST_CHAIN => Some(manifest.to_changes(old, id)),
             _ => None,
         };
+        let mut files = fs::Several::default();
         match changes.filter(|text| text.lines().count() * 2 < manifest.len() + 8) {
-            Some(text) => fs::write_durable(&dir.join(MANIFEST), text.as_bytes(), 0o640)?,
-            None => self.write_whole(&provenance.id, manifest)?,
+            Some(text) => files.add(&dir.join(MANIFEST), text.as_bytes(), 0o640)?,
+            None => self.add_whole(&provenance.id, manifest, &mut files)?,
         }
         if built != manifest {
             let text = built.to_changes(manifest, &provenance.id);
-            fs::write_durable(&dir.join(BUILT), text.as_bytes(), 0o640)?;
+            files.add(&dir.join(BUILT), text.as_bytes(), 0o640)?;
         }
         // What was taken over unread must not have been damaged: then the deployment ends here.
         let all = [Some(manifest), Some(built), before.map(|(_, before)| before)];
         all.into_iter().flatten().try_for_each(Manifest::intact)?;
         let json = serde_json::to_vec_pretty(provenance).context(|| "cannot write a provenance".to_string())?;
-        fs::write_durable(&dir.join(PROVENANCE), &json, 0o640)?;
-        fs::sync_dir(&self.place.deploy())
+        files.add(&dir.join(PROVENANCE), &json, 0o640)?;
+        files.add_dir(&self.place.deploy());
+        files.replace()
     }
 
     fn write_whole(&self, id: &DeploymentId, manifest: &Manifest) -> Result<()> {
+        let mut files = fs::Several::default();
+        self.add_whole(id, manifest, &mut files)?;
+        files.replace()
+    }
+
+    /// The index says of which manifest it is: that of another one is no harm.
+    fn add_whole(&self, id: &DeploymentId, manifest: &Manifest, files: &mut fs::Several) -> Result<()> {
         let dir = self.place.release(id);
         let written = manifest.to_manifest();
-        fs::write_durable(&dir.join(MANIFEST), written.text.as_bytes(), 0o640)?;
+        files.add(&dir.join(MANIFEST), written.text.as_bytes(), 0o640)?;
         fs::replace(&dir.join(INDEX), written.index.as_bytes(), 0o640)
     }
 
@@ -395,14 +404,15 @@ impl<'a> Releases<'a> {
         fs::write_durable(&to.path().join(MANIFEST), text.as_bytes(), 0o640)
     }
 
-    /// Points `deploy/<id>/tree` at the physical tree that holds this release; `None` removes the link.
+    /// Points `deploy/<id>/tree` at the physical tree that holds this release; `None` removes the link. The caller syncs
+    /// `deploy/<id>` where a power cut must not bring the link before back.
     ///
     /// # Errors
     /// If the link cannot be made.
     pub fn link_tree(&self, id: &DeploymentId, tree: Option<&str>) -> Result<()> {
         let link = self.place.release(id).join("tree");
         match tree {
-            Some(tree) => fs::replace_symlink(&link, &PathBuf::from("..").join(tree)),
+            Some(tree) => fs::put_symlink(&link, &PathBuf::from("..").join(tree)).map(|_| ()),
             None => fs::remove_file(&link),
         }
     }

@@ -17,7 +17,7 @@ use crate::project::ids::DeploymentId;
 use crate::project::place::Place;
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::{Error, Result};
-use crate::sys::fs;
+use crate::sys::fs::{self, Several};
 use crate::sys::mount;
 use crate::sys::path::TreePath;
 
@@ -108,21 +108,22 @@ impl<'a> Snapshots<'a> {
         self.left_out.borrow().clone()
     }
 
-    /// Records the snapshot that was just taken as the one of the restore point `id`.
+    /// Records the snapshot that was just taken as the one of the restore point `id`, durably, with `files` that belong to it.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn record(&self, id: &DeploymentId, manifest: &Manifest) -> Result<()> {
+    pub fn record(&self, id: &DeploymentId, manifest: &Manifest, mut files: Several) -> Result<()> {
         let archive = self.place.archive(id);
         fs::ensure_dir(&archive, 0o700)?;
-        fs::write_durable(&archive.join(MANIFEST), manifest.to_text().as_bytes(), 0o600)?;
+        files.add(&archive.join(MANIFEST), manifest.to_text().as_bytes(), 0o600)?;
         for name in fs::names(&self.place.archives())? {
             let link = self.place.archives().join(&name).join("data");
             if name.parse::<DeploymentId>().is_ok_and(|other| other != *id) {
                 fs::remove_file(&link)?;
             }
         }
-        fs::replace_symlink(&archive.join("data"), &PathBuf::from("../data"))
+        fs::put_symlink(&archive.join("data"), &PathBuf::from("../data"))?;
+        files.replace()
     }
 
     /// The manifest of a restore point's data; `None` if it has none.
@@ -379,11 +380,15 @@ impl<'a> Snapshots<'a> {
             Keep::Aside(dir) => Some(Aside { dir, only: Some(&only) }),
         };
         let keeping = Keeping { store: Some(&store), aside };
-        apply(&target, &plan, &mut supply, &keeping)?;
-        let sealed = seal_changes(&copy, self.own, &actual.manifest, &plan, &wanted)?;
-        self.record_witness(&copy, sealed)?;
+        // The witness vouches for what is on disk: it is written after the sync, so a copy that it vouches for whole and that
+        // is as wanted needs neither.
+        if actual.read > 0 || !is_empty(&plan) {
+            apply(&target, &plan, &mut supply, &keeping)?;
+            copy.sync_file_system()?;
+            let sealed = seal_changes(&copy, self.own, &actual.manifest, &plan, &wanted)?;
+            self.record_witness(&copy, sealed)?;
+        }
         witness::record(&live_witness_path, &live, source.manifest, live_witness)?;
-        copy.sync_file_system()?;
         Ok(wanted)
     }
 
@@ -402,6 +407,11 @@ impl<'a> Snapshots<'a> {
     fn witness_of(&self, tree: &Dir) -> Result<PathBuf> {
         Ok(self.place.witness(&tree.stat_self()?.ino.to_string()))
     }
+}
+
+fn is_empty(plan: &Plan) -> bool {
+    let files = plan.remove.is_empty() && plan.put.is_empty() && plan.link.is_empty() && plan.adjust.is_empty();
+    files && plan.make.is_empty() && plan.settle.is_empty()
 }
 
 enum Keep<'a> {

@@ -11,6 +11,7 @@ mod benches;
 mod boxes;
 mod client_push;
 mod concurrent;
+mod cost;
 mod crash;
 mod deliverables;
 mod destroy;

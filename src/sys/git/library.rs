@@ -52,6 +52,11 @@ pub fn read_ref(repository: &git2::Repository, name: &str) -> Result<Option<Obje
     }
 }
 
+/// Whether a ref names another ref.
+pub fn is_symbolic(repository: &git2::Repository, name: &str) -> bool {
+    repository.find_reference(name).is_ok_and(|reference| reference.kind() != Some(git2::ReferenceType::Direct))
+}
+
 /// All refs whose names begin with `prefix` and are valid text.
 ///
 /// # Errors

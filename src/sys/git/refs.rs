@@ -1,4 +1,4 @@
-//! Refs: read by either backend, always written by the git program.
+//! Refs: read by either backend, written by the git program or, in the plain case, by ourselves.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,6 +9,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::names::{ObjectId, RefName};
 
+use super::loose::Durable;
 use super::program::Output;
 use super::{Backend, Repo, library};
 
@@ -107,13 +108,27 @@ impl Repo {
     /// # Errors
     /// If they cannot be written, for example because an object is missing or a name is in the way of another.
     pub fn change_refs(&self, changes: &[RefChange], message: &str) -> Result<bool> {
+        let done = self.change_refs_soon(changes, message)?;
+        if done {
+            self.sync_names(&changes.iter().map(|change| change.name.clone()).collect::<Vec<_>>())?;
+        }
+        Ok(done)
+    }
+
+    /// As [`Repo::change_refs`], but a power cut may bring back the refs as they were, until [`Repo::sync_names`].
+    ///
+    /// # Errors
+    /// As [`Repo::change_refs`].
+    pub fn change_refs_soon(&self, changes: &[RefChange], message: &str) -> Result<bool> {
+        if let Some(changed) = self.change_loose(changes, Durable::Content)? {
+            return Ok(changed);
+        }
         let mut said = Output::nothing();
         // Another process may hold a lock: git waits for it, first shortly, then long enough to know that it is stale.
         for patience in [Duration::from_secs(1), STALE_LOCK + Duration::from_secs(5)] {
             for _ in 0..2 {
                 said = self.update_refs(changes, message, patience)?;
                 if said.code == Some(0) {
-                    self.sync_names(changes)?;
                     return Ok(true);
                 }
                 if self.has_moved(changes)? {
@@ -133,10 +148,13 @@ impl Repo {
     }
 
     /// Makes the names of changed refs durable: git syncs the files, but not the directories that it renames them in.
-    fn sync_names(&self, changes: &[RefChange]) -> Result<()> {
+    ///
+    /// # Errors
+    /// If a directory cannot be synced.
+    pub fn sync_names(&self, names: &[RefName]) -> Result<()> {
         let mut dirs = BTreeSet::from([self.path.clone()]);
-        for change in changes {
-            let file = self.path.join(change.name.as_str());
+        for name in names {
+            let file = self.path.join(name.as_str());
             dirs.extend(file.ancestors().skip(1).take_while(|dir| *dir != self.path).map(Path::to_path_buf));
         }
         // A directory may be gone, emptied by git after a deletion; in a reftable there never was one.
@@ -172,7 +190,7 @@ impl Repo {
     }
 
     /// Whether a ref is not what a change asks for.
-    fn has_moved(&self, changes: &[RefChange]) -> Result<bool> {
+    pub(super) fn has_moved(&self, changes: &[RefChange]) -> Result<bool> {
         for change in changes {
             let Some(old) = &change.old else { continue };
             let present = self.read_ref(&change.name)?;

@@ -95,6 +95,34 @@ pub fn spawn_companion(order: &DetachedOrder) -> Result<Detached> {
     Ok(Detached { pid, liveness: ours, child: order.as_child.then_some(child) })
 }
 
+/// Starts `mc_project` with these arguments as a worker and its watcher, neither of them our child: the program must call
+/// [`super::become_watched`] first of all. That is one program start instead of the four that [`spawn_detached`] takes for
+/// the two. The pid is the watcher's; the socket is at its end when both are gone.
+///
+/// # Errors
+/// If it cannot be started; nothing of it is left then. Also while a step runs in this process.
+pub fn spawn_watched(order: &DetachedOrder) -> Result<Detached> {
+    use std::os::unix::process::CommandExt;
+    let doing = || "cannot start a process of ours".to_string();
+    if nix::sys::prctl::get_child_subreaper().context(doing)? {
+        return Err(Error::bug(format!("{} while a step runs", doing())));
+    }
+    let (mut ours, theirs) = UnixStream::pair().context(doing)?;
+    let mut command = Command::new(super::self_exe());
+    command.arg0("mc_project").args(&order.args).env_clear().envs(&order.env).current_dir("/");
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut first = command.spawn().context(doing)?;
+    // Our copy of the other end, without which an early end is not seen.
+    drop(command);
+    give(&mut ours, &order.input)?;
+    let status = first.wait().context(doing)?;
+    if !status.success() {
+        return Err(Error::failed(format!("{} ({})", doing(), StepStatus::of(status).words())));
+    }
+    let pid = answer(&mut ours)?;
+    Ok(Detached { pid, liveness: ours, child: None })
+}
+
 /// Gives the order and reads the process id, or the reason why there is none.
 fn shake_hands(socket: &mut UnixStream, order: &DetachedOrder) -> Result<i32> {
     let doing = || "cannot start a process of ours".to_string();
@@ -106,9 +134,21 @@ fn shake_hands(socket: &mut UnixStream, order: &DetachedOrder) -> Result<i32> {
     let order = StepOrder::new(argv, env, PathBuf::from("/"));
     let wire = Wire { order, detached: Some(detached), join: Vec::new(), outlives: true };
     let bytes = serde_json::to_vec(&wire).context(doing)?;
+    give(socket, &bytes)?;
+    answer(socket)
+}
+
+/// Gives what the process reads first.
+fn give(socket: &mut UnixStream, bytes: &[u8]) -> Result<()> {
+    let doing = || "cannot start a process of ours".to_string();
     socket.set_write_timeout(Some(HANDSHAKE)).context(doing)?;
     socket.set_read_timeout(Some(HANDSHAKE)).context(doing)?;
-    socket.write_all(&bytes).and_then(|()| socket.shutdown(std::net::Shutdown::Write)).context(doing)?;
+    socket.write_all(bytes).and_then(|()| socket.shutdown(std::net::Shutdown::Write)).context(doing)
+}
+
+/// Reads what it answers: its process id, or the reason why there is none.
+fn answer(socket: &mut UnixStream) -> Result<i32> {
+    let doing = || "cannot start a process of ours".to_string();
     let mut text = Vec::new();
     let mut byte = [0_u8];
     while text.len() < 16 * 1024 && socket.read(&mut byte).context(doing)? == 1 {

@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::finished::Running;
 use super::{Finished, Home};
+
+/// How long a deployment may be settled after its push.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// The work tree.
 pub struct WorkTree<'a> {
@@ -80,10 +84,27 @@ impl<'a> WorkTree<'a> {
         self.home.git_text(&self.dir, &["rev-parse", "HEAD"])
     }
 
-    /// `git push node` with these arguments.
+    /// `git push node` with these arguments. A node on this machine has settled the deployment when this returns; the pusher
+    /// is let go before.
     #[track_caller]
     pub fn push(&self, args: &[&str]) -> Finished {
-        Finished::of(self.push_command(args))
+        let finished = Finished::of(self.push_command(args));
+        if !args.contains(&"async") {
+            self.settle();
+        }
+        finished
+    }
+
+    /// Waits until nobody holds the lock of the project that is pushed to, where that is a directory here; not for ever, since
+    /// it may be another command that holds it.
+    fn settle(&self) {
+        let url = self.git(&["remote", "get-url", "node"]).stdout;
+        let lock = Path::new(url.trim()).join("../../state/lock");
+        let is_held = || std::fs::File::open(&lock).is_ok_and(|file| file.try_lock_shared().is_err());
+        let end = Instant::now() + SETTLING;
+        while is_held() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The same, only started.
