@@ -165,6 +165,7 @@ impl<'a> Settling<'a> {
     /// `refs/deploys/*` and the note on the commit.
     fn record_in_git(&mut self) -> Result<()> {
         let repo = self.site.repo()?;
+        repo.let_go(&inflight_ref(&self.begin.id)?)?;
         let message = format!("mc_project: #{}", self.begin.seq);
         for (name, commit) in notes::refs(self.entry) {
             let name = name.parse()?;
@@ -177,7 +178,6 @@ impl<'a> Settling<'a> {
         if !repo.note(commit)?.is_some_and(|note| note.contains(&marked)) {
             repo.add_note(commit, &notes::line(self.entry))?;
         }
-        repo.let_go(&inflight_ref(&self.begin.id)?)?;
         // We hold the lock: whatever is in flight besides is what a power cut left.
         for id in fs::names(&repo.path().join(INFLIGHT))? {
             if let Ok(id) = id.parse() {

@@ -187,7 +187,10 @@ pub fn write_in_place(path: &Path, bytes: &[u8]) -> Result<()> {
 /// If it cannot be written; the old content stands then.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (_, temp) = beside(path)?;
-    replace_with(path, &temp, || create_whole(&temp, bytes, mode).map(|_| ()))
+    create_whole(&temp, bytes, mode)?;
+    fs::rename(&temp, path).context(|| format!("cannot write {}", path.display())).inspect_err(|_| {
+        let _ = fs::remove_file(&temp);
+    })
 }
 
 /// Makes a symbolic link durably, replacing one that stands there.

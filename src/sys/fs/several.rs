@@ -68,7 +68,9 @@ impl Several {
     /// If one cannot be synced or renamed; a failed sync is final.
     pub fn replace(mut self) -> Result<()> {
         self.sync()?;
+        fault::point("durable.written")?;
         self.rename()?;
+        fault::point("durable.renamed")?;
         self.dirs.iter().try_for_each(|dir| sync_dir(dir))
     }
 
@@ -78,7 +80,9 @@ impl Several {
     /// As [`Self::replace`].
     pub fn replace_soon(mut self) -> Result<()> {
         self.sync()?;
-        self.rename()
+        fault::point("durable.written")?;
+        self.rename()?;
+        fault::point("durable.renamed")
     }
 
     /// Replaces them; a power cut may leave anything.
@@ -100,13 +104,12 @@ impl Several {
     }
 
     fn rename(&mut self) -> Result<()> {
-        fault::point("durable.written")?;
         for written in &mut self.files {
             let (temp, path) = (&written.temp, &written.path);
             fs::rename(temp, path).context(|| format!("cannot rename {} to {}", temp.display(), path.display()))?;
             written.is_renamed = true;
         }
-        fault::point("durable.renamed")
+        Ok(())
     }
 }
 
