@@ -21,7 +21,7 @@ use crate::service::backend::{LogLine, LogQuery};
 use crate::sys::error::{Error, Result};
 use crate::sys::escape::{output_line, visible};
 use crate::sys::lines::LineReader;
-use crate::sys::{clock, fs, lock};
+use crate::sys::{clock, fs, lock, threads};
 
 /// How many lines are shown if nobody says.
 const LINES: usize = 100;
@@ -136,7 +136,7 @@ fn follow(site: &Site, args: &LogsArgs, since: Timestamp) -> Result<u8> {
     let query = LogQuery { service: args.service.clone(), since: Some(since), follow: true, ..LogQuery::default() };
     let service_site = site.clone();
     let reading =
-        std::thread::spawn(move || backend(&service_site).log(&query, &mut |line| tell.send(of_service(line)).is_ok()));
+        threads::start(move || backend(&service_site).log(&query, &mut |line| tell.send(of_service(line)).is_ok()))?;
     loop {
         match told.recv_timeout(LOOK) {
             Ok(line) => print(&line, args.json)?,

@@ -216,7 +216,10 @@ fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<An
         for (index, question) in all.iter().enumerate() {
             let tell = tell.clone();
             // Nobody listens any more only if we could not tell an answer.
-            scope.spawn(move || drop(tell.send((index, question.ask_on()))));
+            let ask = move || drop(tell.send((index, question.ask_on())));
+            std::thread::Builder::new()
+                .spawn_scoped(scope, ask)
+                .context(|| "cannot start a thread to ask a service".to_string())?;
         }
         drop(tell);
         loop {

@@ -22,6 +22,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::fs;
 use crate::sys::git::{CommitInfo, Repo};
 use crate::sys::path::TreePath;
+use crate::sys::threads::Meanwhile;
 use crate::tree::manifest::{Entry, Manifest};
 use crate::tree::release::{Made, Provenance, Releases};
 use crate::tree::scan::Identified;
@@ -202,7 +203,7 @@ pub enum Spare {
     /// Its witness says so, and the proof holds.
     Known(Seen),
     /// A walk will say.
-    Walk(std::thread::JoinHandle<Result<Seen>>),
+    Walk(Meanwhile<Result<Seen>>),
 }
 
 /// A tree as it was seen, and the witness that was read for that.

@@ -19,6 +19,7 @@ use crate::report::event::Event;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
+use crate::sys::threads::Meanwhile;
 use crate::sys::{fault, process};
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest, differing};
@@ -285,7 +286,7 @@ impl Draft<'_> {
     pub fn proven_spare(&mut self) -> Result<Seen> {
         match self.spare.take() {
             Some(Spare::Known(known)) => Ok(known),
-            Some(Spare::Walk(walk)) => walk.join().map_err(|_| Error::bug("the walk over the spare died"))?,
+            Some(Spare::Walk(walk)) => walk.end()?,
             None => Err(Error::bug("the walk over the spare was asked for twice")),
         }
     }
@@ -306,7 +307,7 @@ impl Draft<'_> {
     /// Begins to walk the spare.
     fn walk_spare(&self) -> Spare {
         let (place, own) = (self.site.place.clone(), self.site.own);
-        Spare::Walk(std::thread::spawn(move || -> Result<Seen> {
+        Spare::Walk(Meanwhile::begin(move || -> Result<Seen> {
             let spare = Dir::open_real(&place.spare())?;
             let witness = Witness::open_or_read(&place.witness(&spare.stat_self()?.ino.to_string()));
             Ok(Seen { told: identify(&spare, own, witness.as_ref(), &|_| true)?, witness })

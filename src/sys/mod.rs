@@ -29,6 +29,7 @@ pub mod socket;
 pub mod ssh_identity;
 pub mod step_exec;
 pub mod tcp;
+pub mod threads;
 pub mod trust;
 pub mod usage;
 pub mod watch;

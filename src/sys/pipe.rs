@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 
 use super::error::{Context, Error, Result};
+use super::threads;
 
 /// How much of the program's output is kept.
 const OUTPUT_LIMIT: u64 = 4096;
@@ -51,13 +52,14 @@ pub fn run(program: &Path, args: &[&OsStr], input: &[u8], deadline: Duration) ->
         .stderr(Stdio::piped())
         .spawn()
         .context(|| format!("cannot start {}", program.display()))?;
-    let output = collect(&mut child);
+    let output = collect(&mut child).inspect_err(|_| kill_group(&mut child))?;
     // Its own thread, because a program that does not read would block us for ever; a broken pipe shows in the status.
     if let Some(mut stdin) = child.stdin.take() {
         let input = input.to_vec();
-        std::thread::spawn(move || {
+        let writing = threads::start(move || {
             let _ = stdin.write_all(&input);
         });
+        writing.inspect_err(|_| kill_group(&mut child))?;
     }
     loop {
         if let Some(status) = child.try_wait().context(|| format!("cannot wait for {}", program.display()))? {
@@ -78,20 +80,20 @@ pub fn run(program: &Path, args: &[&OsStr], input: &[u8], deadline: Duration) ->
 }
 
 /// Reads both outputs in threads, which outlive us harmlessly where a grandchild holds the pipe open.
-fn collect(child: &mut Child) -> Receiver<Vec<u8>> {
+fn collect(child: &mut Child) -> Result<Receiver<Vec<u8>>> {
     let (tell, output) = channel();
     let pipes: [Option<Box<dyn Read + Send>>; 2] =
         [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
     for mut pipe in pipes.into_iter().flatten() {
         let tell = tell.clone();
-        std::thread::spawn(move || {
+        threads::start(move || {
             let mut text = Vec::new();
             let _ = pipe.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut text);
             let _ = tell.send(text);
             let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-        });
+        })?;
     }
-    output
+    Ok(output)
 }
 
 fn drain(output: &Receiver<Vec<u8>>) -> Vec<u8> {

@@ -87,11 +87,7 @@ pub fn measure(root: &Dir, counted: &Counted, skip: &[PathBuf]) -> Result<Usage>
         return Ok(Usage::default());
     }
     let work = Work { stack: Mutex::new((vec![PathBuf::new()], 0)), changed: Condvar::new() };
-    let parts: Vec<Usage> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| worker(root, &work, counted, skip))).collect();
-        let failed = Usage { unread: 1, ..Usage::default() };
-        threads.into_iter().map(|thread| thread.join().unwrap_or(failed)).collect()
-    });
+    let parts = super::threads::side_by_side((0..THREADS).map(|_| || worker(root, &work, counted, skip)).collect())?;
     let total = Usage { bytes: own.disk, inodes: 1, unread: 0 };
     Ok(parts.into_iter().fold(total, Usage::plus))
 }

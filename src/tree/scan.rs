@@ -19,6 +19,7 @@ use super::witness::{self, Witness};
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::path::TreePath;
+use crate::sys::threads;
 
 /// How many threads look: more than cores, because a cold disk is bound by latency.
 pub const THREADS: usize = 4;
@@ -94,12 +95,9 @@ pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Ve
     let (mut all, pending) = scan_beginning(root, device, wants)?;
     let shared = Shared { seen: AtomicUsize::new(all.len()), stack: Mutex::new((pending, 0)), changed: Condvar::new() };
     let has_more = !lock(&shared.stack).0.is_empty();
-    let results: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
-        let threads = if has_more { THREADS } else { 0 };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| scan_worker(root, device, &shared, wants))).collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a scanning thread died")))).collect()
-    });
-    for result in results {
+    let count = if has_more { THREADS } else { 0 };
+    let workers = (0..count).map(|_| || scan_worker(root, device, &shared, wants)).collect();
+    for result in threads::side_by_side(workers)? {
         all.append(&mut result?);
     }
     all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
@@ -135,11 +133,8 @@ pub fn in_parts<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &[T]) -> Res
         return Ok(vec![work(0, items)?]);
     }
     let work = &work;
-    std::thread::scope(|scope| {
-        let parts = items.chunks(length).enumerate();
-        let workers: Vec<_> = parts.map(|(number, part)| scope.spawn(move || work(number, part))).collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a working thread died")))).collect()
-    })
+    let parts = items.chunks(length).enumerate();
+    threads::side_by_side(parts.map(|(number, part)| move || work(number, part)).collect())?.into_iter().collect()
 }
 
 fn scan_worker(

@@ -12,6 +12,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::escape;
 use crate::sys::fs::File;
 use crate::sys::process::PATH;
+use crate::sys::threads;
 
 /// No call of git takes longer honestly; a fetch from a host that went silent would.
 const DEADLINE: Duration = Duration::from_mins(15);
@@ -142,11 +143,12 @@ impl<'a> Git<'a> {
         let mut command = self.command();
         command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
         let mut child = spawn(&mut command)?;
-        let stdout = match into {
+        let reading = match into {
             Some(file) => pour(child.stdout.take(), file),
             None => drain(child.stdout.take(), limit),
         };
-        let stderr = drain(child.stderr.take(), STDERR_LIMIT);
+        let reading = reading.and_then(|stdout| Ok((stdout, drain(child.stderr.take(), STDERR_LIMIT)?)));
+        let (stdout, stderr) = reading.inspect_err(|_| kill_group(&mut child))?;
         if let Some(mut stdin) = child.stdin.take() {
             // A broken pipe means that git gave up: its exit code and its words say why.
             let _ = stdin.write_all(input);
@@ -280,9 +282,9 @@ fn spawn(command: &mut Command) -> Result<Child> {
 }
 
 /// Reads a pipe to its end in its own thread, keeping at most `limit` bytes.
-fn drain(pipe: Option<impl Read + Send + 'static>, limit: usize) -> mpsc::Receiver<Vec<u8>> {
+fn drain(pipe: Option<impl Read + Send + 'static>, limit: usize) -> Result<mpsc::Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
+    threads::start(move || {
         let mut kept = Vec::new();
         let Some(mut pipe) = pipe else { return };
         let mut buffer = [0_u8; 16 * 1024];
@@ -292,18 +294,18 @@ fn drain(pipe: Option<impl Read + Send + 'static>, limit: usize) -> mpsc::Receiv
         }
         // Nobody waits any more after the deadline.
         let _ = sender.send(kept);
-    });
-    receiver
+    })?;
+    Ok(receiver)
 }
 
 /// Copies a pipe into a file in its own thread. Where the file cannot take it the pipe is closed, and git tells of that.
-fn pour(pipe: Option<impl Read + Send + 'static>, mut file: File) -> mpsc::Receiver<Vec<u8>> {
+fn pour(pipe: Option<impl Read + Send + 'static>, mut file: File) -> Result<mpsc::Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
+    threads::start(move || {
         let _ = pipe.map(|mut pipe| std::io::copy(&mut pipe, &mut file));
         let _ = sender.send(Vec::new());
-    });
-    receiver
+    })?;
+    Ok(receiver)
 }
 
 /// Kills a child that leads its own group, and everything in it. The child was not waited for yet: its id is its own.

@@ -1,0 +1,99 @@
+//! Threads that only help: where the system gives none (a limit on processes, no memory), the work is done all the same, by
+//! whoever asks for it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use super::error::{Context, Error, Result};
+
+/// Does these works side by side and returns what they came to, in their order.
+///
+/// # Errors
+/// If one of them panicked.
+pub fn side_by_side<T: Send>(works: Vec<impl FnOnce() -> T + Send>) -> Result<Vec<T>> {
+    let works: Vec<_> = works.into_iter().map(Work::new).collect();
+    let done: Option<Vec<T>> = std::thread::scope(|scope| {
+        let start = |work| Builder::new().spawn_scoped(scope, move || Work::run(work)).ok();
+        let threads: Vec<_> = works.iter().map(start).collect();
+        // Not lazily: every thread must have begun before the first one is waited for.
+        let ended = works.iter().zip(threads);
+        ended.map(|(work, thread)| thread.map_or_else(|| work.run(), |thread| thread.join().ok()?)).collect()
+    });
+    done.ok_or_else(|| Error::bug("a thread died"))
+}
+
+/// Starts a thread that nobody can do without.
+///
+/// # Errors
+/// If the system gives none.
+pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    Builder::new().spawn(work).context(|| "cannot start a thread".to_string())
+}
+
+/// Something that is done meanwhile.
+#[derive(Debug)]
+pub enum Meanwhile<T> {
+    /// In a thread.
+    Thread(JoinHandle<Option<T>>),
+    /// There was no thread: it is done already.
+    Done(Option<T>),
+}
+
+impl<T: Send + 'static> Meanwhile<T> {
+    /// Begins it; where there is no thread it is done before this returns.
+    pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Self {
+        let work = Arc::new(Work::new(work));
+        let mine = Arc::clone(&work);
+        Builder::new().spawn(move || mine.run()).map_or_else(|_| Self::Done(work.run()), Self::Thread)
+    }
+
+    /// What it came to, when it is done.
+    ///
+    /// # Errors
+    /// If it panicked.
+    pub fn end(self) -> Result<T> {
+        let done = match self {
+            Self::Thread(thread) => thread.join().ok().flatten(),
+            Self::Done(done) => done,
+        };
+        done.ok_or_else(|| Error::bug("a thread died"))
+    }
+}
+
+/// Work that is still there when the thread that was to do it never came.
+struct Work<W>(Mutex<Option<W>>);
+
+impl<W> Work<W> {
+    fn new(work: W) -> Self {
+        Self(Mutex::new(Some(work)))
+    }
+
+    fn run<T>(&self) -> Option<T>
+    where
+        W: FnOnce() -> T,
+    {
+        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        work.map(|work| work())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn works_are_all_done_and_told_in_their_order() {
+        let works: Vec<_> = (0..9).map(|n| move || n * n).collect();
+        assert_eq!(side_by_side(works).unwrap(), [0, 1, 4, 9, 16, 25, 36, 49, 64]);
+        assert_eq!(Meanwhile::begin(|| 7).end().unwrap(), 7);
+        assert_eq!(start(|| 8).unwrap().join().unwrap(), 8);
+    }
+
+    #[test]
+    fn work_without_a_thread_is_done_once_and_a_panic_is_an_error() {
+        let work = Work::new(|| 3);
+        assert_eq!((work.run(), work.run()), (Some(3), None));
+        assert_eq!(Meanwhile::Done(Some(4)).end().unwrap(), 4);
+        assert!(Meanwhile::<()>::begin(|| panic!("on purpose")).end().is_err());
+    }
+}
