@@ -20,7 +20,7 @@ use crate::sys::escape::{visible, visible_bounded};
 use crate::sys::lock::Lock;
 use crate::sys::process::{Bounds, StepStatus, Streamed, Tick, run_streamed};
 use crate::sys::ssh_identity::{self, SshIdentity};
-use crate::sys::{fault, fs, size};
+use crate::sys::{fault, fs, size, sync};
 use crate::tree::deliverable::{Deliverable, LARGEST_SIGNATURE, LARGEST_STATEMENT, Limits};
 use crate::tree::incoming::{Announced, Incoming};
 
@@ -201,7 +201,7 @@ impl<'a> Download<'a> {
         let commit = incoming.statement().commit.clone();
         let came = self.part(&commit, Part::Archive, Size::Exactly(whole), held, &mut take);
         match came {
-            Ok(Some(_)) => file.sync_all().context(doing),
+            Ok(Some(_)) => sync::whole(&file).context(doing),
             Ok(None) => Err(Error::failed(format!("{} has the deliverable no longer", self.source))),
             Err(error) => {
                 // What comes from a liar is not worth keeping.

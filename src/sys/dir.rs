@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self as rfs, AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::error::{Error, Result};
+use super::sync;
 
 mod hold;
 mod metadata;
@@ -114,8 +115,8 @@ impl Dir {
     /// # Errors
     /// If no descriptor is left.
     pub fn again(&self) -> Result<Self> {
-        let fd =
-            rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()).map_err(|e| fail("open directory", &self.path, e))?;
+        let fd = retry_on_intr(|| rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()))
+            .map_err(|e| fail("open directory", &self.path, e))?;
         Ok(Self { fd, path: self.path.clone() })
     }
 
@@ -185,8 +186,8 @@ impl Dir {
     /// # Errors
     /// If the directory cannot be read.
     pub fn names(&self) -> Result<Vec<OsString>> {
-        let fd =
-            rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()).map_err(|e| fail("read directory", &self.path, e))?;
+        let fd = retry_on_intr(|| rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()))
+            .map_err(|e| fail("read directory", &self.path, e))?;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
         let mut entries = rfs::RawDir::new(fd, &mut buffer);
         let mut names = Vec::new();
@@ -332,7 +333,7 @@ impl Dir {
     /// # Errors
     /// A failed fsync is final: the attempt must be given up, never repeated.
     pub fn sync(&self) -> Result<()> {
-        rfs::fsync(&self.fd).map_err(|e| fail("sync", &self.path, e))
+        sync::whole(&self.fd).map_err(|e| fail("sync", &self.path, errno_of(&e)))
     }
 
     /// Makes everything on this file system durable (syncfs(2)).
@@ -340,7 +341,7 @@ impl Dir {
     /// # Errors
     /// Also errors of earlier writes that surface only here.
     pub fn sync_file_system(&self) -> Result<()> {
-        rfs::syncfs(&self.fd).map_err(|e| fail("sync the file system of", &self.path, e))
+        sync::file_system(&self.fd).map_err(|e| fail("sync the file system of", &self.path, errno_of(&e)))
     }
 
     /// Free bytes and inodes of the file system that holds this directory.
@@ -409,12 +410,12 @@ impl AsFd for Parent<'_> {
 
 fn open_beneath(dir: BorrowedFd<'_>, rel: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
     if is_plain_name(rel) && !flags.contains(OFlags::CREATE) {
-        return rfs::openat(dir, rel, flags | OFlags::NOFOLLOW, mode);
+        return retry_on_intr(|| rfs::openat(dir, rel, flags | OFlags::NOFOLLOW, mode));
     }
     // EAGAIN: somebody renamed a component meanwhile (openat2(2)); the answer is to ask again.
     for _ in 0..64 {
         match rfs::openat2(dir, rel, flags, mode, BENEATH) {
-            Err(Errno::AGAIN) => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
             other => return other,
         }
     }
@@ -458,6 +459,10 @@ fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Resul
 
 fn nanoseconds(seconds: i64, nanos: u32) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(nanos))
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn fail(doing: &str, path: &Path, errno: Errno) -> Error {

@@ -20,7 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
-use super::fault;
+use super::{fault, sync};
 
 mod several;
 
@@ -117,7 +117,7 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (_, temp) = beside(path)?;
     replace_with(path, &temp, || {
         let file = create_whole(&temp, bytes, mode)?;
-        file.sync_all().context(|| format!("cannot sync {}", temp.display()))
+        sync::whole(&file).context(|| format!("cannot sync {}", temp.display()))
     })
 }
 
@@ -130,7 +130,7 @@ fn write_with_group(path: &Path, bytes: &[u8], mode: u32, gid: Option<u32>) -> R
             file.set_permissions(fs::Permissions::from_mode(mode))
                 .context(|| format!("cannot write {}", temp.display()))?;
         }
-        file.sync_all().context(|| format!("cannot sync {}", temp.display()))
+        sync::whole(&file).context(|| format!("cannot sync {}", temp.display()))
     })?;
     sync_dir(&dir)
 }
@@ -234,7 +234,7 @@ pub fn append_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .open(path)
         .context(|| format!("cannot open {}", path.display()))?;
     file.write_all(bytes).context(|| format!("cannot append to {}", path.display()))?;
-    file.sync_data().context(|| format!("cannot sync {}", path.display()))?;
+    sync::content(&file).context(|| format!("cannot sync {}", path.display()))?;
     if is_new {
         sync_dir(parent_of(path)?)?;
     }
@@ -368,7 +368,7 @@ pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
 /// # Errors
 /// A failed sync is final.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).context(|| format!("cannot sync {}", path.display()))
+    File::open(path).and_then(sync::whole).context(|| format!("cannot sync {}", path.display()))
 }
 
 /// Renames a file or directory and makes that durable.
@@ -477,7 +477,7 @@ pub fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
         let mut file = create_new(&temp, 0o600)?;
         std::io::copy(&mut open_read(from)?, &mut file).context(doing)?;
         file.set_permissions(fs::Permissions::from_mode(mode)).context(doing)?;
-        file.sync_all().context(doing)?;
+        sync::whole(&file).context(doing)?;
         fs::rename(&temp, to).context(doing)?;
         sync_dir(&dir)
     };

@@ -282,7 +282,7 @@ impl Repo {
         // The git program keeps the file's mode and its lock; --replace-all: several old values become this one.
         self.git().args(["config", "--local", "--replace-all", key, value]).run(&doing)?;
         let file = self.path.join("config");
-        super::fs::open_read(&file)?.sync_all().context(|| format!("cannot sync {}", file.display()))?;
+        super::sync::whole(super::fs::open_read(&file)?).context(|| format!("cannot sync {}", file.display()))?;
         super::fs::sync_dir(&self.path)
     }
 

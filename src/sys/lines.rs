@@ -139,8 +139,7 @@ impl LineFile {
     /// A failed sync is final: all later appends and syncs fail too.
     pub fn sync(&mut self) -> Result<()> {
         self.usable()?;
-        self.file
-            .sync_data()
+        super::sync::content(&self.file)
             .inspect_err(|_| self.broken = true)
             .context(|| format!("cannot sync {}", self.path.display()))
     }

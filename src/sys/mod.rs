@@ -28,6 +28,7 @@ pub mod size;
 pub mod socket;
 pub mod ssh_identity;
 pub mod step_exec;
+pub mod sync;
 pub mod tcp;
 pub mod threads;
 pub mod trust;

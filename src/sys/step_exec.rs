@@ -345,7 +345,7 @@ pub fn set_limits(limits: &Limits) -> Result<()> {
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty()).context(|| {
+    rustix::io::retry_on_intr(|| rustix::fs::openat(CWD, path, flags, Mode::empty())).context(|| {
         let shown = super::escape::visible_bounded(path.as_os_str().as_bytes(), 4096);
         format!("cannot open directory {shown}")
     })

@@ -19,6 +19,7 @@ use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs::{self, File};
 use crate::sys::keys::{ReleaseKey, TrustedKeys};
 use crate::sys::path::TreePath;
+use crate::sys::sync;
 
 /// What is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -349,7 +350,7 @@ fn write_archive(path: &Path, manifest: &Manifest, supply: &Supply<'_>, packing:
         append(&mut builder, entry, supply, packing, &scratch_dir)?;
     }
     let out = builder.into_inner().context(doing)?.finish().context(doing)?;
-    out.inner.sync_all().context(doing)?;
+    sync::whole(&out.inner).context(doing)?;
     Ok((out.hasher.finalize().to_hex().parse()?, out.count))
 }
 

@@ -13,6 +13,7 @@ use super::sync::keep_copy;
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Context, Result};
 use crate::sys::path::TreePath;
+use crate::sys::sync;
 
 /// How one path differs from the release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -173,7 +174,7 @@ fn patch_of(tree: &Dir, old: Option<&Entry>, path: &TreePath, supply: &Supply<'_
 fn write_new(dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
     dir.unlink(Path::new(name))?;
     let mut file = dir.create_file(Path::new(name), 0o600)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).context(|| format!("cannot write {name}"))
+    file.write_all(bytes).and_then(|()| sync::whole(&file)).context(|| format!("cannot write {name}"))
 }
 
 fn difference(old: Option<&Entry>, new: Option<&Entry>) -> Option<How> {

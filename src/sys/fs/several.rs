@@ -11,7 +11,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::{File, beside, create_whole, fault, parent_of, start_writing, sync_dir};
+use super::{File, beside, create_whole, fault, parent_of, start_writing, sync, sync_dir};
 use crate::sys::error::{Context, Result};
 
 /// Files that are written and not yet renamed; dropped before that, nothing of them is left.
@@ -98,7 +98,7 @@ impl Several {
             start_writing(written.file.as_fd());
         }
         for written in &self.files {
-            written.file.sync_all().context(|| format!("cannot sync {}", written.temp.display()))?;
+            sync::whole(&written.file).context(|| format!("cannot sync {}", written.temp.display()))?;
         }
         Ok(())
     }
