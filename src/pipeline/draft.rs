@@ -314,7 +314,7 @@ impl Draft<'_> {
         let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         match result {
             Ok((value, note)) => {
-                self.tell(Event::StageDone { stage, ms, note })?;
+                self.tell_done(stage, ms, note)?;
                 Ok(value)
             }
             Err(mut halt) => {
@@ -323,6 +323,20 @@ impl Draft<'_> {
                 self.tell(Event::StageFailed { stage, ms, reason, tail })?;
                 Err(halt)
             }
+        }
+    }
+
+    /// The end of a stage. What is committed, or taken back, is so by a record of its own: that this one is missing must
+    /// neither take a commit back nor make a way back fail.
+    fn tell_done(&mut self, stage: Stage, ms: u64, note: Option<String>) -> Step {
+        let done = Event::StageDone { stage, ms, note };
+        match self.telling.emit(done.clone()) {
+            Err(error) if matches!(stage, Stage::Commit | Stage::Rollback) => {
+                self.telling.tell(done);
+                self.warn(format!("not everything is in the journal: {}", error.one_line()));
+                Ok(())
+            }
+            told => told.map_err(Halt::from),
         }
     }
 
