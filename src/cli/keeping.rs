@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::deploying::lock_for_a_command;
 use super::reading::release_of;
 use super::screen;
 use super::{Cli, NameArgs, PickArgs, ReleaseCommand};
@@ -85,6 +86,7 @@ fn list(cli: &Cli, args: &NameArgs) -> Result<u8> {
 
 fn pack(cli: &Cli, args: &PickArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
+    let _lock = lock_for_a_command(&site)?;
     let id = release_of(&site, args.id.as_deref())?;
     let statement: Statement = pack_release(&site, &id)?;
     if args.json {

@@ -11,6 +11,7 @@ use super::draft::{Draft, Goal, Seen, Version};
 use super::halt::{Halt, Step};
 use super::listing::{Listing, changed};
 use super::site::Site;
+use super::tidy::PILLAR_STORE;
 use crate::project::ids::ObjectId;
 use crate::project::recipe::Attributes;
 use crate::sys::dir::Dir;
@@ -287,7 +288,7 @@ pub fn sync_seen(
 /// # Errors
 /// If it cannot be read or written.
 pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize> {
-    let scratch = site.place.build().join("pillar-store");
+    let scratch = site.place.build().join(PILLAR_STORE);
     fs_scratch(&scratch)?;
     let store = Store::open(&scratch)?;
     let mut files = Vec::new();
@@ -307,7 +308,7 @@ pub fn check_out_pillar(site: &Site, commit: Option<&ObjectId>) -> Result<usize>
     manifest.restrict_directories(0o700);
     let mut supply = Supply::new(&store, Vec::new());
     let count = sync_tree(site, &site.place.pillar(), &manifest, &mut supply, "checkout.pillar")?;
-    Dir::open(&site.place.build())?.remove_tree(Path::new("pillar-store"))?;
+    Dir::open(&site.place.build())?.remove_tree(Path::new(PILLAR_STORE))?;
     Ok(count)
 }
 

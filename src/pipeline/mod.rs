@@ -39,6 +39,7 @@ pub mod setup;
 pub mod site;
 pub mod steps;
 pub mod tell;
+pub mod tidy;
 pub mod undo;
 pub mod units;
 pub mod verify;

@@ -9,7 +9,7 @@ use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::site::Site;
 use super::worker::close;
-use super::{ballast, parking};
+use super::{ballast, parking, tidy};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, SwitchKind, Verdict};
@@ -51,6 +51,12 @@ pub enum Decision {
 /// # Errors
 /// If even the recovery is impossible; the project is left for the next try.
 pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
+    let outcome = finish(site)?;
+    tidy::remove_refs_in_flight(site)?;
+    Ok(outcome)
+}
+
+fn finish(site: &Site) -> Result<Option<Outcome>> {
     let mut left = None;
     if let Some(last) = Last::read(&site.place)?.filter(|last| last.open) {
         // Steps of the dead worker must not go on writing while we clean up.

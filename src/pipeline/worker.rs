@@ -10,7 +10,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{boxes, deploy, editable, outbox, parking, plan, tell};
+use super::{boxes, deploy, editable, outbox, parking, plan, tell, tidy};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -79,7 +79,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     if let Some(newer) = ticket.superseded_by()? {
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
-    remove_temporary_files(site)?;
+    tidy::remove_temporary_files(site)?;
     let resumed = parking::resume(site)?;
     for text in &resumed {
         let _ = telling.emit(Event::Note { text: text.clone() });
@@ -107,21 +107,6 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     drop(ticket);
     drop(lock);
     Ok(outcome)
-}
-
-/// A kill between writing and renaming leaves a file that nobody reads; only names of that one form are touched.
-fn remove_temporary_files(site: &Site) -> Result<()> {
-    let place = &site.place;
-    for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
-        for name in fs::names(&dir)? {
-            // A hook records the branch without the lock: that file may be in the making.
-            let temporary = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
-            if temporary.is_some_and(|name| name != "branch") {
-                fs::remove_file(&dir.join(name))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn nothing_to_do(site: &Site, resumed: &[String]) -> Result<Outcome> {

@@ -185,6 +185,9 @@ pub fn unbind(at: &Path) -> Result<bool> {
     Ok(was_mounted)
 }
 
+/// How the names of the directories begin in which something is tried out; a killed try leaves one.
+pub const PROBE: &str = ".probe-";
+
 /// Really tries whether we may mount a directory on another, and says why not. `scratch` is a directory of ours.
 ///
 /// The environment variable `MC_NO_MOUNTS=1` makes the answer "no", for tests of what happens then.
@@ -195,7 +198,7 @@ pub fn probe_bind(scratch: &Path) -> Result<Result<(), String>> {
     if std::env::var_os("MC_NO_MOUNTS").is_some_and(|value| value == "1") {
         return Ok(Err("switched off by MC_NO_MOUNTS".into()));
     }
-    let name = format!(".probe-{}", uuid::Uuid::now_v7().simple());
+    let name = format!("{PROBE}{}", uuid::Uuid::now_v7().simple());
     let dir = Dir::open(scratch)?;
     let place = dir.ensure_dir(Path::new(&name), 0o700)?;
     let (source, at) = (place.ensure_dir(Path::new("source"), 0o700)?, place.ensure_dir(Path::new("at"), 0o700)?);
@@ -218,7 +221,7 @@ pub fn probe_namespace(scratch: &Path) -> Result<Result<(), String>> {
     if std::env::var_os("MC_NO_NAMESPACES").is_some_and(|value| value == "1") {
         return Ok(Err("switched off by MC_NO_NAMESPACES".into()));
     }
-    let name = format!(".probe-{}", uuid::Uuid::now_v7().simple());
+    let name = format!("{PROBE}{}", uuid::Uuid::now_v7().simple());
     let (place, dir) = (scratch.join(&name), Dir::open(scratch)?);
     let answer = probe_in(&place);
     dir.remove_tree(Path::new(&name))?;

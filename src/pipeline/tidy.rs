@@ -1,0 +1,73 @@
+//! What a killed or failed command may have left beside its work, under names that nobody else uses. All of it under the lock.
+
+use std::path::Path;
+
+use super::site::Site;
+use crate::report::ledger::Last;
+use crate::sys::dir::Dir;
+use crate::sys::error::Result;
+use crate::sys::{fs, mount};
+
+/// Where the pillar's contents lie while `pillar/` is checked out, below `build/`.
+pub const PILLAR_STORE: &str = "pillar-store";
+
+/// Removes files that were never renamed to their names, and what was made to try something out.
+///
+/// # Errors
+/// If something cannot be removed.
+#[allow(clippy::case_sensitive_file_extension_comparisons, reason = "names of our own, which are lowercase")]
+pub fn remove_temporary_files(site: &Site) -> Result<()> {
+    let place = &site.place;
+    for dir in [place.state(), place.journals(), place.spool(), place.deploy(), place.releases()] {
+        for name in fs::names(&dir)? {
+            // A hook records the branch without the lock: that file may be in the making.
+            let temporary = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+            if temporary.is_some_and(|name| name != "branch") {
+                fs::remove_file(&dir.join(name))?;
+            }
+        }
+    }
+    let releases = place.releases();
+    for name in fs::names(&releases)? {
+        if name.ends_with(".tar.zst.new") {
+            fs::remove_file(&releases.join(name))?;
+        } else if name.ends_with(".tar.zst.content") {
+            Dir::open(&releases)?.remove_tree(Path::new(&name))?;
+        }
+    }
+    let build = place.build();
+    for name in fs::names(&build)? {
+        let probe = name.starts_with(mount::PROBE);
+        if probe {
+            mount::unbind(&build.join(&name).join("at"))?;
+        }
+        if probe || name == PILLAR_STORE {
+            Dir::open(&build)?.remove_tree(Path::new(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the refs that kept the objects of deployments under way: none is, when what was interrupted is finished. A version
+/// that waits for a person's decision keeps its own.
+///
+/// # Errors
+/// If one cannot be removed.
+#[allow(clippy::case_sensitive_file_extension_comparisons, reason = "git's locks are lowercase")]
+pub fn remove_refs_in_flight(site: &Site) -> Result<()> {
+    const DIR: &str = "refs/deploys/inflight";
+    let dir = site.place.git_project().join(DIR);
+    let names = fs::names(&dir)?;
+    if names.is_empty() || Last::read(&site.place)?.is_some_and(|last| last.open || last.needs_person.is_some()) {
+        return Ok(());
+    }
+    let repo = site.repo()?;
+    for name in names {
+        if name.ends_with(".lock") {
+            fs::remove_file(&dir.join(name))?;
+        } else {
+            repo.delete_ref(&format!("{DIR}/{name}").parse()?)?;
+        }
+    }
+    Ok(())
+}
