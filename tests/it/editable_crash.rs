@@ -11,7 +11,7 @@ use std::process::Command;
 
 use mc_project::project::request::{Options, Request, Want};
 
-use crate::crash::request_of;
+use crate::campaign::stage::request_of;
 use crate::support::{Finished, Running, Tree, World, digest, digest_without};
 
 const RECIPE: &str = "\

@@ -102,7 +102,7 @@ fn a_switch_in_place_that_is_killed_anywhere_is_taken_back() {
     for nth in 1..=6 {
         let want = mc_project::project::request::Want::Deploy { commit: second.parse().unwrap() };
         let request = world.home().path("request");
-        std::fs::write(&request, serde_json::to_vec(&crate::crash::request_of(want)).unwrap()).unwrap();
+        std::fs::write(&request, serde_json::to_vec(&crate::campaign::stage::request_of(want)).unwrap()).unwrap();
         let mut command = world.mc_command(&["work"]);
         command.stdin(std::fs::File::open(&request).unwrap()).env("MC_FAIL", format!("in-place.applying:{nth}=kill"));
         let ended = crate::support::Running::start_reading(command).wait();

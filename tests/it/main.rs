@@ -9,6 +9,7 @@ mod attacks;
 mod bad_pushes;
 mod benches;
 mod boxes;
+mod campaign;
 mod client_push;
 mod concurrent;
 mod cost;

@@ -6,7 +6,7 @@ use std::fs::File;
 
 use mc_project::project::request::{Options, Want};
 
-use crate::crash::request_of;
+use crate::campaign::stage::request_of;
 use crate::services::page;
 use crate::support::service_app::QUEUE;
 use crate::support::{Running, WorkTree, World, free_port};

@@ -200,7 +200,7 @@ impl Both {
         self.world.home().git(&self.work, &["push", "-o", "no-deploy", "node", "+HEAD:main"]).ok();
         let before = self.model.data();
         let before = self.model.copy_of(&before);
-        let request = crate::crash::request_of(Want::Deploy { commit: commit.parse().unwrap() });
+        let request = crate::campaign::stage::request_of(Want::Deploy { commit: commit.parse().unwrap() });
         let id = request.id.to_string();
         let path = self.world.home().path("request");
         std::fs::write(&path, serde_json::to_vec(&request).unwrap()).unwrap();

@@ -81,26 +81,31 @@ impl Running {
     /// # Panics
     /// If it does not end within [`PATIENCE`]; it is killed then.
     #[track_caller]
-    pub fn wait(mut self) -> Finished {
+    pub fn wait(self) -> Finished {
+        self.wait_at_most(PATIENCE).unwrap_or_else(|hang| panic!("{hang}"))
+    }
+
+    /// Waits for its end; if it takes longer it is killed, and what it had said is the error.
+    pub fn wait_at_most(mut self, patience: Duration) -> Result<Finished, String> {
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if self.started.elapsed() > PATIENCE {
+            if self.started.elapsed() > patience {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
                 let (out, err) = (read_all(&self.stdout), read_all(&self.stderr));
-                panic!("{} did not end within {PATIENCE:?}\nstdout:\n{out}\nstderr:\n{err}", self.what);
+                return Err(format!("{} did not end within {patience:?}\nstdout:\n{out}\nstderr:\n{err}", self.what));
             }
             std::thread::sleep(Duration::from_millis(2));
         };
-        Finished {
+        Ok(Finished {
             status,
             took: self.started.elapsed(),
             stdout: read_all(&self.stdout),
             stderr: read_all(&self.stderr),
             what: self.what,
-        }
+        })
     }
 }
 

@@ -28,7 +28,7 @@ pub use letter::Mail;
 pub use machine::{Machine, PROGRAM_AT, sweep};
 pub use ports::free_port;
 pub use relay::Relay;
-pub use reliability::{Record, is_full, record, record_at, sample};
+pub use reliability::{Record, is_full, record, record_at, sample, times};
 pub use smtpd::Smtpd;
 pub use sshd::Sshd;
 pub use tree::{Tree, digest, digest_without};

@@ -86,19 +86,34 @@ pub fn record_at(path: &Path, class: &str, record: &Record) {
     let mut classes = serde_json::from_str::<Value>(&text).ok().and_then(classes_of).unwrap_or_default();
     classes.insert(class.to_string(), record.to_json());
     classes.sort_keys();
-    let text = serde_json::to_string_pretty(&json!({"format": 1, "classes": classes})).unwrap();
+    let totals = totals(&classes);
+    let text = serde_json::to_string_pretty(&json!({"format": 1, "totals": totals, "classes": classes})).unwrap();
     file.rewind().unwrap();
     file.set_len(0).unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file.write_all(b"\n").unwrap();
 }
 
+/// The sum over all classes: what must be zero, and how many faults stand behind it.
+fn totals(classes: &Map<String, Value>) -> Map<String, Value> {
+    let names =
+        ["points", "hit", "half_states", "dishonest_exits", "panics", "hangs", "litter", "other", "needs_person"];
+    let sum = |name: &str| classes.values().filter_map(|class| class[name].as_u64()).sum::<u64>();
+    names.iter().map(|name| ((*name).to_string(), json!(sum(name)))).collect()
+}
+
 fn classes_of(mut whole: Value) -> Option<Map<String, Value>> {
     whole.get_mut("classes")?.as_object_mut().map(std::mem::take)
 }
 
+/// How many times the usual sample is taken (`MC_TEST_TIMES`), for a run between the usual one and a full one.
+pub fn times() -> usize {
+    std::env::var("MC_TEST_TIMES").map_or(1, |times| times.parse().expect("MC_TEST_TIMES is a number"))
+}
+
 /// Every `stride`-th of `all`, in full mode each of them. The offset changes with the day, so that runs on many days hit all.
 pub fn sample<T: Clone>(all: &[T], wanted: usize) -> Vec<T> {
+    let wanted = wanted * times();
     if is_full() || all.len() <= wanted {
         return all.to_vec();
     }

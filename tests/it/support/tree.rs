@@ -66,17 +66,28 @@ impl Tree {
         self.0.keys().map(|path| path.to_string_lossy().into_owned()).collect()
     }
 
-    /// Asserts that the two are the same; tells the paths in which they differ.
-    #[track_caller]
-    pub fn assert_same(&self, other: &Self, what: &str) {
+    /// The paths in which the two differ, a line each.
+    pub fn differences(&self, other: &Self) -> String {
+        self.differences_but(other, &[])
+    }
+
+    /// The same without these paths.
+    pub fn differences_but(&self, other: &Self, except: &[&str]) -> String {
         let mut differences = String::new();
         let all: std::collections::BTreeSet<_> = self.0.keys().chain(other.0.keys()).collect();
-        for path in all {
+        for path in all.into_iter().filter(|path| !except.iter().any(|e| path.as_os_str() == *e)) {
             let (before, after) = (self.0.get(path), other.0.get(path));
             if before != after {
                 let _ = writeln!(differences, "  {}: {before:?} -> {after:?}", path.display());
             }
         }
+        differences
+    }
+
+    /// Asserts that the two are the same; tells the paths in which they differ.
+    #[track_caller]
+    pub fn assert_same(&self, other: &Self, what: &str) {
+        let differences = self.differences(other);
         assert!(differences.is_empty(), "{what} differs:\n{differences}");
     }
 }
