@@ -20,6 +20,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::fs::{self, Several};
 use crate::sys::mount;
 use crate::sys::path::TreePath;
+use crate::sys::sync;
 
 /// Which part of `data/` is snapshotted; `None` is all of it.
 pub type Scope = Option<Vec<TreePath>>;
@@ -308,10 +309,15 @@ impl<'a> Snapshots<'a> {
             if supply.has_content(&hash)? {
                 store.add_with(|file| {
                     supply.copy(&hash, file).map_err(std::io::Error::other)?;
+                    // The only other copy may be changed from here on, and a power cut must not leave an empty file of this name.
+                    sync::whole(&*file)?;
                     Ok((hash, 0))
                 })?;
                 copied += 1;
             }
+        }
+        if copied > 0 {
+            Dir::open(&self.place.snapshot_store())?.sync()?;
         }
         Ok(copied)
     }

@@ -149,10 +149,8 @@ impl<'a> Git<'a> {
         };
         let reading = reading.and_then(|stdout| Ok((stdout, drain(child.stderr.take(), STDERR_LIMIT)?)));
         let (stdout, stderr) = reading.inspect_err(|_| kill_group(&mut child))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A broken pipe means that git gave up: its exit code and its words say why.
-            let _ = stdin.write_all(input);
-        }
+        // A broken pipe means that git gave up: its exit code and its words say why.
+        let asked = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input));
         let Ok(stdout) = stdout.recv_timeout(DEADLINE) else {
             kill_group(&mut child);
             return Err(Error::failed(format!("git did not end within {} minutes", DEADLINE.as_secs() / 60)));
@@ -163,6 +161,12 @@ impl<'a> Git<'a> {
         }
         // A helper that outlives git (a shared ssh connection) may keep this pipe open: nobody waits for it.
         let stderr = stderr.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+        if let (Some(0), Err(cause)) = (status.code(), asked)
+            && cause.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            // It is content with what it was told; we are not.
+            return Err(Error::failed("git was not told everything").because(cause));
+        }
         Ok(Output { code: status.code(), stdout, stderr })
     }
 
