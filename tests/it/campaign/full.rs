@@ -29,8 +29,11 @@ fn fill(stage: &Stage, what: What, free: u64) -> PathBuf {
         What::Bytes => {
             let file = std::fs::File::create(&filler).unwrap();
             let size = stat().fragment_size();
-            let fits = (stat().blocks_available() * size).saturating_sub(free);
-            nix::fcntl::posix_fallocate(&file, 0, i64::try_from(fits).unwrap()).unwrap();
+            let mut fits = (stat().blocks_available() * size).saturating_sub(free);
+            // The file system needs some of it for itself.
+            while nix::fcntl::posix_fallocate(&file, 0, i64::try_from(fits).unwrap()).is_err() {
+                fits = fits.checked_sub(size).expect("some of it can be had");
+            }
             // What the file system itself took for that is given back to the end.
             let missing = free.saturating_sub(stat().blocks_available() * size);
             file.set_len(fits.saturating_sub(missing)).unwrap();
