@@ -75,8 +75,11 @@ fn a_fresh_machine_becomes_a_node_where_two_people_push_two_projects() {
         assert_eq!(server.serves(project), Some(commit));
         assert_eq!(server.page(port), format!("{project} 1 built by mc-{project}"));
         server.settle(project);
+        let subject = format!("{project} staging: deployed");
+        crate::support::wait_until("the mail is there", || {
+            server.mails().last().is_some_and(|mail| mail.subject.contains(&subject))
+        });
         let mail = server.mails().pop().unwrap();
-        assert_has(&mail.subject, &format!("{project} staging: deployed"));
         assert_has(&mail.text, &format!("{person} (SHA256:"));
         assert_has(&mail.text, &format!("ssh mc@node1 show {project} '#1'"));
         assert_has(&mail.text, machine.developers_address().as_str());
