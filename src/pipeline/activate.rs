@@ -21,11 +21,11 @@ use crate::report::event::{Begin, Event, RestoreUnit};
 use crate::report::ledger::Last;
 use crate::report::notes;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Result};
+use crate::sys::error::Result;
 use crate::sys::fs::Several;
 use crate::sys::git::{RefChange, Repo};
 use crate::sys::path::TreePath;
-use crate::sys::{clock, fault, fs};
+use crate::sys::{clock, fault, fs, seal};
 use crate::tree::drift::Drift;
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Entry, Manifest};
@@ -69,13 +69,7 @@ impl RestorePoint {
     /// # Errors
     /// If it is damaged.
     pub fn read(site: &Site, id: &DeploymentId) -> Result<Option<Self>> {
-        let path = site.place.archive(id).join(Self::FILE);
-        match fs::read_if_there(&path)? {
-            Some(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).context(|| format!("cannot understand {}", path.display()))
-            }
-            None => Ok(None),
-        }
+        seal::read(&site.place.archive(id).join(Self::FILE))
     }
 
     /// Writes it durably, with what the snapshot of the data holds that was just taken for it.
@@ -85,9 +79,8 @@ impl RestorePoint {
     fn write_with(&self, site: &Site, snapshots: &Snapshots<'_>, data: &Manifest) -> Result<()> {
         let dir = site.place.archive(&self.id);
         fs::ensure_dir(&dir, 0o700)?;
-        let text = serde_json::to_vec_pretty(self).context(|| "cannot write a restore point".to_string())?;
         let mut files = Several::default();
-        files.add(&dir.join(Self::FILE), &text, 0o600)?;
+        files.add(&dir.join(Self::FILE), &seal::pretty(self, "a restore point")?, 0o600)?;
         files.add_dir(&site.place.archives());
         snapshots.record(&self.id, data, files)
     }

@@ -17,11 +17,11 @@ use crate::project::system::System;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Error, Result};
 use crate::sys::git::{ObjectFormat, Repo, program_version};
 use crate::sys::lock::Lock;
 use crate::sys::step_exec::RunAs;
-use crate::sys::{fs, mount};
+use crate::sys::{fs, mount, seal};
 use crate::tree::layout::{self as trees, Act, Change, Owners};
 
 /// What `init` made or found.
@@ -39,6 +39,7 @@ pub struct Initialised {
 
 /// The hooks, by the name that git calls them by.
 const HOOKS: [&str; 3] = ["pre-receive", "proc-receive", "post-receive"];
+const IDENTITY: &str = "the project's identity";
 
 /// Makes a project, or repairs it: layout, repositories, hooks, settings. May be repeated.
 ///
@@ -74,9 +75,7 @@ pub fn init(
     let root = fs::canonical(node.place.root())?;
     let identity = Identity { format: 1, name: name.clone(), root, environment };
     if recorded.as_ref() != Some(&identity) {
-        let text =
-            serde_json::to_vec_pretty(&identity).context(|| "cannot write the project's identity".to_string())?;
-        fs::write_durable(&place.identity(), &text, 0o644)?;
+        fs::write_durable(&place.identity(), &seal::pretty(&identity, IDENTITY)?, 0o644)?;
         changes.push("state/project.json: written".to_string());
     }
     let site = Site::open(node, name)?;
@@ -134,8 +133,7 @@ fn known_to_hooks(repository: &Path, identity: &Identity) -> Result<Option<Strin
         return Ok(None);
     }
     fs::ensure_dir(&repository.join("info"), 0o755)?;
-    let text = serde_json::to_vec_pretty(identity).context(|| "cannot write the project's identity".to_string())?;
-    fs::write_durable(&path, &text, 0o644)?;
+    fs::write_durable(&path, &seal::pretty(identity, IDENTITY)?, 0o644)?;
     Ok(Some(format!("{}: written", path.display())))
 }
 

@@ -30,8 +30,8 @@ use crate::report::ledger::Last;
 use crate::report::notes::CURRENT;
 use crate::report::stream::Reporter;
 use crate::sys::dir::{Dir, FileKind};
-use crate::sys::error::{Context, Error, Result};
-use crate::sys::{clock, fault, fs};
+use crate::sys::error::{Error, Result};
+use crate::sys::{clock, fault, fs, seal};
 use crate::tree::layout as trees;
 use crate::tree::release::Releases;
 
@@ -93,9 +93,7 @@ const FORMAT: u32 = 1;
 /// If it is damaged or of a newer version.
 pub fn read(site: &Site) -> Result<Option<Editable>> {
     let path = site.place.editable();
-    let Some(bytes) = fs::read_if_there(&path)? else { return Ok(None) };
-    let record: Editable =
-        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+    let Some(record) = seal::read::<Editable>(&path)? else { return Ok(None) };
     if record.format > FORMAT {
         return Err(Error::refused(format!("{} was written by a newer mc_project", path.display())));
     }
@@ -104,8 +102,7 @@ pub fn read(site: &Site) -> Result<Option<Editable>> {
 
 fn write(site: &Site, record: &Editable) -> Result<()> {
     Proof::forget(&site.place)?;
-    let text = serde_json::to_vec_pretty(record).context(|| "cannot write the record of the clone".to_string())?;
-    fs::write_durable(&site.place.editable(), &text, 0o600)
+    fs::write_durable(&site.place.editable(), &seal::pretty(record, "the record of the clone")?, 0o600)
 }
 
 fn forget(site: &Site) -> Result<()> {

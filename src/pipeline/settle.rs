@@ -315,6 +315,19 @@ pub fn inflight_ref(id: &DeploymentId) -> Result<crate::project::ids::RefName> {
     format!("{INFLIGHT}/{id}").parse()
 }
 
+/// Deletes the refs of deployments that were under way: under the project's lock nothing is, and one that could not delete
+/// its own would leave it for ever.
+///
+/// # Errors
+/// If the refs cannot be read or written.
+pub fn forget_in_flight(site: &Site) -> Result<()> {
+    let repo = site.repo()?;
+    for (name, _) in repo.refs("refs/deploys/inflight/")? {
+        repo.delete_ref(&name)?;
+    }
+    Ok(())
+}
+
 fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {
     Ok(site.place.witness(&tree.stat_self()?.ino.to_string()))
 }

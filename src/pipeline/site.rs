@@ -12,12 +12,11 @@ use crate::project::place::{NodePlace, Place};
 use crate::project::system::System;
 use crate::report::ledger::Last;
 use crate::sys::accounts::Account;
-use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
+use crate::sys::error::{Error, Result};
 use crate::sys::git::Repo;
 use crate::sys::keys::{PublicKey, ReleaseKey, TrustedKey, TrustedKeys};
-use crate::sys::process;
 use crate::sys::step_exec::RunAs;
+use crate::sys::{fs, process, seal};
 use crate::tree::layout::Owners;
 use crate::tree::scan::Own;
 
@@ -358,9 +357,7 @@ impl Rights {
 /// # Errors
 /// If it is damaged or of a newer version.
 pub fn read_identity(path: &Path) -> Result<Option<Identity>> {
-    let Some(bytes) = fs::read_if_there(path)? else { return Ok(None) };
-    let identity: Identity =
-        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+    let Some(identity) = seal::read::<Identity>(path)? else { return Ok(None) };
     if identity.format > 1 {
         return Err(Error::refused(format!("{} was written by a newer mc_project", path.display())));
     }

@@ -12,9 +12,9 @@ use crate::project::mode::{Environment, Mode};
 use crate::project::outcome::{Outcome, Serving, Verdict};
 use crate::project::place::Place;
 use crate::project::stage::Stage;
-use crate::sys::error::{Context, Error, Result};
-use crate::sys::escape;
+use crate::sys::error::{Error, Result};
 use crate::sys::lines::{self, LineFile};
+use crate::sys::{escape, seal};
 
 /// How one stage of a deployment went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +202,7 @@ const LOOKED_BACK: usize = 8;
 /// # Errors
 /// If the history cannot be read or written.
 pub fn append(place: &Place, entry: &Entry) -> Result<()> {
-    let mut line = serde_json::to_vec(entry).context(|| "cannot write the history".to_string())?;
+    let mut line = seal::line(entry, "the history")?;
     // Compared as bytes: a damaged line somewhere must not keep new ones out.
     if lines::last_lines(&place.history(), LOOKED_BACK)?.unwrap_or_default().contains(&line) {
         return Ok(());
@@ -233,7 +233,7 @@ pub fn read(place: &Place, limit: Option<usize>) -> Result<Vec<Entry>> {
     let mut seen = HashSet::new();
     let mut entries = Vec::with_capacity(count);
     for (index, line) in lines.iter().enumerate().rev() {
-        let entry: Entry = serde_json::from_slice(line).map_err(|error| {
+        let entry: Entry = seal::understood(line).map_err(|error| {
             let file = path.display();
             let from_end = count - index;
             let error = Error::failed(format!("line {from_end} from the end of {file} is damaged")).because(error);

@@ -149,8 +149,11 @@ fn unchecked(line: &[u8]) -> Option<&[u8]> {
     (blake3::hash(json).to_hex().as_bytes()[..16] == *sum).then_some(json)
 }
 
-/// The records in `bytes` and the length up to the end of the last good line.
-fn parse(bytes: &[u8], file: &str) -> Result<(Vec<Record>, u64)> {
+/// The records in `bytes` and the length up to the end of the last good line; `file` is its name for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(bytes: &[u8], file: &str) -> Result<(Vec<Record>, u64)> {
     let mut records = Vec::new();
     let mut good = 0;
     refuse_newer(bytes, file)?;

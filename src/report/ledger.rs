@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::project::ids::DeploymentId;
 use crate::project::outcome::Serving;
 use crate::project::place::Place;
-use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
+use crate::sys::error::{Error, Result};
+use crate::sys::{fs, seal};
 
 /// What is known about the last deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +40,7 @@ impl Last {
     /// If it cannot be read or was written by a newer version.
     pub fn read(place: &Place) -> Result<Option<Self>> {
         let path = place.last();
-        let Some(bytes) = fs::read_if_there(&path)? else { return Ok(None) };
-        let last: Self = serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+        let Some(last) = seal::read::<Self>(&path)? else { return Ok(None) };
         if last.format > FORMAT {
             return Err(Error::refused(format!("{} was written by a newer mc_project", path.display()))
                 .hint("install that version again, or a newer one"));
@@ -66,6 +65,6 @@ impl Last {
     }
 
     fn text(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self).context(|| "cannot write the last deployment".to_string())
+        seal::pretty(self, "the last deployment")
     }
 }

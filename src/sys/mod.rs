@@ -24,6 +24,7 @@ pub mod names;
 pub mod path;
 pub mod pipe;
 pub mod process;
+pub mod seal;
 pub mod size;
 pub mod socket;
 pub mod ssh_identity;

@@ -2,10 +2,11 @@
 //!
 //! `<project>-<commit>.tar.zst` holds the tree at the end of the build, `.manifest` its manifest, `.json` the statement
 //! (project, commit, digests, provenance) and `.sig` the ed25519 signature over the statement's bytes. Unpacking writes
-//! nothing by name: each member must be listed in the manifest, and its content goes into the store under its digest.
+//! nothing by name and understands nothing by itself: an archive must be byte for byte what is written for its manifest, and
+//! each content goes into the store under its digest.
 
-use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,6 @@ use crate::project::ids::{ObjectId, ProjectName};
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs::{self, File};
 use crate::sys::keys::{ReleaseKey, TrustedKeys};
-use crate::sys::path::TreePath;
 use crate::sys::sync;
 
 /// What is signed.
@@ -235,16 +235,7 @@ impl Deliverable {
         limits: Limits,
         wants: &dyn Fn(&Hash) -> Result<bool>,
     ) -> Result<usize> {
-        if manifest.len() > limits.entries || manifest.bytes() > limits.bytes {
-            return Err(Error::refused(format!(
-                "{} unpacks to {} entries and {} bytes, the limits are {} and {}",
-                self.base,
-                manifest.len(),
-                manifest.bytes(),
-                limits.entries,
-                limits.bytes
-            )));
-        }
+        self.check_limits(manifest, limits)?;
         let mut hashing = self.open_archive(statement)?;
         let mut taken = 0;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
@@ -274,6 +265,7 @@ impl Deliverable {
     /// # Errors
     /// As [`Deliverable::unpack`].
     pub fn check_archive(&self, statement: &Statement, manifest: &Manifest) -> Result<()> {
+        self.check_limits(manifest, Limits::default())?;
         let mut hashing = self.open_archive(statement)?;
         let read = read_members(&mut hashing, manifest, &mut |entry, content| {
             let (found, count) = Hash::reading(content).context(|| format!("cannot read `{}`", entry.path))?;
@@ -284,6 +276,20 @@ impl Deliverable {
         });
         self.finish_reading(hashing, statement)?;
         read.map_err(|e| self.refused("archive", &e))
+    }
+
+    fn check_limits(&self, manifest: &Manifest, limits: Limits) -> Result<()> {
+        if manifest.len() > limits.entries || manifest.bytes() > limits.bytes {
+            return Err(Error::refused(format!(
+                "{} unpacks to {} entries and {} bytes, the limits are {} and {}",
+                self.base,
+                manifest.len(),
+                manifest.bytes(),
+                limits.entries,
+                limits.bytes
+            )));
+        }
+        Ok(())
     }
 
     /// Opens the archive, once: what is read of it is what is hashed. Nothing is read beyond the signed size, although
@@ -344,23 +350,19 @@ fn write_archive(path: &Path, manifest: &Manifest, supply: &Supply<'_>, packing:
     let mut encoder = zstd::Encoder::new(out, LEVEL).context(doing)?;
     encoder.include_checksum(true).context(doing)?;
     encoder.multithread(2).context(doing)?;
-    let mut builder = tar::Builder::new(encoder);
-    let scratch_dir = path.with_extension("content");
+    let scratch = path.with_extension("content");
     for entry in manifest.entries() {
-        append(&mut builder, entry, supply, packing, &scratch_dir)?;
+        append(&mut encoder, entry, supply, packing, &scratch)?;
     }
-    let out = builder.into_inner().context(doing)?.finish().context(doing)?;
+    encoder.write_all(&[0; END_OF_TAR]).context(doing)?;
+    let out = encoder.finish().context(doing)?;
     sync::whole(&out.inner).context(doing)?;
     Ok((out.hasher.finalize().to_hex().parse()?, out.count))
 }
 
-fn append(
-    builder: &mut tar::Builder<impl Write>,
-    entry: &Entry,
-    supply: &Supply<'_>,
-    packing: &Packing<'_>,
-    scratch: &Path,
-) -> Result<()> {
+/// What stands in an archive before the content of an entry. An archive is written and read by this one function: it is
+/// exactly what its manifest says, so there is nothing in it that two programs could understand in two ways.
+fn head(entry: &Entry) -> Result<Vec<u8>> {
     let doing = || format!("cannot pack {}", entry.path);
     let mut header = tar::Header::new_ustar();
     // Privileges do not travel: no setuid, setgid or sticky bit (see `Manifest::without_privileges`).
@@ -369,34 +371,91 @@ fn append(
     header.set_uid(0);
     header.set_gid(0);
     header.set_size(0);
-    // Long names and link targets become GNU long-name members, written by the tar crate.
-    let path = entry.path.as_path();
-    if let Some(leader) = &entry.hard_link {
-        header.set_entry_type(tar::EntryType::Link);
-        return builder.append_link(&mut header, path, leader.as_path()).context(doing);
-    }
-    match &entry.content {
-        Content::Dir => {
-            header.set_entry_type(tar::EntryType::Directory);
-            builder.append_data(&mut header, path, std::io::empty()).context(doing)
-        }
-        Content::Symlink(target) => {
-            header.set_entry_type(tar::EntryType::Symlink);
-            let target = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target);
-            builder.append_link(&mut header, path, target).context(doing)
-        }
-        Content::File { size, hash } => {
-            fs::remove_file(scratch)?;
-            let mut content = fs::create_new(scratch, 0o600)?;
-            fs::remove_file(scratch)?;
-            supply.copy(hash, &mut content)?;
-            std::io::Seek::rewind(&mut content).context(doing)?;
-            refuse_secrets(&mut content, *size, entry, packing.secrets)?;
-            header.set_entry_type(tar::EntryType::Regular);
+    let path = entry.path.as_bytes();
+    let (kind, link): (_, &[u8]) = match (&entry.content, &entry.hard_link) {
+        (_, Some(leader)) => (tar::EntryType::Link, leader.as_bytes()),
+        (Content::Dir, None) => (tar::EntryType::Directory, b""),
+        (Content::Symlink(target), None) => (tar::EntryType::Symlink, target),
+        (Content::File { size, .. }, None) => {
             header.set_size(*size);
-            builder.append_data(&mut header, path, content).context(doing)
+            (tar::EntryType::Regular, b"")
         }
+    };
+    header.set_entry_type(kind);
+    // Byte for byte: the crate would write `a//b` as `a/b`.
+    let field = &mut header.as_old_mut().linkname;
+    let is_long = link.len() > field.len();
+    if !is_long {
+        field[..link.len()].copy_from_slice(link);
     }
+    // What is longer than its field becomes a GNU long-name member before the header.
+    let mut builder = tar::Builder::new(Vec::new());
+    let written = if is_long {
+        builder.append_link(&mut header.clone(), entry.path.as_path(), std::ffi::OsStr::from_bytes(link))
+    } else {
+        builder.append_data(&mut header.clone(), entry.path.as_path(), std::io::empty())
+    };
+    if written.is_err() && path.len() >= header.as_old().name.len() {
+        // The crate wants to cut a long name at the end of a character, and finds none in bytes that are no text.
+        builder = tar::Builder::new(Vec::new());
+        append_long(&mut builder, b'L', path).context(doing)?;
+        if is_long {
+            append_long(&mut builder, b'K', link).context(doing)?;
+        }
+        let field = &mut header.as_old_mut().name;
+        let length = field.len();
+        field.copy_from_slice(&path[..length]);
+        header.set_cksum();
+        builder.append(&header, std::io::empty()).context(doing)?;
+    } else {
+        written.context(doing)?;
+    }
+    let mut head = builder.into_inner().context(doing)?;
+    head.truncate(head.len() - END_OF_TAR);
+    Ok(head)
+}
+
+/// A name (`L`) or the target of a link (`K`) of the member that follows, as GNU tar writes them.
+fn append_long(builder: &mut tar::Builder<Vec<u8>>, kind: u8, name: &[u8]) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    let title = b"././@LongLink";
+    header.as_old_mut().name[..title.len()].copy_from_slice(title);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(name.len() as u64 + 1);
+    header.set_entry_type(tar::EntryType::new(kind));
+    header.set_cksum();
+    builder.append(&header, name.chain(&b"\0"[..]))
+}
+
+fn append(
+    archive: &mut impl Write,
+    entry: &Entry,
+    supply: &Supply<'_>,
+    packing: &Packing<'_>,
+    scratch: &Path,
+) -> Result<()> {
+    let doing = || format!("cannot pack {}", entry.path);
+    archive.write_all(&head(entry)?).context(doing)?;
+    let (Content::File { size, hash }, None) = (&entry.content, &entry.hard_link) else { return Ok(()) };
+    fs::remove_file(scratch)?;
+    let mut content = fs::create_new(scratch, 0o600)?;
+    fs::remove_file(scratch)?;
+    supply.copy(hash, &mut content)?;
+    std::io::Seek::rewind(&mut content).context(doing)?;
+    refuse_secrets(&mut content, *size, entry, packing.secrets)?;
+    if std::io::copy(&mut content, archive).context(doing)? != *size {
+        return Err(Error::bug(format!("the content of {} has another size than its manifest says", entry.path)));
+    }
+    archive.write_all(&[0; BLOCK][..padding(*size)]).context(doing)
+}
+
+/// How many zeros follow a content of this size.
+fn padding(size: u64) -> usize {
+    let block = BLOCK as u64;
+    usize::try_from((block - size % block) % block).unwrap_or(0)
 }
 
 fn refuse_secrets(content: &mut File, size: u64, entry: &Entry, secrets: &[(String, String)]) -> Result<()> {
@@ -427,81 +486,40 @@ fn refuse_secrets(content: &mut File, size: u64, entry: &Entry, secrets: &[(Stri
 /// What is done with the content of a member.
 type OnContent<'a> = dyn FnMut(&Entry, &mut dyn Read) -> Result<()> + 'a;
 
-/// Reads all members; each must be listed, once, as what it is.
+/// Reads an archive, which must be byte for byte what [`write_archive`] makes of the manifest and the contents. So no more
+/// is read than the manifest announces, whatever the archive would unpack to.
 fn read_members(archive: &mut Archive, manifest: &Manifest, on_content: &mut OnContent<'_>) -> Result<()> {
     let decoder = zstd::Decoder::new(archive).context(|| "cannot decompress".to_string())?;
-    let mut tar = tar::Archive::new(Tail { inner: decoder, zeros: 0, ended: false, garbage: false });
-    let mut seen: HashSet<TreePath> = HashSet::new();
-    for member in tar.entries().context(|| "cannot read".to_string())? {
-        let mut member = member.context(|| "cannot read".to_string())?;
-        let bytes = member.path_bytes();
-        let path = TreePath::new(bytes.strip_suffix(b"/").unwrap_or(&bytes))?;
-        drop(bytes);
-        let Some(entry) = manifest.get(&path) else {
-            return Err(Error::refused(format!("member `{path}` is not in the manifest")));
-        };
-        if !seen.insert(path.clone()) {
-            return Err(Error::refused(format!("member `{path}` stands twice")));
+    let mut tar = std::io::BufReader::with_capacity(128 * 1024, decoder);
+    for entry in manifest.entries() {
+        if !is_next(&mut tar, &head(entry)?)? {
+            return Err(Error::refused(format!("`{}` does not stand where and as the manifest says", entry.path)));
         }
-        if !is_as_listed(&member, entry) {
-            return Err(Error::refused(format!("member `{path}` is not what the manifest says")));
-        }
-        if entry.hash().is_some() && entry.hard_link.is_none() {
-            on_content(entry, &mut Read::take(&mut member, entry.size() + 1))?;
+        if let (Content::File { size, .. }, None) = (&entry.content, &entry.hard_link) {
+            on_content(entry, &mut Read::take(&mut tar, *size))?;
+            if !is_next(&mut tar, &[0; BLOCK][..padding(*size)])? {
+                return Err(Error::refused(format!("something follows the content of `{}`", entry.path)));
+            }
         }
     }
-    if seen.len() != manifest.len() {
-        return Err(Error::refused(format!("{} members are missing", manifest.len() - seen.len())));
-    }
-    let mut tail = tar.into_inner();
-    tail.ended = true;
-    let rest = std::io::copy(&mut (&mut tail).take(LONGEST_END), &mut std::io::sink());
-    let rest = rest.context(|| "cannot read".to_string())?;
-    if rest == LONGEST_END || tail.garbage || tail.zeros < END_OF_TAR {
-        return Err(Error::refused("it does not end as an archive ends"));
-    }
-    Ok(())
+    let ends = is_next(&mut tar, &[0; END_OF_TAR])? && tar.read(&mut [0]).context(|| "cannot read".to_string())? == 0;
+    if ends { Ok(()) } else { Err(Error::refused("it does not end where the manifest ends")) }
 }
 
+/// Whether exactly these bytes come next.
+fn is_next(from: &mut impl Read, expected: &[u8]) -> Result<bool> {
+    let mut found = vec![0; expected.len()];
+    match from.read_exact(&mut found) {
+        Ok(()) => Ok(found == expected),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(Error::failed("cannot read").because(error)),
+    }
+}
+
+/// Headers and contents fill blocks of this size.
+const BLOCK: usize = 512;
 /// Two blocks of zeros end an archive.
-const END_OF_TAR: u64 = 1024;
-/// More zeros than any program writes behind them: a bomb.
-const LONGEST_END: u64 = 1024 * 1024;
-
-/// Watches how a stream ends.
-struct Tail<R> {
-    inner: R,
-    /// How many zeros came last.
-    zeros: u64,
-    /// Whether the last member has been read.
-    ended: bool,
-    /// Whether anything but zeros came after it.
-    garbage: bool,
-}
-
-impl<R: Read> Read for Tail<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
-        self.garbage |= self.ended && zeros < count;
-        self.zeros = if zeros == count { self.zeros + zeros as u64 } else { zeros as u64 };
-        Ok(count)
-    }
-}
-
-fn is_as_listed<R: Read>(member: &tar::Entry<'_, R>, entry: &Entry) -> bool {
-    let kind = member.header().entry_type();
-    let link = || member.link_name_bytes().map(std::borrow::Cow::into_owned);
-    match (&entry.content, &entry.hard_link) {
-        (_, Some(leader)) => kind == tar::EntryType::Link && link().as_deref() == Some(leader.as_bytes()),
-        (Content::Dir, _) => kind == tar::EntryType::Directory,
-        (Content::Symlink(target), _) => kind == tar::EntryType::Symlink && link().as_ref() == Some(target),
-        (Content::File { size, .. }, _) => {
-            let declared = member.header().entry_size().ok();
-            kind == tar::EntryType::Regular && member.size() == *size && declared == Some(*size)
-        }
-    }
-}
+const END_OF_TAR: usize = 2 * BLOCK;
 
 /// An archive that is being read.
 type Archive = Hashing<std::io::Take<File>>;

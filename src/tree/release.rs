@@ -12,7 +12,7 @@ use crate::project::mode::Mode;
 use crate::project::place::Place;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
+use crate::sys::{fs, seal};
 
 /// Where a release came from (`release.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,8 +167,7 @@ impl<'a> Releases<'a> {
         // What was taken over unread must not have been damaged: then the deployment ends here.
         let all = [Some(manifest), Some(built), before.map(|(_, before)| before)];
         all.into_iter().flatten().try_for_each(Manifest::intact)?;
-        let json = serde_json::to_vec_pretty(provenance).context(|| "cannot write a provenance".to_string())?;
-        files.add(&dir.join(PROVENANCE), &json, 0o640)?;
+        files.add(&dir.join(PROVENANCE), &seal::pretty(provenance, "a provenance")?, 0o640)?;
         files.add_dir(&self.place.deploy());
         files.replace()
     }
@@ -323,8 +322,7 @@ impl<'a> Releases<'a> {
     /// If the release is not kept.
     pub fn provenance(&self, id: &DeploymentId) -> Result<Provenance> {
         let path = self.place.release(id).join(PROVENANCE);
-        let bytes = fs::read_if_there(&path)?.ok_or_else(|| not_kept(id))?;
-        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))
+        seal::read(&path)?.ok_or_else(|| not_kept(id))
     }
 
     /// The ids of all kept releases, in no particular order. Entries that are no release are not listed.

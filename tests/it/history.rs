@@ -133,10 +133,17 @@ fn ten_thousand_deployments_are_listed_at_once() {
     world.settle("shop");
     let path = world.project("shop").join("state/history.jsonl");
     let line = std::fs::read_to_string(&path).unwrap();
-    let entry: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    let mut entry: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    entry.as_object_mut().unwrap().shift_remove("seal").unwrap();
     let id = entry["id"].as_str().unwrap().to_string();
-    let many: String = (0..10_000).map(|n| line.replace(&id, &format!("{}{n:012x}", &id[..id.len() - 12]))).collect();
-    std::fs::write(&path, many + &line).unwrap();
+    let mut many = Vec::new();
+    for n in 0..10_000 {
+        entry["id"] = format!("{}{n:012x}", &id[..id.len() - 12]).into();
+        many.extend(mc_project::sys::seal::line(&entry, "an entry").unwrap());
+        many.push(b'\n');
+    }
+    many.extend(line.into_bytes());
+    std::fs::write(&path, many).unwrap();
     let begin = Instant::now();
     let text = world.mc(&["history", "shop", "-n", "10001"]).ok().stdout;
     assert_eq!(text.lines().count(), 10_002);

@@ -30,6 +30,19 @@ pub fn tmpfs(options: &str, dir: PathBuf) -> Option<Mounted> {
     mount(&["-t", "tmpfs", "-o", options, "none"], dir)
 }
 
+/// Puts a world's root on an ext4 of its own, of which root keeps a part for itself; `None`, with the reason printed, where
+/// that is not possible.
+pub fn ext4(world: &World, mib: usize) -> Option<Mounted> {
+    let image = world.home().path("image");
+    std::fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-m", "20"]).arg(&image).output().ok();
+    if !made.is_some_and(|output| output.status.success()) {
+        eprintln!("skipped: no ext4 can be made here");
+        return None;
+    }
+    mount(&["-o", "loop", image.to_str().unwrap()], world.root())
+}
+
 /// A node on small file systems; they are unmounted before its directory goes.
 struct Node {
     mounts: Vec<Mounted>,
@@ -47,14 +60,7 @@ impl Node {
     /// A node on an ext4 of this size, of which root keeps a part for itself.
     fn on_ext4(mib: usize, config: &str) -> Option<Self> {
         let world = World::new();
-        let image = world.home().path("image");
-        std::fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-m", "20"]).arg(&image).output().ok();
-        if !made.is_some_and(|output| output.status.success()) {
-            eprintln!("skipped: no ext4 can be made here");
-            return None;
-        }
-        let mounts = vec![mount(&["-o", "loop", image.to_str().unwrap()], world.root())?];
+        let mounts = vec![ext4(&world, mib)?];
         Some(Self { mounts, world }.serving(config))
     }
 

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Finished, PATIENCE, Sshd, WorkTree, World, assert_has, wait_until};
 
 /// A push over ssh, ready to run.
-fn push_command(sshd: &Sshd, work: &WorkTree, args: &[&str]) -> std::process::Command {
+pub fn push_command(sshd: &Sshd, work: &WorkTree, args: &[&str]) -> std::process::Command {
     let mut command = work.push_command(args);
     command.env("GIT_SSH_COMMAND", sshd.git_ssh_command());
     command
@@ -19,7 +19,7 @@ fn push(sshd: &Sshd, work: &WorkTree, args: &[&str]) -> Finished {
 }
 
 /// A world with a server, and a work tree whose remote is on it.
-fn over_ssh(world: &World) -> (Sshd, WorkTree<'_>) {
+pub fn over_ssh(world: &World) -> (Sshd, WorkTree<'_>) {
     let sshd = Sshd::start(world);
     let work = world.clone_of("shop");
     let url = sshd.url(&world.project("shop").join("git/project"));
@@ -137,7 +137,7 @@ fn only_git_commands_pass_the_forced_command() {
 }
 
 /// The processes below `pid`, without itself.
-fn descendants(pid: u32) -> Vec<i32> {
+pub fn descendants(pid: u32) -> Vec<i32> {
     let mut found = Vec::new();
     let mut parents = vec![i32::try_from(pid).unwrap()];
     while let Some(parent) = parents.pop() {
@@ -151,7 +151,7 @@ fn descendants(pid: u32) -> Vec<i32> {
 }
 
 /// The processes whose working directory is in the project's bare repositories: hooks, and receive-pack.
-fn hooks_below(world: &World) -> Vec<String> {
+pub fn hooks_below(world: &World) -> Vec<String> {
     let git = world.project("shop").join("git");
     std::fs::read_dir("/proc")
         .unwrap()

@@ -73,6 +73,11 @@ pub struct Lines {
     pub portable: Hash,
 }
 
+/// The sum of sizes, which strangers may have written down: too large a one has no number and is the largest.
+fn sum<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
+    entries.map(Entry::size).fold(0, u64::saturating_add)
+}
+
 /// Some entries in a row, at least one.
 #[derive(Debug)]
 pub struct Chunk {
@@ -115,7 +120,7 @@ impl Chunk {
             count: entries.len(),
             files: entries.iter().filter(|entry| !entry.is_dir()).count(),
             links: entries.iter().filter(|entry| entry.hard_link.is_some()).count(),
-            bytes: entries.iter().filter(|entry| entry.hard_link.is_none()).map(Entry::size).sum(),
+            bytes: sum(entries.iter().filter(|entry| entry.hard_link.is_none())),
             entries: OnceLock::from(entries.into_boxed_slice()),
             plain: OnceLock::new(),
             portable: OnceLock::new(),

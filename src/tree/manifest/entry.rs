@@ -208,7 +208,9 @@ impl Entry {
         };
         let (seconds, nanos) = fields.next()?.split_once('.')?;
         let nanos: i64 = (nanos.len() == 9).then(|| nanos.parse().ok()).flatten()?;
-        let mtime = seconds.parse::<i64>().ok()?.checked_mul(1_000_000_000)?.checked_add(nanos)?;
+        // The earliest second of an i64 of nanoseconds is no whole one.
+        let mtime = i128::from(seconds.parse::<i64>().ok()?) * 1_000_000_000 + i128::from(nanos);
+        let mtime = i64::try_from(mtime).ok()?;
         let (size, third) = (fields.next()?, fields.next()?);
         let content = match letter {
             "d" => Content::Dir,

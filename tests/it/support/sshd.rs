@@ -72,6 +72,11 @@ impl Sshd {
         server
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens on loopback.
     pub fn port(&self) -> u16 {
         self.port
