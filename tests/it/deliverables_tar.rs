@@ -97,7 +97,8 @@ impl Author {
         let dir = Dir::open_real(&at).unwrap();
         let target = Target { tree: &dir, own: Own::current(), point: "candidate.applying" };
         let mut supply = Supply::new(store, Vec::new());
-        apply(&target, &Plan::new(&Identified::default(), manifest), &mut supply, &Keeping::default()).unwrap();
+        apply(&target, &Plan::new(&Identified::default(), manifest).unwrap(), &mut supply, &Keeping::default())
+            .unwrap();
         digest(&at)
     }
 
