@@ -18,8 +18,8 @@ use crate::project::place::NodePlace;
 use crate::project::request::{RefUpdate, Request, Want};
 use crate::report::event::Record;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
 use crate::sys::socket::{Channel, Received};
+use crate::sys::{fs, seal};
 
 /// How long root may take to answer; a node under load starts a worker slowly.
 const ANSWER: Duration = Duration::from_mins(2);
@@ -51,7 +51,7 @@ fn identity_for_receiver(repository: &Path) -> Result<Option<Identity>> {
     }
     let path = repository.join(HOOKS_IDENTITY);
     let Some(bytes) = fs::read_of_root(&path, fs::CONFIG_LIMIT)? else { return Ok(None) };
-    let identity = serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))?;
+    let identity = seal::understood(&bytes).context(|| format!("cannot understand {}", path.display()))?;
     Ok(Some(identity))
 }
 

@@ -167,6 +167,12 @@ impl Check<'_> {
         if named != serving.map(|serving| serving.commit) {
             self.problem("record", format!("refs/deploys/current is {named:?}"));
         }
+        // git takes no push while one of its refs names nothing.
+        for (name, id) in repo.refs("refs/deploys/")? {
+            if repo.peel_to_commit(&id)?.is_none() {
+                self.problem("record", format!("{name} names {}, which is not there", id.short()));
+            }
+        }
         let inflight = repo.refs("refs/deploys/inflight/")?;
         if !self.result.busy && !inflight.is_empty() {
             self.problem("litter", format!("{} refs of deployments in flight", inflight.len()));
