@@ -13,6 +13,7 @@ use super::{binding, clone, parking};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::project::recipe::Recipe;
+use crate::report::history;
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
@@ -156,6 +157,9 @@ impl Check<'_> {
         let place = &self.site.place;
         if last.is_some_and(|last| last.open) && !self.result.busy {
             self.problem("record", format!("a deployment was interrupted: mc_project recover {}", place.name()));
+        }
+        if let Err(error) = history::read(place, None) {
+            self.problem("record", error.one_line());
         }
         let current = fs::link_target(&place.current()).map(|target| target.display().to_string());
         let serving = self.result.serves.clone();

@@ -47,8 +47,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// # Errors
 /// If the seal does not fit, or it is another record.
 pub fn understood<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let json = unsealed(bytes).ok_or_else(|| Error::failed("it is damaged: its seal does not fit"))?;
-    serde_json::from_slice(&json).context(|| "it is damaged, or is another record".to_string())
+    let json = unsealed(bytes).ok_or_else(|| Error::failed("its seal does not fit"))?;
+    serde_json::from_slice(&json).context(|| "it is another record".to_string())
 }
 
 /// The JSON of an object with its checksum as the last key.
