@@ -148,7 +148,7 @@ fn run_of(world: &World) -> Tree {
 }
 
 /// Waits until nobody works on the project; what is recorded of it may be damaged.
-fn wait_for_lock(world: &World) {
+pub fn wait_for_lock(world: &World) {
     let lock = world.project("shop").join("state/lock");
     wait_until("the lock is free", || std::fs::File::open(&lock).map_or(true, |file| file.try_lock().is_ok()));
 }

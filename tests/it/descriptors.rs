@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::bit_rot::wait_for_lock;
 use crate::support::{self, Finished, Record, World};
 
 #[test]
@@ -18,7 +19,8 @@ fn a_push_with_too_few_descriptors_is_refused_or_done() {
         let mut command: Command = world.home().command("prlimit");
         command.arg(format!("--nofile={count}:{count}")).arg("git").args(push.get_args()).current_dir(work.dir());
         let pushed = Finished::of(command);
-        world.settle("shop");
+        // Not until it is recorded that it ended: that may not have been possible.
+        wait_for_lock(&world);
         // What could not even be recorded is finished by the next command.
         let recovered = world.mc(&["recover", "shop"]);
         record.other += usize::from(!matches!(recovered.exit_code(), Some(0 | 1)));
