@@ -23,10 +23,17 @@ impl Hash {
     /// Whatever reading or writing says.
     pub fn copying(from: &mut dyn Read, to: &mut dyn Write) -> std::io::Result<(Self, u64)> {
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0_u8; 128 * 1024];
+        // Most files are small: a large buffer for each costs more than they do.
+        let (mut small, mut large) = ([0_u8; 8 * 1024], Vec::new());
         let mut total = 0;
         loop {
-            let count = match from.read(&mut buffer) {
+            let buffer = if total < small.len() as u64 {
+                small.as_mut_slice()
+            } else {
+                large.resize(128 * 1024, 0);
+                large.as_mut_slice()
+            };
+            let count = match from.read(buffer) {
                 Ok(0) => return Ok((Self(*hasher.finalize().as_bytes()), total)),
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,

@@ -1,5 +1,6 @@
 //! Trees: what they consist of, how one becomes another, and where contents are kept.
 
+pub mod archive;
 pub mod cost;
 pub mod deliverable;
 pub mod drift;
@@ -7,6 +8,7 @@ pub mod hash;
 pub mod incoming;
 pub mod layout;
 pub mod manifest;
+pub mod ordered;
 pub mod release;
 pub mod scan;
 pub mod snapshot;

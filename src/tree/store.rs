@@ -100,6 +100,33 @@ impl Store {
         })
     }
 
+    /// Takes a content in that must have this digest: whether it is new here, or `None` if it has another one. Several
+    /// threads may bring the same.
+    ///
+    /// # Errors
+    /// If reading or writing fails; nothing is left behind then.
+    pub fn add_expected(&self, from: &mut dyn Read, hash: &Hash) -> Result<Option<bool>> {
+        let temp = self.temp_name();
+        let mut file = self.dir.create_file(&temp, 0o600)?;
+        let mut add = || -> Result<Option<bool>> {
+            let (found, _) = Hash::copying(from, &mut file)
+                .context(|| format!("cannot write into {}", self.dir.path().display()))?;
+            if found != *hash {
+                return Ok(None);
+            }
+            match self.dir.rename_new(&temp, &self.dir, &hex_path(hash)) {
+                Ok(()) => Ok(Some(true)),
+                Err(error) if error.errno() == Some(nix::libc::EEXIST) => Ok(Some(false)),
+                Err(error) => Err(error),
+            }
+        };
+        let added = add();
+        if !matches!(added, Ok(Some(true))) {
+            let _ = self.dir.unlink(&temp);
+        }
+        added
+    }
+
     /// Moves a file of a tree into the pool, where it costs no new space. `hash` is its content, and `stamp` its inode and
     /// status-change time when that was identified, where they are known.
     ///
@@ -251,6 +278,12 @@ impl<'a> Held<'a> {
         Ok(is_copied)
     }
 
+    /// Reads a content into `bytes`; `false` if it is not there any more.
+    fn read(&self, (path, size): (&TreePath, u64), hash: &Hash, bytes: &mut Vec<u8>) -> Result<bool> {
+        let Ok((file, meta)) = self.dir.open_examined(path.as_path()) else { return Ok(false) };
+        Ok(meta.size == size && read_verified(file, size, hash, bytes)?)
+    }
+
     fn has(&self, (path, _): (&TreePath, u64)) -> Result<bool> {
         Ok(self.dir.stat(path.as_path())?.is_some_and(|meta| meta.kind == FileKind::File))
     }
@@ -388,15 +421,41 @@ impl<'a> Supply<'a> {
         parent.hold_open(temp, out)
     }
 
+    /// The content of a small file as bytes, verified.
+    ///
+    /// # Errors
+    /// If no source has it undamaged.
+    pub fn bytes_of(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let hash = entry.hash().ok_or_else(|| Error::bug("only files have contents"))?;
+        let mut bytes = Vec::new();
+        if let Some((file, meta)) = self.store.get_examined(&hash)?
+            && read_verified(file, meta.size, &hash, &mut bytes)?
+        {
+            return Ok(bytes);
+        }
+        for held in &self.held {
+            if let Some(found) = held.at(&hash, &entry.path)
+                && held.read(found, &hash, &mut bytes)?
+            {
+                return Ok(bytes);
+            }
+        }
+        self.bytes_through_file(&hash, Some(entry))
+    }
+
     /// A small content as bytes, verified.
     ///
     /// # Errors
     /// If no source has it undamaged.
     pub fn bytes(&self, hash: &Hash) -> Result<Vec<u8>> {
+        self.bytes_through_file(hash, None)
+    }
+
+    fn bytes_through_file(&self, hash: &Hash, entry: Option<&Entry>) -> Result<Vec<u8>> {
         let temp = self.store.temp_name();
         let mut file = self.store.dir.create_file(&temp, 0o600)?;
         self.store.dir.unlink(&temp)?;
-        self.copy(hash, &mut file)?;
+        self.copy_of(hash, entry, &mut file)?;
         rewind_to_read(&mut file)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).context(|| format!("cannot read content {hash}"))?;
@@ -480,6 +539,13 @@ fn copy_verified(from: &mut File, size: u64, to: &mut File, hash: &Hash) -> Resu
     }
     let (found, _) = Hash::copying(&mut from.take(size.saturating_add(1)), to).context(doing)?;
     Ok(found == *hash)
+}
+
+/// Reads at most `size` bytes into `bytes`, in place of what was there, and compares the digest.
+fn read_verified(from: File, size: u64, hash: &Hash, bytes: &mut Vec<u8>) -> Result<bool> {
+    bytes.clear();
+    from.take(size.saturating_add(1)).read_to_end(bytes).context(|| format!("cannot read content {hash}"))?;
+    Ok(Hash::of(bytes) == *hash)
 }
 
 fn hex_path(hash: &Hash) -> PathBuf {

@@ -315,9 +315,9 @@ fn an_archive_that_changes_while_it_is_read_is_refused_and_one_that_is_replaced_
     let archive = found.file("tar.zst");
     let good = std::fs::read(&archive).unwrap();
     // Replaced by another file under the same name: what was opened is what counts.
-    let replaced = std::cell::Cell::new(false);
+    let replaced = std::sync::atomic::AtomicBool::new(false);
     let wants = |_: &Hash| {
-        if !replaced.replace(true) {
+        if !replaced.swap(true, std::sync::atomic::Ordering::SeqCst) {
             std::fs::write(temp.path().join("other"), "other").unwrap();
             std::fs::rename(temp.path().join("other"), &archive).unwrap();
         }
@@ -330,16 +330,16 @@ fn an_archive_that_changes_while_it_is_read_is_refused_and_one_that_is_replaced_
         std::fs::create_dir(&into).unwrap();
         let store = Store::open(&into).unwrap();
         std::fs::write(&archive, &good).unwrap();
-        let changed = std::cell::Cell::new(false);
+        let changed = std::sync::atomic::AtomicBool::new(false);
         let wants = |_: &Hash| {
-            if !changed.replace(true) {
+            if !changed.swap(true, std::sync::atomic::Ordering::SeqCst) {
                 let file = std::fs::OpenOptions::new().write(true).open(&archive).unwrap();
                 std::os::unix::fs::FileExt::write_all_at(&file, b"evil", path as u64).unwrap();
             }
             Ok(true)
         };
         let result = found.unpack(&statement, &manifest, &store, Limits::default(), &wants);
-        assert!(changed.get() && result.is_err(), "changed at {path}");
+        assert!(changed.into_inner() && result.is_err(), "changed at {path}");
         for hash in store.list().unwrap() {
             let bytes = std::fs::read(into.join(hash.hex())).unwrap();
             assert_eq!(Hash::of(&bytes), hash, "the store holds nothing under a wrong name");

@@ -21,6 +21,8 @@ const MOST_ATTRIBUTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Hold {
     fd: OwnedFd,
+    /// Whether the descriptor is one of a file that is open: it can be asked itself then.
+    is_open: bool,
     meta: Meta,
     path: PathBuf,
 }
@@ -35,7 +37,7 @@ impl Dir {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = open_beneath(self.fd.as_fd(), rel, flags, Mode::empty()).map_err(|e| fail("open", &path, e))?;
         let meta = stat_fd(fd.as_fd(), &path)?;
-        Ok(Hold { fd, meta, path })
+        Ok(Hold { fd, is_open: false, meta, path })
     }
 
     /// Takes hold of a file that is open already.
@@ -45,7 +47,7 @@ impl Dir {
     pub fn hold_open(&self, name: &Path, file: File) -> Result<Hold> {
         let (fd, path) = (OwnedFd::from(file), self.path.join(name));
         let meta = stat_fd(fd.as_fd(), &path)?;
-        Ok(Hold { fd, meta, path })
+        Ok(Hold { fd, is_open: true, meta, path })
     }
 }
 
@@ -87,8 +89,9 @@ impl Hold {
         if self.meta.kind == FileKind::Symlink {
             return Ok(());
         }
-        rfs::chmod(self.magic().as_str(), Mode::from_raw_mode(mode & 0o7777))
-            .map_err(|e| fail("set the mode of", &self.path, e))
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        let set = if self.is_open { rfs::fchmod(&self.fd, mode) } else { rfs::chmod(self.magic().as_str(), mode) };
+        set.map_err(|e| fail("set the mode of", &self.path, e))
     }
 
     /// Sets the modification time, in nanoseconds since the epoch. The access time is left alone.
@@ -119,8 +122,11 @@ impl Hold {
         let path = self.magic();
         let failed = |e| fail("read the attributes of", &self.path, e);
         let mut list = vec![0_u8; 1024];
+        let ask = |list: &mut [u8]| {
+            if self.is_open { rfs::flistxattr(&self.fd, list) } else { rfs::listxattr(path.as_str(), list) }
+        };
         let size = loop {
-            match rfs::listxattr(path.as_str(), list.as_mut_slice()) {
+            match ask(list.as_mut_slice()) {
                 Ok(size) => break size,
                 Err(Errno::RANGE) if list.len() < 1024 * 1024 => list.resize(list.len() * 8, 0),
                 Err(Errno::NOTSUP) => return Ok(Vec::new()),
