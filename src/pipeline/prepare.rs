@@ -316,9 +316,6 @@ impl Draft<'_> {
 
     /// What the spare is and what must be done to it; a witness that is damaged is replaced by a walk.
     fn plan_candidate(&mut self, manifest: &Manifest) -> Result<(Seen, Plan)> {
-        if self.spare_in_use && self.is_proven {
-            self.spare = Some(self.walk_spare());
-        }
         let seen = self.proven_spare()?;
         match Plan::new(&seen.told, manifest) {
             Ok(plan) => Ok((seen, plan)),
@@ -339,7 +336,10 @@ impl Draft<'_> {
             manifest.inherit_times(&live.manifest)?;
         }
         let (spare, run) = (Dir::open_real(&place.spare())?, Dir::open_real(&place.run())?);
-        self.warn_of_users(&spare)?;
+        // Who proved it saw that nobody has it open, and its path is nobody's way in.
+        if !self.is_proven {
+            self.warn_of_users(&spare)?;
+        }
         let (Seen { told: actual, witness }, plan) = self.plan_candidate(&manifest)?;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];
