@@ -118,7 +118,8 @@ impl Node {
 
     fn restore(&self) {
         let root = self.world.root();
-        std::fs::remove_dir_all(&root).unwrap();
+        // What is sent after a deployment may still be written while we remove.
+        wait_until("the node is removed", || std::fs::remove_dir_all(&root).is_ok() || !root.exists());
         copy(&self.saved, &root);
     }
 
