@@ -28,6 +28,7 @@ use crate::sys::error::Result;
 use crate::sys::escape;
 use crate::sys::keys::ReleaseKey;
 use crate::sys::path::TreePath;
+use crate::sys::sync as durable;
 use crate::sys::{fault, fs, process};
 use crate::tree::deliverable::{Deliverable, Packing};
 use crate::tree::drift::Drift;
@@ -584,6 +585,8 @@ pub fn sweep(site: &Site, live: Option<&Live>, spare: Option<&Manifest>) -> Resu
         for hash in missing {
             let copied = store.add_with(|file| {
                 supply.copy(&hash, file).map_err(|_| std::io::Error::other("lost"))?;
+                // Nothing after this syncs it: a power cut would leave an empty file under the name of the content.
+                durable::whole(&*file)?;
                 Ok((hash, 0))
             });
             if copied.is_err() {

@@ -11,6 +11,9 @@ use crate::sys::{fs, mount};
 /// Where the pillar's contents lie while `pillar/` is checked out, below `build/`.
 pub const PILLAR_STORE: &str = "pillar-store";
 
+/// How the names of git's locks end.
+const LOCK: &str = ".lock";
+
 /// Removes files that were never renamed to their names, and what was made to try something out.
 ///
 /// # Errors
@@ -33,6 +36,13 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
             fs::remove_file(&releases.join(name))?;
         } else if name.ends_with(".tar.zst.content") {
             Dir::open(&releases)?.remove_tree(Path::new(&name))?;
+        }
+    }
+    // Refs that only we write, and only under the lock that we hold: nobody else's lock of them is alive.
+    for refs in ["refs/notes", "refs/deploys", "refs/deploys/kept"] {
+        let dir = place.git_project().join(refs);
+        for name in fs::names(&dir)?.iter().filter(|name| name.ends_with(LOCK)) {
+            fs::remove_file(&dir.join(name))?;
         }
     }
     let build = place.build();
@@ -63,10 +73,11 @@ pub fn remove_refs_in_flight(site: &Site) -> Result<()> {
     }
     let repo = site.repo()?;
     for name in names {
-        if name.ends_with(".lock") {
+        if name.ends_with(LOCK) {
             fs::remove_file(&dir.join(name))?;
         } else {
-            repo.delete_ref(&format!("{DIR}/{name}").parse()?)?;
+            // Not deleted like any other ref: a power cut may have left it empty.
+            repo.let_go(&format!("{DIR}/{name}").parse()?)?;
         }
     }
     Ok(())

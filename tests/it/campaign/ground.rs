@@ -195,6 +195,10 @@ pub fn users_of(root: &Path) -> Vec<i32> {
 
 fn is_user(root: &Path, pid: i32) -> bool {
     let at = PathBuf::from(format!("/proc/{pid}"));
+    // A child of this test that has not become its program yet.
+    if std::fs::read_link(at.join("exe")).ok() == std::env::current_exe().ok() {
+        return false;
+    }
     let leads_below = |link: PathBuf| std::fs::read_link(link).is_ok_and(|to| to.starts_with(root));
     let fds = std::fs::read_dir(at.join("fd")).into_iter().flatten().flatten();
     leads_below(at.join("cwd")) || fds.map(|fd| fd.path()).any(leads_below)
