@@ -70,7 +70,7 @@ fn words(path: &str) -> String {
 /// What a failed deployment keeps on purpose, for whoever looks for the reason.
 fn is_kept(name: &str) -> bool {
     // A mail that the fault hit waits for its next try.
-    if name.starts_with("state/spool/") && name.ends_with(".json") {
+    if name.starts_with("state/spool/") && Path::new(name).extension().is_some_and(|end| end == "json") {
         return true;
     }
     [
