@@ -5,18 +5,20 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::activate::RestorePoint;
+use super::activate::{RestorePoint, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::RECIPE;
 use super::site::Site;
 use super::{binding, clone, parking};
-use crate::project::ids::DeploymentId;
+use crate::project::ids::{DeploymentId, ObjectId, RefName};
 use crate::project::mode::Mode;
+use crate::project::outcome::Serving;
 use crate::project::recipe::Recipe;
-use crate::report::history;
 use crate::report::ledger::Last;
+use crate::report::{history, notes};
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
+use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
 use crate::sys::{fs, lock};
 use crate::tree::deliverable::Deliverable;
@@ -42,7 +44,7 @@ pub struct Verified {
     /// The project.
     pub project: String,
     /// What serves.
-    pub serves: Option<crate::project::outcome::Serving>,
+    pub serves: Option<Serving>,
     /// Whether somebody deploys at this moment: then what is half done is no problem.
     pub busy: bool,
     /// What does not fit.
@@ -158,8 +160,14 @@ impl Check<'_> {
         if last.is_some_and(|last| last.open) && !self.result.busy {
             self.problem("record", format!("a deployment was interrupted: mc_project recover {}", place.name()));
         }
-        if let Err(error) = history::read(place, None) {
-            self.problem("record", error.one_line());
+        match history::read(place, None) {
+            Err(error) => self.problem("record", error.one_line()),
+            Ok(entries) => {
+                let lacks = |serving: &Serving| entries.iter().all(|entry| entry.id != serving.id);
+                if self.result.serves.as_ref().is_some_and(lacks) {
+                    self.problem("record", "what serves is not in the history: it was cut short".into());
+                }
+            }
         }
         let current = fs::link_target(&place.current()).map(|target| target.display().to_string());
         let serving = self.result.serves.clone();
@@ -171,15 +179,25 @@ impl Check<'_> {
         if named != serving.map(|serving| serving.commit) {
             self.problem("record", format!("refs/deploys/current is {named:?}"));
         }
-        // git takes no push while one of its refs names nothing.
-        for (name, id) in repo.refs("refs/deploys/")? {
-            if repo.peel_to_commit(&id)?.is_none() {
-                self.problem("record", format!("{name} names {}, which is not there", id.short()));
-            }
+        for name in [notes::LAST_GOOD, notes::LAST_FAILED, "refs/notes/deploys"] {
+            self.reference(&repo, &name.parse()?, None)?;
         }
         let inflight = repo.refs("refs/deploys/inflight/")?;
         if !self.result.busy && !inflight.is_empty() {
             self.problem("litter", format!("{} refs of deployments in flight", inflight.len()));
+        }
+        Ok(())
+    }
+
+    /// A ref of ours, if it is there, names a commit that is there: this one, if one is expected. Git takes no push while one
+    /// of its refs names nothing, and leaves out of its lists those that are damaged.
+    fn reference(&mut self, repo: &Repo, name: &RefName, expected: Option<&ObjectId>) -> Result<()> {
+        match repo.read_ref(name) {
+            Err(error) => self.problem("record", error.one_line()),
+            Ok(Some(id)) if expected.is_some_and(|expected| *expected != id) || repo.peel_to_commit(&id)?.is_none() => {
+                self.problem("record", format!("{name} names {}, which is not what was deployed", id.short()));
+            }
+            Ok(_) => {}
         }
         Ok(())
     }
@@ -226,7 +244,9 @@ impl Check<'_> {
             if missing > 0 {
                 self.problem("release", format!("{id}: {missing} contents are missing"));
             }
-            if !manifest.has_digest(&releases.provenance(&id)?.tree_digest) {
+            let provenance = releases.provenance(&id)?;
+            self.reference(&self.site.repo()?, &kept_ref(&id)?, Some(&provenance.commit))?;
+            if !manifest.has_digest(&provenance.tree_digest) {
                 self.problem("release", format!("{id}: the manifest is not the one that was deployed"));
             }
         }

@@ -272,7 +272,7 @@ fn case(node: &Node, path: &Path, damage: &Damage, record: &mut Record) -> Vec<S
     }
 
     // With the file repaired the node is whole again.
-    let still_bad = std::fs::read(path).ok() == bad;
+    let still_bad = std::fs::read(path).ok() == bad && path.parent().is_some_and(Path::exists);
     if still_bad {
         std::fs::write(path, &good).unwrap();
         std::fs::set_permissions(path, mode).unwrap();
