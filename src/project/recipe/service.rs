@@ -414,11 +414,11 @@ mod tests {
     use super::*;
     use crate::project::recipe::{FILE, Recipe};
 
-    fn services(text: &str) -> Vec<Service> {
+    pub fn services(text: &str) -> Vec<Service> {
         Recipe::parse(FILE, format!("services:\n{text}").as_bytes()).unwrap().services
     }
 
-    fn refusal(text: &str) -> String {
+    pub fn refusal(text: &str) -> String {
         let error = Recipe::parse(FILE, format!("services:\n{text}").as_bytes()).unwrap_err();
         format!("{}; {}", error.message(), error.hint_text().unwrap_or_default())
     }

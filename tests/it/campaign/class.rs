@@ -35,3 +35,9 @@ impl Class {
         self.found
     }
 }
+
+/// Whether all promises were kept; `found` are the texts of what was broken.
+#[track_caller]
+pub fn assert_kept(found: &[String]) {
+    assert!(found.is_empty(), "{} broken promises:\n{}", found.len(), found.join("\n"));
+}

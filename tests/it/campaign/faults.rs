@@ -2,7 +2,7 @@
 
 use super::calls::{Call, Fault, Order};
 use super::check::Broken;
-use super::class::Class;
+use super::class::{Class, assert_kept};
 use super::ground::{Kind, can_mount};
 use super::stage::{Scenario, Stage};
 use crate::support::{sample, times};
@@ -27,7 +27,7 @@ fn campaign(scenario: Scenario) {
         found.extend(faults(&stage, errno, Fault::Error(errno), wanted));
     }
     found.extend(second_faults(&stage));
-    assert!(found.is_empty(), "{} broken promises:\n{}", found.len(), found.join("\n"));
+    assert_kept(&found);
 }
 
 /// One fault at each of the sampled places.

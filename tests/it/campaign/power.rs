@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::check::{Broken, Finding};
-use super::class::Class;
+use super::class::{Class, assert_kept};
 use super::disk::{Disk, Entry};
 use super::ground::{Kind, can_mount, run};
 use super::stage::{Scenario, Stage, run_to_end};
@@ -180,7 +180,7 @@ fn campaign(scenario: Scenario, kind: Kind, wanted: usize) {
         class.record.control = Some(control(&stage, is_busy, wanted));
         found.extend(class.end());
     }
-    assert!(found.is_empty(), "{} broken promises:\n{}", found.len(), found.join("\n"));
+    assert_kept(&found);
 }
 
 /// The same without our syncs: how many of the cuts were found out.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::calls::{Call, Fault, Held};
-use super::class::Class;
+use super::class::{Class, assert_kept};
 use super::ground::{Kind, can_mount, run, users_of};
 use super::stage::{DEADLINE, Scenario, Stage};
 use crate::support::{kill_9, sample};
@@ -74,7 +74,7 @@ fn shutdowns(scenario: Scenario, kind: Kind, wanted: usize) {
         class.add(&what, true, &stage.aftermath(None));
     }
     let found = class.end();
-    assert!(found.is_empty(), "{} broken promises:\n{}", found.len(), found.join("\n"));
+    assert_kept(&found);
 }
 
 /// An error makes the file system read-only while a deployment runs, which ends and says so; after a remount it is whole.
@@ -98,7 +98,7 @@ fn read_only(scenario: Scenario, wanted: usize) {
         class.add(&what, true, &stage.aftermath(Some(ended)));
     }
     let found = class.end();
-    assert!(found.is_empty(), "{} broken promises:\n{}", found.len(), found.join("\n"));
+    assert_kept(&found);
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! A real mail server (aiosmtpd) with STARTTLS and login, and a certificate of its own authority.
 
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{Finished, Home, Mail, World, free_port, wait_until};
+use super::{Finished, Home, Mail, PythonServer, World, free_port};
 
 /// The version that these tests were written with.
 const AIOSMTPD: &str = "aiosmtpd==1.4.6";
@@ -35,11 +34,7 @@ pub struct Received {
 }
 
 /// The server; it ends when this value goes away. The login is `mc`, its password [`Smtpd::PASSWORD`].
-pub struct Smtpd {
-    child: Child,
-    port: u16,
-    dir: PathBuf,
-}
+pub struct Smtpd(PythonServer);
 
 impl Smtpd {
     /// The right password.
@@ -60,49 +55,28 @@ impl Smtpd {
     /// Starts the server at this port.
     #[track_caller]
     pub fn start_at(world: &World, port: u16, tls: &str) -> Self {
-        let dir = world.home().path("smtpd");
-        std::fs::create_dir(&dir).unwrap();
-        make_certificate(world.home(), &dir);
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new(PYTHON.join("bin/python"))
-            .env_clear()
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/smtpd.py"))
-            .args([&dir, Path::new(&port.to_string()), Path::new(Self::PASSWORD), Path::new(tls)])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let server = Self { child, port, dir };
-        wait_until("the mail server listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        server
+        let python = PYTHON.join("bin/python");
+        Self(PythonServer::start(world, "smtpd", (&python, "smtpd.py"), port, [Self::PASSWORD, tls]))
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port()
     }
 
     /// The certificate of the authority that signed the server's.
     pub fn authority(&self) -> PathBuf {
-        self.dir.join("ca.pem")
+        self.0.authority()
     }
 
     /// Everything that was received, in order.
     #[track_caller]
     pub fn received(&self) -> Vec<Received> {
-        let Ok(text) = std::fs::read_to_string(self.dir.join("mails.jsonl")) else { return Vec::new() };
+        let Ok(text) = std::fs::read_to_string(self.0.dir().join("mails.jsonl")) else { return Vec::new() };
         text.lines()
             .map(|line| serde_json::from_str::<Taken>(line).unwrap())
             .map(|t| Received { from: t.from, to: t.to, tls: t.tls, mail: Mail::read(t.data) })
             .collect()
-    }
-}
-
-impl Drop for Smtpd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,13 +1,10 @@
 //! A real web server that takes webhooks and verifies their signatures in another language.
 
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use serde::Deserialize;
 
-use super::smtpd::make_certificate;
-use super::{World, free_port, wait_until};
+use super::{PythonServer, World, free_port};
 
 /// A webhook as the server got it.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,60 +27,34 @@ pub struct Hook {
 }
 
 /// The server; it ends when this value goes away.
-pub struct Webhookd {
-    child: Child,
-    port: u16,
-    dir: PathBuf,
-}
+pub struct Webhookd(PythonServer);
 
 impl Webhookd {
     /// Starts a server of this name that knows this secret; `scheme` is http or https.
     #[track_caller]
     pub fn start(world: &World, name: &str, secret: &str, scheme: &str) -> Self {
-        let dir = world.home().path(name);
-        std::fs::create_dir(&dir).unwrap();
-        make_certificate(world.home(), &dir);
-        let port = free_port();
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new("/usr/bin/python3")
-            .env_clear()
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/webhookd.py"))
-            .args([&dir, Path::new(&port.to_string()), Path::new(secret), Path::new(scheme)])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let server = Self { child, port, dir };
-        wait_until("the web server listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        server
+        let program = (Path::new("/usr/bin/python3"), "webhookd.py");
+        Self(PythonServer::start(world, name, program, free_port(), [secret, scheme]))
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port()
     }
 
     /// The certificate of the authority that signed the server's.
     pub fn authority(&self) -> PathBuf {
-        self.dir.join("ca.pem")
+        self.0.authority()
     }
 
     /// What is answered from now on: a status, and where a redirection leads to.
     pub fn answer(&self, text: &str) {
-        std::fs::write(self.dir.join("answer"), text).unwrap();
+        std::fs::write(self.0.dir().join("answer"), text).unwrap();
     }
 
     /// Everything that came, in order.
     pub fn hooks(&self) -> Vec<Hook> {
-        let Ok(text) = std::fs::read_to_string(self.dir.join("hooks.jsonl")) else { return Vec::new() };
+        let Ok(text) = std::fs::read_to_string(self.0.dir().join("hooks.jsonl")) else { return Vec::new() };
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-impl Drop for Webhookd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

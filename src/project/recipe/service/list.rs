@@ -100,17 +100,7 @@ impl<'de> Deserialize<'de> for Shaped {
 
 #[cfg(test)]
 mod tests {
-    use crate::project::recipe::service::Service;
-    use crate::project::recipe::{FILE, Recipe};
-
-    fn services(text: &str) -> Vec<Service> {
-        Recipe::parse(FILE, format!("services:\n{text}").as_bytes()).unwrap().services
-    }
-
-    fn refusal(text: &str) -> String {
-        let error = Recipe::parse(FILE, format!("services:\n{text}").as_bytes()).unwrap_err();
-        format!("{}; {}", error.message(), error.hint_text().unwrap_or_default())
-    }
+    use super::super::tests::{refusal, services};
 
     #[test]
     fn two_services_have_no_port_in_common() {
