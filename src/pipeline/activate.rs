@@ -265,7 +265,7 @@ impl Draft<'_> {
         if self.spare_in_use {
             // Somebody could still write there: the proof is repeated now, after the old services stopped.
             let spare = Dir::open_real(&place.spare())?;
-            let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
+            let witness_path = witness::path_of(place, &spare)?;
             let witness = Witness::open_or_read(&witness_path);
             let proven = prove(&spare, self.site.own, &self.candidate()?.manifest, witness.as_ref())?;
             witness::record(&witness_path, &spare, proven, witness)?;
@@ -425,7 +425,7 @@ pub fn make_run(site: &Site, manifest: &Manifest, failed: Option<&FailedFiles<'_
     let place = &site.place;
     let (run, spare, store) =
         (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?, Store::open(&place.store())?);
-    let witness_path = place.witness(&run.stat_self()?.ino.to_string());
+    let witness_path = witness::path_of(place, &run)?;
     let witness = Witness::open_or_read(&witness_path);
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
     let spare_now = identify(&spare, site.own, None, &|_| true)?;

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
-use super::draft::{Draft, Goal, Seen, Version};
+use super::draft::{Draft, Goal, Seen, Spare, Version};
 use super::halt::{Halt, Step};
 use super::listing::{Listing, changed};
 use super::site::Site;
@@ -23,9 +23,9 @@ use crate::sys::git::{
 };
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
-use crate::tree::manifest::{Content, Entry, Manifest, Stamp};
+use crate::tree::manifest::{Content, Entry, Manifest, Stamp, differing};
 use crate::tree::release::Releases;
-use crate::tree::scan::{Identified, Own, identify};
+use crate::tree::scan::{Own, identify};
 use crate::tree::store::{Held, Origin, Store, Supply};
 use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal_changes};
 use crate::tree::witness::{self, Witness};
@@ -115,10 +115,27 @@ impl Draft<'_> {
         let Some(base) = base else { return Ok(with_directories(files, now)?) };
         let is_taken = |file: &&Entry| !version.recipe.exclude.matches(&file.path, false);
         let taken: Vec<Entry> = files.iter().filter(is_taken).cloned().collect();
-        let source = changed(&base, &taken, &removed, now)?;
+        let changed = changed(&base, &taken, &removed, now);
+        let intact = changed.as_ref().map_or_else(|_| base.intact(), |source| self.read_in_advance(source));
+        if intact.is_err() {
+            // The record that the change stands on is damaged: the commit alone says what its tree is.
+            return self.source(version, store);
+        }
+        let source = changed?;
         self.refuse_empty(version, source.is_empty())?;
         self.project_changes = Some((files, removed));
         Ok(source)
+    }
+
+    /// Reads of a tree what the candidate needs of it: where the trees that are there differ from it.
+    fn read_in_advance(&self, source: &Manifest) -> Result<()> {
+        let spare = match &self.spare {
+            Some(Spare::Known(seen)) => Some(&seen.told.manifest),
+            _ => None,
+        };
+        let live = self.live.as_ref().map(|live| &live.manifest);
+        spare.into_iter().chain(live).for_each(|tree| differing(tree, source).for_each(drop));
+        source.intact()
     }
 
     /// Lists all files of a commit; submodules are refused unless the recipe allows them.
@@ -213,16 +230,16 @@ fn change_project(
 ) -> Result<Option<usize>> {
     let path = site.place.project();
     let (tree, own) = (Dir::open_real(&path)?, site.own_at(&path));
-    let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
+    let witness_path = witness::path_of(&site.place, &tree)?;
     let Some(witness) = Witness::open(&witness_path) else { return Ok(None) };
-    let actual = Identified { manifest: witness.manifest().clone(), ..Identified::default() };
+    let Seen { told: actual, witness } = Seen::proven(witness);
     let wanted = changed(&actual.manifest, files, removed, now_ns());
     let plan = wanted.and_then(|wanted| Ok((Plan::new(&actual, &wanted)?, wanted)));
     // Damaged: the tree is walked instead.
     let Ok((plan, wanted)) = plan else { return Ok(None) };
     apply(&Target { tree: &tree, own, point: "checkout.project" }, &plan, supply, &Keeping::default())?;
     let sealed = seal_changes(&tree, own, &actual.manifest, &plan, &wanted)?;
-    witness::record(&witness_path, &tree, sealed, Some(witness))?;
+    witness::record(&witness_path, &tree, sealed, witness)?;
     Ok(Some(plan.files()))
 }
 
@@ -254,7 +271,7 @@ pub fn sync_tree(
 /// If it cannot be read.
 pub fn seen(site: &Site, path: &Path) -> Result<Seen> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
-    let witness = Witness::open_or_read(&site.place.witness(&tree.stat_self()?.ino.to_string()));
+    let witness = Witness::open_or_read(&witness::path_of(&site.place, &tree)?);
     Ok(Seen { told: identify(&tree, own, witness.as_ref(), &|_| true)?, witness })
 }
 
@@ -270,7 +287,7 @@ pub fn sync_seen(
     (supply, point): (&mut Supply<'_>, &'static str),
 ) -> Result<usize> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
-    let witness_path = site.place.witness(&tree.stat_self()?.ino.to_string());
+    let witness_path = witness::path_of(&site.place, &tree)?;
     let mut wanted = wanted.clone();
     wanted.inherit_times(&actual.manifest)?;
     let plan = Plan::new(&actual, &wanted)?;
@@ -443,9 +460,7 @@ impl std::io::Write for HashingWriter<'_> {
 pub fn with_directories(files: Vec<Entry>, mtime: i64) -> Result<Manifest> {
     let mut directories: BTreeMap<TreePath, Entry> = BTreeMap::new();
     for file in &files {
-        let mut at = file.path.parent();
-        while let Some(path) = at {
-            at = path.parent();
+        for path in file.path.ancestors() {
             if directories.contains_key(&path) {
                 break;
             }

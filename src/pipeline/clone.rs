@@ -140,10 +140,10 @@ fn in_the_way(run: &Dir, before: &[GitEntry], listing: &[GitEntry]) -> Result<Ve
     let known: HashSet<&TreePath> = before.iter().map(|entry| &entry.path).collect();
     let mut dirs: HashSet<TreePath> = HashSet::new();
     for path in &known {
-        let mut at = path.parent();
-        while let Some(dir) = at.filter(|dir| !dirs.contains(dir)) {
-            at = dir.parent();
-            dirs.insert(dir);
+        for dir in path.ancestors() {
+            if !dirs.insert(dir) {
+                break;
+            }
         }
     }
     let mut found = Vec::new();

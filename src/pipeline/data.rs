@@ -10,7 +10,7 @@ use crate::tree::drift::{Drift, How};
 use crate::tree::manifest::Manifest;
 use crate::tree::scan::identify;
 use crate::tree::snapshot::{Snapshots, wants};
-use crate::tree::witness::Witness;
+use crate::tree::witness::{self, Witness};
 
 /// How many changed paths are named.
 const EXAMPLES: usize = 10;
@@ -26,7 +26,7 @@ pub fn drift_of_run(site: &Site) -> Result<Drift> {
     let repo = site.repo()?;
     let live = live_of(site, &repo)?;
     let run = Dir::open_real(&site.place.run())?;
-    let witness = Witness::open_or_read(&site.place.witness(&run.stat_self()?.ino.to_string()));
+    let witness = Witness::open_or_read(&witness::path_of(&site.place, &run)?);
     let actual = identify(&run, site.own, witness.as_ref(), &|_| true)?;
     let empty = Manifest::default();
     let manifest = live.as_ref().map_or(&empty, |live| &live.manifest);

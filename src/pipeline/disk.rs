@@ -24,7 +24,7 @@ use crate::tree::hash::Hash;
 use crate::tree::release::Releases;
 use crate::tree::scan::identify;
 use crate::tree::snapshot::Snapshots;
-use crate::tree::witness::Witness;
+use crate::tree::witness::{self, Witness};
 
 /// One part of a project.
 #[derive(Debug, Serialize)]
@@ -199,7 +199,7 @@ fn deployments(site: &Site) -> Result<Vec<Kept>> {
     let mut elsewhere: HashSet<Hash> = HashSet::new();
     for tree in [place.spare(), place.cooked()].into_iter().filter(|tree| fs::exists(tree)) {
         let tree = Dir::open_real(&tree)?;
-        let witness = Witness::read(&place.witness(&tree.stat_self()?.ino.to_string()));
+        let witness = Witness::read(&witness::path_of(place, &tree)?);
         elsewhere.extend(identify(&tree, site.own, witness.as_ref(), &|_| true)?.manifest.hashes());
     }
     let wanted: Vec<Wanted> = all.iter().map(|(_, wanted)| wanted.clone()).collect();

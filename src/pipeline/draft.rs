@@ -146,10 +146,8 @@ impl Live {
     /// # Errors
     /// If its record is damaged.
     pub fn load(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
-        let releases = Releases::new(&site.place);
-        let provenance = releases.provenance(&serving.id)?;
-        let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
-        Ok(Self { serving: serving.clone(), manifest: releases.manifest(&serving.id)?, provenance, version })
+        let manifest = Releases::new(&site.place).manifest(&serving.id)?;
+        Ok(Self { manifest, ..Self::open(site, repo, serving)? })
     }
 
     /// As [`Live::load`], without reading the manifest: what makes trees by it finds out whether it is damaged.
@@ -213,6 +211,15 @@ pub struct Seen {
     pub told: Identified,
     /// Its witness, if there was one.
     pub witness: Option<Witness>,
+}
+
+impl Seen {
+    /// A tree that is what its witness says.
+    #[must_use]
+    pub fn proven(witness: Witness) -> Self {
+        let told = Identified { manifest: witness.manifest().clone(), ..Identified::default() };
+        Self { told, witness: Some(witness) }
+    }
 }
 
 /// A deployment in progress.

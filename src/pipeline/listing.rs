@@ -109,12 +109,10 @@ impl Draft<'_> {
 pub fn changed(base: &Manifest, files: &[Entry], removed: &[TreePath], now: i64) -> Result<Manifest> {
     let mut put: BTreeMap<TreePath, Entry> = files.iter().map(|file| (file.path.clone(), file.clone())).collect();
     for file in files {
-        let mut at = file.path.parent();
-        while let Some(path) = at {
+        for path in file.path.ancestors() {
             if put.contains_key(&path) || base.get(&path).is_some_and(Entry::is_dir) {
                 break;
             }
-            at = path.parent();
             put.insert(path.clone(), directory(path, now));
         }
     }
@@ -126,23 +124,9 @@ pub fn changed(base: &Manifest, files: &[Entry], removed: &[TreePath], now: i64)
 
 /// The directories in which nothing is left.
 fn emptied(base: &Manifest, gone: &[TreePath], put: &BTreeMap<TreePath, Entry>) -> BTreeSet<TreePath> {
-    let mut around: BTreeSet<TreePath> = BTreeSet::new();
-    for path in gone {
-        let mut at = path.parent();
-        while let Some(path) = at.filter(|path| !around.contains(path)) {
-            at = path.parent();
-            around.insert(path);
-        }
-    }
+    let around: BTreeSet<TreePath> = gone.iter().flat_map(TreePath::ancestors).collect();
+    let occupied: BTreeSet<TreePath> = put.keys().flat_map(TreePath::ancestors).collect();
     let gone: BTreeSet<&TreePath> = gone.iter().collect();
-    let mut occupied: BTreeSet<TreePath> = BTreeSet::new();
-    for path in put.keys() {
-        let mut at = path.parent();
-        while let Some(path) = at.filter(|path| !occupied.contains(path)) {
-            at = path.parent();
-            occupied.insert(path);
-        }
-    }
     let mut emptied = BTreeSet::new();
     for path in around.into_iter().rev() {
         let is_gone = |entry: &Entry| gone.contains(&entry.path) || emptied.contains(&entry.path);

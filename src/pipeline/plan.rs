@@ -147,6 +147,7 @@ fn changed_files(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) 
     for old in before.entries().filter(|old| old.blob.is_some() && !names.contains(&old.path)) {
         changed.push(format!("  - {}", old.path));
     }
+    before.intact()?;
     let count = changed.len();
     let mut lines = vec![format!("{count} of {} committed files change", listed.len())];
     lines.extend(changed.into_iter().take(NAMED));

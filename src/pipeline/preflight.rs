@@ -34,7 +34,7 @@ use crate::tree::manifest::{Entry, Manifest, differing};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Snapshots;
 use crate::tree::switch;
-use crate::tree::witness::Witness;
+use crate::tree::witness::{self, Witness};
 
 /// The unit in which file systems give out space.
 const BLOCK: u64 = 4096;
@@ -428,7 +428,7 @@ impl Undertaking<'_> {
         let place = &self.site.place;
         let manifest = Releases::new(place).open(id)?;
         let spare = Dir::open_real(&place.spare())?;
-        let witness = Witness::open(&place.witness(&spare.stat_self()?.ino.to_string()));
+        let witness = Witness::open_or_read(&witness::path_of(place, &spare)?);
         let held = witness.map(|witness| witness.manifest().clone()).unwrap_or_default();
         let other = differing(&held, &manifest).filter(|(old, new)| old.map(Entry::hash) != new.map(Entry::hash));
         let other: Vec<&Entry> = other.filter_map(|(_, new)| new).collect();
@@ -470,10 +470,10 @@ impl Undertaking<'_> {
         let live = self.live.map_or(&empty, |live| &live.manifest);
         let mut dirs: HashSet<TreePath> = HashSet::new();
         for file in files {
-            let mut at = file.path.parent();
-            while let Some(path) = at.filter(|path| live.get(path).is_none() && !dirs.contains(path)) {
-                at = path.parent();
-                dirs.insert(path);
+            for path in file.path.ancestors() {
+                if live.get(&path).is_some() || !dirs.insert(path) {
+                    break;
+                }
             }
         }
         let count = dirs.len() as u64;

@@ -202,7 +202,7 @@ impl Draft<'_> {
     /// Takes what the build made into the store and returns the tree at the end of `post_build`.
     fn take_build_in(&mut self, next: &Version, source: &Manifest, tree: &Path, store: &Store) -> Step<Manifest> {
         let dir = Dir::open_real(tree)?;
-        let witness_path = self.site.place.witness(&dir.stat_self()?.ino.to_string());
+        let witness_path = witness::path_of(&self.site.place, &dir)?;
         let witness = Witness::open_or_read(&witness_path);
         let told = identify(&dir, self.site.own, witness.as_ref(), &|_| true)?;
         let mut specials = told.specials.iter().filter(|path| !next.recipe.exclude.matches(path, false));
@@ -297,11 +297,8 @@ impl Draft<'_> {
             return Ok(None);
         }
         let spare = Dir::open_real(&self.site.place.spare())?;
-        let witness = Witness::open(&self.site.place.witness(&spare.stat_self()?.ino.to_string()));
-        Ok(witness.map(|witness| Seen {
-            told: Identified { manifest: witness.manifest().clone(), ..Identified::default() },
-            witness: Some(witness),
-        }))
+        let witness = Witness::open(&witness::path_of(&self.site.place, &spare)?);
+        Ok(witness.map(Seen::proven))
     }
 
     /// Begins to walk the spare.
@@ -309,7 +306,7 @@ impl Draft<'_> {
         let (place, own) = (self.site.place.clone(), self.site.own);
         Spare::Walk(Meanwhile::begin(move || -> Result<Seen> {
             let spare = Dir::open_real(&place.spare())?;
-            let witness = Witness::open_or_read(&place.witness(&spare.stat_self()?.ino.to_string()));
+            let witness = Witness::open_or_read(&witness::path_of(&place, &spare)?);
             Ok(Seen { told: identify(&spare, own, witness.as_ref(), &|_| true)?, witness })
         }))
     }
@@ -362,7 +359,7 @@ impl Draft<'_> {
         } else {
             seal_changes(&spare, self.site.own, &actual.manifest, &plan, &manifest)?
         };
-        let witness_path = place.witness(&spare.stat_self()?.ino.to_string());
+        let witness_path = witness::path_of(&place, &spare)?;
         witness::record(&witness_path, &spare, sealed, witness)?;
         fault::point("candidate.done")?;
         let changed = self.changed_files(&manifest);
@@ -401,7 +398,7 @@ impl Draft<'_> {
             self.step_stage(next, stage, &place)?;
         }
         let spare = Dir::open_real(&path)?;
-        let witness_path = self.site.place.witness(&spare.stat_self()?.ino.to_string());
+        let witness_path = witness::path_of(&self.site.place, &spare)?;
         let witness = Witness::open_or_read(&witness_path);
         let told = identify(&spare, self.site.own, witness.as_ref(), &|_| true)?;
         if let Some(path) = told.specials.first() {
@@ -434,7 +431,9 @@ impl Draft<'_> {
             pusher: self.begin.pusher.clone(),
             made: self.made()?,
         };
-        let before = self.live.as_ref().map(|live| (&live.serving.id, &live.manifest));
+        // Nothing stands on a record that is damaged.
+        let intact = self.live.as_ref().filter(|live| live.manifest.intact().is_ok());
+        let before = intact.map(|live| (&live.serving.id, &live.manifest));
         Releases::new(&self.site.place).save(&provenance, &candidate.manifest, &candidate.built, before)?;
         Dir::open(self.site.place.dir())?.sync_file_system()?;
         Ok(())
@@ -450,10 +449,9 @@ fn with_cache(present: &Manifest, cache: &[TreePath], source: &Manifest) -> Resu
         }
     }
     let mut around = Vec::new();
-    for path in put.keys().filter_map(TreePath::parent) {
-        let mut at = Some(path);
-        while let Some(path) = at.filter(|path| source.get(path).is_none() && !put.contains_key(path)) {
-            at = path.parent();
+    for path in put.keys() {
+        let is_new = |path: &TreePath| source.get(path).is_none() && !put.contains_key(path);
+        for path in path.ancestors().take_while(is_new) {
             around.push(present.get(&path).cloned().unwrap_or_else(|| directory(path, now_ns())));
         }
     }
@@ -522,9 +520,7 @@ fn with_shared(site: &Site, recipe: &Recipe, manifest: Manifest) -> Result<Manif
     let mut dropped = Vec::new();
     for shared in &recipe.shared {
         make_shared(&base, own, &shared.path, shared.is_dir)?;
-        let mut at = shared.path.parent();
-        while let Some(path) = at.filter(|path| manifest.get(path).is_none()) {
-            at = path.parent();
+        for path in shared.path.ancestors().take_while(|path| manifest.get(path).is_none()) {
             put.insert(path.clone(), directory(path, now));
         }
         dropped.extend(manifest.get(&shared.path).map(|entry| entry.path.clone()));

@@ -45,7 +45,7 @@ use crate::tree::witness::{self, Witness};
 /// The most lines that drift takes.
 const DRIFT_LINES: usize = 20;
 /// Where the refs are that keep commits of deployments under way.
-const INFLIGHT: &str = "refs/deploys/inflight";
+pub const INFLIGHT: &str = "refs/deploys/inflight";
 /// How long a deliverable that was fetched is kept although no release needs it.
 const FETCHED_KEPT: Duration = Duration::from_hours(7 * 24);
 
@@ -179,12 +179,6 @@ impl<'a> Settling<'a> {
         if !repo.note(commit)?.is_some_and(|note| note.contains(&marked)) {
             repo.add_note(commit, &notes::line(self.entry))?;
         }
-        // We hold the lock: whatever is in flight besides is what a power cut left.
-        for id in fs::names(&repo.path().join(INFLIGHT))? {
-            if let Ok(id) = id.parse() {
-                repo.let_go(&inflight_ref(&id)?)?;
-            }
-        }
         Ok(())
     }
 
@@ -206,6 +200,7 @@ impl<'a> Settling<'a> {
         let Ok(release) = release else { return Ok(()) };
         let ignore = &self.recipe.ignore_drift;
         let drift = Drift::between(&release, &told, &|path, is_dir| ignore.matches(path, is_dir));
+        release.intact()?;
         if !drift.is_empty() {
             tell_drift(self.telling, &place.archive(&self.begin.id).join("drift"), &before.commit, &drift)?;
             keep_drift(self.site, &self.begin.id, &spare, &release, &drift)?;
@@ -245,7 +240,7 @@ impl<'a> Settling<'a> {
             let keeping = Keeping { store: Some(&store), aside };
             apply(&target, &Plan::new(&told, &wanted)?, &mut supply, &keeping)?;
             let sealed = seal(&spare, site.own, &wanted)?;
-            witness::record(&witness_path(site, &spare)?, &spare, sealed, None)?;
+            witness::record(&witness::path_of(&site.place, &spare)?, &spare, sealed, None)?;
         }
         if let Some(point) = RestorePoint::read(site, &self.begin.id)? {
             let snapshots = Snapshots::new(place, site.own);
@@ -299,11 +294,11 @@ impl<'a> Settling<'a> {
         let Some(serving) = self.outcome.serves.as_ref().filter(|_| self.is_proven) else { return Ok(()) };
         let path = self.site.place.project();
         let tree = Dir::open_real(&path)?;
-        let Some(witness) = Witness::read(&witness_path(self.site, &tree)?) else { return Ok(()) };
+        let Some(witness) = Witness::read(&witness::path_of(&self.site.place, &tree)?) else { return Ok(()) };
         let Ok(proven) = sync::prove(&tree, self.site.own_at(&path), witness.manifest(), Some(&witness)) else {
             return Ok(());
         };
-        witness::record(&witness_path(self.site, &tree)?, &tree, proven, Some(witness))?;
+        witness::record(&witness::path_of(&self.site.place, &tree)?, &tree, proven, Some(witness))?;
         Proof::write(self.site, &serving.id)
     }
 }
@@ -316,26 +311,9 @@ pub fn inflight_ref(id: &DeploymentId) -> Result<crate::project::ids::RefName> {
     format!("{INFLIGHT}/{id}").parse()
 }
 
-/// Deletes the refs of deployments that were under way: under the project's lock nothing is, and one that could not delete
-/// its own would leave it for ever.
-///
-/// # Errors
-/// If the refs cannot be read or written.
-pub fn forget_in_flight(site: &Site) -> Result<()> {
-    let repo = site.repo()?;
-    for (name, _) in repo.refs("refs/deploys/inflight/")? {
-        repo.delete_ref(&name)?;
-    }
-    Ok(())
-}
-
-fn witness_path(site: &Site, tree: &Dir) -> Result<std::path::PathBuf> {
-    Ok(site.place.witness(&tree.stat_self()?.ino.to_string()))
-}
-
 /// Looks at a tree with its witness, and takes a new one.
 fn look(site: &Site, tree: &Dir) -> Result<Identified> {
-    let path = witness_path(site, tree)?;
+    let path = witness::path_of(&site.place, tree)?;
     let witness = Witness::open_or_read(&path);
     let told = identify(tree, site.own, witness.as_ref(), &|_| true)?;
     witness::record(&path, tree, told.manifest.clone(), witness)?;
@@ -408,7 +386,7 @@ pub fn with_contents<T>(
     let mut trees = Vec::new();
     for path in [place.spare(), place.run(), place.build_tree()] {
         let dir = Dir::open_real(&path)?;
-        let witness = Witness::open(&witness_path(site, &dir)?);
+        let witness = Witness::open_or_read(&witness::path_of(&site.place, &dir)?);
         trees.push((dir, witness));
     }
     let held = trees.iter().filter_map(|(dir, witness)| Some(Held::new(dir, witness.as_ref()?.manifest()))).collect();

@@ -2,17 +2,16 @@
 
 use std::path::Path;
 
+use super::settle::{INFLIGHT, inflight_ref};
 use super::site::Site;
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
+use crate::sys::git::remove_locks;
 use crate::sys::{fs, mount};
 
 /// Where the pillar's contents lie while `pillar/` is checked out, below `build/`.
 pub const PILLAR_STORE: &str = "pillar-store";
-
-/// How the names of git's locks end.
-const LOCK: &str = ".lock";
 
 /// Removes files that were never renamed to their names, and what was made to try something out.
 ///
@@ -40,10 +39,7 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
     }
     // Refs that only we write, and only under the lock that we hold: nobody else's lock of them is alive.
     for refs in ["refs/notes", "refs/deploys", "refs/deploys/kept"] {
-        let dir = place.git_project().join(refs);
-        for name in fs::names(&dir)?.iter().filter(|name| name.ends_with(LOCK)) {
-            fs::remove_file(&dir.join(name))?;
-        }
+        remove_locks(&place.git_project(), refs)?;
     }
     let build = place.build();
     for name in fs::names(&build)? {
@@ -63,22 +59,14 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
 ///
 /// # Errors
 /// If one cannot be removed.
-#[allow(clippy::case_sensitive_file_extension_comparisons, reason = "git's locks are lowercase")]
 pub fn remove_refs_in_flight(site: &Site) -> Result<()> {
-    const DIR: &str = "refs/deploys/inflight";
-    let dir = site.place.git_project().join(DIR);
-    let names = fs::names(&dir)?;
+    let names = fs::names(&site.place.git_project().join(INFLIGHT))?;
     if names.is_empty() || Last::read(&site.place)?.is_some_and(|last| last.open || last.needs_person.is_some()) {
         return Ok(());
     }
+    remove_locks(&site.place.git_project(), INFLIGHT)?;
     let repo = site.repo()?;
-    for name in names {
-        if name.ends_with(LOCK) {
-            fs::remove_file(&dir.join(name))?;
-        } else {
-            // Not deleted like any other ref: a power cut may have left it empty.
-            repo.let_go(&format!("{DIR}/{name}").parse()?)?;
-        }
-    }
-    Ok(())
+    // Not deleted like any other ref: a power cut may have left one empty.
+    let refs = names.iter().filter_map(|name| name.parse().ok());
+    refs.into_iter().try_for_each(|id| repo.let_go(&inflight_ref(&id)?))
 }

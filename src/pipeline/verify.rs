@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::activate::{RestorePoint, kept_ref};
 use super::checkout::GitOrigin;
 use super::draft::RECIPE;
+use super::settle::INFLIGHT;
 use super::site::Site;
 use super::{binding, clone, parking};
 use crate::project::ids::{DeploymentId, ObjectId, RefName};
@@ -182,7 +183,7 @@ impl Check<'_> {
         for name in [notes::LAST_GOOD, notes::LAST_FAILED, "refs/notes/deploys"] {
             self.reference(&repo, &name.parse()?, None)?;
         }
-        let inflight = repo.refs("refs/deploys/inflight/")?;
+        let inflight = repo.refs(&format!("{INFLIGHT}/"))?;
         if !self.result.busy && !inflight.is_empty() {
             self.problem("litter", format!("{} refs of deployments in flight", inflight.len()));
         }

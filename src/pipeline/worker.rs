@@ -8,7 +8,7 @@ use super::draft::{Draft, Goal, Live, Version};
 use super::halt::Halt;
 use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
-use super::settle::{Settling, forget_in_flight, inflight_ref};
+use super::settle::{Settling, inflight_ref};
 use super::site::Site;
 use super::{boxes, deploy, editable, outbox, parking, plan, tell, tidy};
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -111,7 +111,6 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
 
 fn nothing_to_do(site: &Site, resumed: &[String]) -> Result<Outcome> {
     refuse_if_person_needed(site)?;
-    forget_in_flight(site)?;
     let serves = site.serves()?;
     Ok(Outcome {
         verdict: Verdict::Unchanged,

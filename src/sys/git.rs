@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 pub use attributes::{AttributeUse, AttributesLine, attribute_uses, attributes_problem, is_lfs_pointer};
 pub use list::{EntryKind, GitEntry, TreeLimits};
+pub use loose::remove_locks;
 pub use object::CommitInfo;
 pub use patch::text_patch;
 pub use program::program_version;

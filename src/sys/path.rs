@@ -85,6 +85,11 @@ impl TreePath {
         memchr::memrchr(b'/', &self.0).map(|i| Self(self.0[..i].into()))
     }
 
+    /// All directories that hold this path, the nearest first.
+    pub fn ancestors(&self) -> impl Iterator<Item = Self> + use<> {
+        std::iter::successors(self.parent(), Self::parent)
+    }
+
     /// This path with one more component.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! whoever asks for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, Scope};
 
 use super::error::{Context, Error, Result};
 
@@ -20,6 +20,16 @@ pub fn side_by_side<T: Send>(works: Vec<impl FnOnce() -> T + Send>) -> Result<Ve
         ended.map(|(work, thread)| thread.map_or_else(|| work.run(), |thread| thread.join().ok()?)).collect()
     });
     done.ok_or_else(|| Error::bug("a thread died"))
+}
+
+/// Starts threads that do this work beside whoever asks; returns how many there are. None may be had: then whoever asks must
+/// do without.
+pub fn helpers<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    count: usize,
+    work: impl Fn() + Clone + Send + 'scope,
+) -> usize {
+    (0..count).filter(|_| Builder::new().spawn_scoped(scope, work.clone()).is_ok()).count()
 }
 
 /// Starts a thread that nobody can do without.

@@ -16,7 +16,7 @@ use super::scan::THREADS;
 use super::store::Supply;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs::{self, File};
-use crate::sys::sync;
+use crate::sys::{sync, threads};
 
 /// zstd level: 3 packs package trees to a fifth at little cost.
 const LEVEL: i32 = 3;
@@ -260,15 +260,13 @@ impl Archive {
         let mut tar = BufReader::with_capacity(128 * 1024, decoder);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let (send, waiting) = sync_channel::<(&Entry, Vec<u8>)>(WAITING);
+        // The threads hold it alone: when they are gone, nothing waits for them.
         let waiting = Arc::new(Mutex::new(waiting));
         let read = std::thread::scope(|scope| {
-            for _ in 0..THREADS {
-                let (waiting, failure) = (Arc::clone(&waiting), &failure);
-                scope.spawn(move || help(&waiting, failure, on_content));
-            }
-            drop(waiting);
+            let failed = &failure;
+            let is_alone = threads::helpers(scope, THREADS, move || help(&waiting, failed, on_content)) == 0;
             let read = read_members(&mut tar, manifest, &mut |entry, content| {
-                if entry.size() > LARGE {
+                if is_alone || entry.size() > LARGE {
                     return on_content(entry, content);
                 }
                 let mut bytes = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(0));

@@ -214,7 +214,7 @@ impl Manifest {
     /// Replaces or adds entries and drops paths; everything else is shared with this manifest.
     ///
     /// # Errors
-    /// As [`Manifest::new`].
+    /// As [`Manifest::new`], and as [`Manifest::intact`].
     pub fn with(&self, put: Vec<Entry>, dropped: &[TreePath]) -> Result<Self> {
         let mut changes: BTreeMap<usize, BTreeMap<TreePath, Option<Entry>>> = BTreeMap::new();
         let paths: Vec<TreePath> = put.iter().map(|entry| entry.path.clone()).collect();
@@ -246,6 +246,8 @@ impl Manifest {
                 }
             }
         }
+        // What was made of a damaged chunk would not tell any more that it lacks something.
+        self.intact()?;
         let manifest = Self { chunks: Arc::new(chunks) };
         manifest.check_changed(&paths, dropped)?;
         manifest.with_leaders()

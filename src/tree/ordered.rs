@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::scan::THREADS;
 use crate::sys::error::{Error, Result};
+use crate::sys::threads;
 
 /// How many results may wait to be taken: what bounds the memory.
 const AHEAD: usize = 2 * THREADS;
@@ -19,22 +20,17 @@ pub fn in_order<T, R: Send>(
     work: impl Fn(T) -> R + Sync,
     mut take: impl FnMut(R) -> Result<()>,
 ) -> Result<()> {
-    let line = Line {
-        state: Mutex::new(State { items, begun: 0, taken: 0, done: BTreeMap::new(), is_over: false, has_died: false }),
-        changed: Condvar::new(),
-    };
+    let line = Line::new(items);
     std::thread::scope(|scope| {
         // However this ends, the threads must hear of it before they are waited for.
         let _end = End(&line);
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                let _end = End(&line);
-                while let Some((number, item)) = line.begin() {
-                    let result = work(item);
-                    line.lock().done.insert(number, result);
-                    line.changed.notify_all();
-                }
-            });
+        let (line, work) = (&line, &work);
+        let help = move || {
+            let _end = End(line);
+            while line.do_one(work) {}
+        };
+        if threads::helpers(scope, THREADS, help) == 0 {
+            return line.alone(work, &mut take);
         }
         while let Some(result) = line.next() {
             take(result)?;
@@ -74,6 +70,11 @@ impl<I, R> Drop for End<'_, I, R> {
 }
 
 impl<I, R> Line<I, R> {
+    fn new(items: I) -> Self {
+        let state = State { items, begun: 0, taken: 0, done: BTreeMap::new(), is_over: false, has_died: false };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<I, R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,6 +97,23 @@ impl<T, I: Iterator<Item = T>, R> Line<I, R> {
         let item = state.items.next()?;
         state.begun += 1;
         Some((state.begun - 1, item))
+    }
+
+    /// Does the work of the next item; `false` if there is none.
+    fn do_one(&self, work: &impl Fn(T) -> R) -> bool {
+        let Some((number, item)) = self.begin() else { return false };
+        let result = work(item);
+        self.lock().done.insert(number, result);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Does all of it without any thread.
+    fn alone(&self, work: &impl Fn(T) -> R, take: &mut impl FnMut(R) -> Result<()>) -> Result<()> {
+        while self.do_one(work) {
+            self.next().map_or(Ok(()), &mut *take)?;
+        }
+        Ok(())
     }
 
     /// The next result in order; `None` after the last one.
@@ -133,6 +151,18 @@ mod tests {
         })
         .unwrap();
         assert_eq!(taken, (0..500).map(|n| n * 2).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn where_no_thread_is_had_all_is_done_all_the_same() {
+        let mut taken = Vec::new();
+        let mut take = |n: u64| {
+            taken.push(n);
+            Ok(())
+        };
+        Line::new(0..50).alone(&|n| n * 2, &mut take).unwrap();
+        assert_eq!(taken, (0..50).map(|n| n * 2).collect::<Vec<_>>());
+        assert!(Line::new(0..50).alone(&|n| n, &mut |_| Err(Error::failed("enough"))).is_err());
     }
 
     #[test]

@@ -124,6 +124,14 @@ const BASE_INDEX: &str = "base.manifest.index";
 const LONGEST_CHAIN: usize = 48;
 const LONG_CHAIN: usize = 12;
 
+/// Lists of changes that stand on each other, and the whole manifest that the last one stands on.
+#[derive(Debug, Default)]
+struct Chain {
+    lists: usize,
+    lists_bytes: u64,
+    whole_bytes: u64,
+}
+
 /// The kept releases of a project.
 #[derive(Debug)]
 pub struct Releases<'a> {
@@ -152,7 +160,7 @@ impl<'a> Releases<'a> {
         let dir = self.place.release(&provenance.id);
         fs::ensure_dir(&dir, 0o750)?;
         let changes = match before {
-            Some((id, old)) if self.chain_length(id)? < LONGEST_CHAIN => Some(manifest.to_changes(old, id)),
+            Some((id, old)) if self.chain(id)?.lists < LONGEST_CHAIN => Some(manifest.to_changes(old, id)),
             _ => None,
         };
         let mut files = fs::Several::default();
@@ -243,12 +251,9 @@ impl<'a> Releases<'a> {
     /// # Errors
     /// If it is damaged or cannot be written.
     pub fn compact(&self, id: &DeploymentId) -> Result<()> {
-        let Some(before) = self.first_line(id)? else { return Ok(()) };
-        let size = |id: &DeploymentId, name: &str| fs::size_of(&self.place.release(id).join(name)).unwrap_or(0);
-        // A list of changes that others stood on grows with every one of them that goes.
-        let is_large = size(id, MANIFEST).max(size(&before, MANIFEST)) * 8 > size(id, BASE).max(size(&before, BASE));
-        let stands_on_list = !self.is_present(&before) || self.first_line(&before)?.is_some();
-        if self.chain_length(id)? > LONG_CHAIN || stands_on_list && is_large {
+        let chain = self.chain(id)?;
+        // Few lists may be large too: one that others stood on grows with every one of them that goes.
+        if chain.lists > LONG_CHAIN || chain.lists_bytes * 8 > chain.whole_bytes {
             self.write_whole(id, &self.manifest(id)?)?;
         }
         Ok(())
@@ -435,16 +440,19 @@ impl<'a> Releases<'a> {
         String::from_utf8(bytes).context(|| format!("cannot read the manifest of {id}"))
     }
 
-    fn chain_length(&self, id: &DeploymentId) -> Result<usize> {
-        let (mut length, mut at) = (1, id.clone());
-        while length <= LONGEST_CHAIN {
-            match self.first_line(&at)? {
-                Some(before) if self.is_present(&before) => at = before,
-                _ => break,
+    /// What a release's manifest consists of.
+    fn chain(&self, id: &DeploymentId) -> Result<Chain> {
+        let size = |id: &DeploymentId, name: &str| fs::size_of(&self.place.release(id).join(name)).unwrap_or(0);
+        let (mut chain, mut at) = (Chain::default(), id.clone());
+        while let Some(before) = self.first_line(&at)?.filter(|_| chain.lists <= LONGEST_CHAIN) {
+            chain.lists += 1;
+            chain.lists_bytes += size(&at, MANIFEST);
+            if !self.is_present(&before) {
+                return Ok(Chain { whole_bytes: size(&at, BASE), ..chain });
             }
-            length += 1;
+            at = before;
         }
-        Ok(length)
+        Ok(Chain { whole_bytes: size(&at, MANIFEST), ..chain })
     }
 }
 

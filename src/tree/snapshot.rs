@@ -70,7 +70,8 @@ impl<'a> Snapshots<'a> {
     /// If the data cannot be examined.
     pub fn measure(&self, scope: &Scope) -> Result<Need> {
         let live = Dir::open_real(&self.place.data())?;
-        let known = self.copy_if_there()?.and_then(|copy| Witness::open_or_read(&self.witness_of(&copy).ok()?));
+        let known =
+            self.copy_if_there()?.and_then(|copy| Witness::open_or_read(&witness::path_of(self.place, &copy).ok()?));
         let mut need = Need::default();
         for found in scan(&live, &wants(scope))? {
             if found.meta.kind != FileKind::File {
@@ -144,12 +145,12 @@ impl<'a> Snapshots<'a> {
     /// If it cannot be read.
     pub fn present(&self) -> Result<Identified> {
         let Some(copy) = self.copy_if_there()? else { return Ok(Identified::default()) };
-        let witness = Witness::open_or_read(&self.witness_of(&copy)?);
+        let witness = Witness::open_or_read(&witness::path_of(self.place, &copy)?);
         identify(&copy, self.own, witness.as_ref(), &|_| true)
     }
 
     fn record_witness(&self, copy: &Dir, sealed: Manifest) -> Result<()> {
-        let path = self.witness_of(copy)?;
+        let path = witness::path_of(self.place, copy)?;
         witness::record(&path, copy, sealed, Witness::open(&path))
     }
 
@@ -301,7 +302,7 @@ impl<'a> Snapshots<'a> {
             return Ok(0);
         }
         let live = Dir::open_real(&self.place.data())?;
-        let witness = Witness::open_or_read(&self.witness_of(&live)?);
+        let witness = Witness::open_or_read(&witness::path_of(self.place, &live)?);
         let told = identify(&live, self.own, witness.as_ref(), &|_| true)?;
         let supply = Supply::new(&store, vec![Held::new(&live, &told.manifest)]);
         let mut copied = 0;
@@ -363,7 +364,7 @@ impl<'a> Snapshots<'a> {
         if copy.stat_self()?.mode != top.mode {
             copy.set_own_mode(top.mode)?;
         }
-        let live_witness_path = self.witness_of(&live)?;
+        let live_witness_path = witness::path_of(self.place, &live)?;
         let live_witness = Witness::open_or_read(&live_witness_path);
         let source = identify(&live, self.own, live_witness.as_ref(), &wants(scope))?;
         self.left_out.replace(source.specials.clone());
@@ -408,10 +409,6 @@ impl<'a> Snapshots<'a> {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    fn witness_of(&self, tree: &Dir) -> Result<PathBuf> {
-        Ok(self.place.witness(&tree.stat_self()?.ino.to_string()))
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::hash::Hash;
 use super::manifest::{Changes, Entry, Manifest, Style};
+use crate::project::place::Place;
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::Result;
 use crate::sys::fs;
@@ -122,6 +123,14 @@ impl Witness {
         fs::replace(&index_of(path), written.index.as_bytes(), 0o600)?;
         fs::remove_file(&changes_of(path))
     }
+}
+
+/// Where the witness of a tree of this project is.
+///
+/// # Errors
+/// If the tree cannot be examined.
+pub fn path_of(place: &Place, tree: &Dir) -> Result<PathBuf> {
+    Ok(place.witness(&tree.stat_self()?.ino.to_string()))
 }
 
 /// Writes down what a tree is, with stamps; `before` is what was read of the witness so far.

@@ -59,9 +59,9 @@ fn a_fresh_machine_is_made_a_node_from_afar_and_brought_up_to_date() {
     Finished::of(command(machine, "alice", work.dir(), &["push"])).ok().says("deployed; run serves");
     assert_eq!(server.serves("shop"), Some(commit));
 
-    // An older program, with hooks of its own: the newer one takes its place, and what it must bring up to date. The worker
-    // that settles after the push still runs from the file until then.
-    server.settle("shop");
+    // An older program, with hooks of its own: the newer one takes its place, and what it must bring up to date. What still
+    // runs from the file keeps it: an own file gets its name.
+    machine.run("rm /usr/local/bin/mc_project").ok();
     machine.write("/usr/local/bin/mc_project", "#!/bin/sh\necho mc_project 0.0.9\n", 0o755);
     machine.run("rm /srv/projects/shop/git/project/hooks/post-receive").ok();
     let upgraded = me(&["setup"]).ok().stdout;

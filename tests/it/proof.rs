@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use crate::support::{World, assert_has, digest};
+use crate::support::{World, assert_has, assert_lacks, digest};
 
 /// More files than one part of a record holds.
 const MANY: usize = 900;
@@ -130,4 +130,94 @@ fn a_rollback_takes_the_proof_over_too() {
     world.run_tree("shop").assert_same(&before, "run");
     digest(&world.project("shop").join("project")).assert_same(&before, "project");
     assert!(proof(&world).exists());
+}
+
+#[test]
+fn a_manifest_that_is_damaged_makes_no_drift() {
+    let world = World::with_shop();
+    let work = deployed(&world);
+    std::fs::write(world.run_path("shop", "d9/f9"), "by hand").unwrap();
+    // One bit of the part that says what that file was; what is pushed is far from it.
+    let serving = world.last("shop").unwrap().serves.unwrap().id;
+    let releases = world.project("shop").join("deploy");
+    let whole = std::fs::read_dir(&releases).unwrap().map(|entry| entry.unwrap().path().join("manifest"));
+    let whole = whole.filter(|path| path.exists() && std::fs::metadata(path).unwrap().len() > 10_000);
+    for path in whole {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let at = text.find(" d9/f9 ").unwrap() as u64;
+        std::fs::File::options().write(true).open(&path).unwrap().write_all_at(b"!", at).unwrap();
+    }
+    work.commit("far away", &[("a", "3")]);
+    let told = work.push(&["main"]).ok().remote_text();
+    world.settle("shop");
+    assert_lacks(&told, "changed by hand");
+    assert_has(&told, "drift could not be kept: the record of a tree is damaged");
+    let live = world.last("shop").unwrap().serves.unwrap().id;
+    assert_ne!(live, serving);
+    assert!(!world.project("shop").join("archives").join(live.as_str()).join("drift").exists());
+}
+
+#[test]
+fn an_index_that_is_gone_costs_time_and_nothing_else() {
+    let world = World::with_shop();
+    let work = world.clone_of("shop");
+    work.commit("one", &[("mc_project.yaml", "stages: {build: ['(cat a; echo made) > made']}\n"), ("a", "1")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    let before = world.run_tree("shop");
+    work.commit("two", &[("a", "2")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    let state = world.project("shop").join("state");
+    for entry in std::fs::read_dir(&state).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "index") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    // What the build made is in no repository: of the version before, only the second tree has it.
+    let dir = world.home().path("checkout");
+    world.mc(&["release", "checkout", "shop", "-1", dir.to_str().unwrap()]).ok();
+    digest(&dir).assert_same(&before, "the checkout");
+}
+
+#[test]
+fn releases_that_stand_on_each_other_stay_whole_while_others_go() {
+    let world = World::with_shop();
+    let work = deployed(&world);
+    work.commit("keep", &[("mc_project.yaml", "keep: {archives: 3}\n")]);
+    let mut commits = Vec::new();
+    let live_manifest = || {
+        let live = world.last("shop").unwrap().serves.unwrap().id;
+        std::fs::read_to_string(world.project("shop").join("deploy").join(live.as_str()).join("manifest")).unwrap()
+    };
+    for n in 0..16 {
+        commits.push(work.commit(&format!("{n}"), &[("a", &format!("{n}")), (&format!("d5/new{n}"), "x")]));
+        work.push(&["main"]).ok();
+        world.settle("shop");
+        assert!(live_manifest().len() < 10_000, "a list of changes, however many releases went");
+    }
+    world.mc(&["verify", "shop"]).ok();
+    let releases = world.mc(&["release", "list", "shop", "--json"]).ok().json();
+    assert!(releases["kept"].as_array().unwrap().len() >= 4, "{releases}");
+    for (n, back) in [(12, 3), (13, 2), (14, 1)] {
+        let dir = world.home().path(&format!("back{back}"));
+        world.mc(&["release", "checkout", "shop", &format!("-{back}"), dir.to_str().unwrap()]).ok();
+        digest(&dir).assert_same(&work.reference_tree(&commits[n]), &format!("{back} back"));
+    }
+    // One whole manifest, and one more where the oldest ones stand on another: everything else is lists of changes.
+    let sizes = std::fs::read_dir(world.project("shop").join("deploy")).unwrap().flat_map(|entry| {
+        let dir = entry.unwrap().path();
+        ["manifest", "base.manifest"].map(|name| std::fs::metadata(dir.join(name)).map_or(0, |meta| meta.len()))
+    });
+    assert!(sizes.filter(|size| *size > 10_000).count() <= 2);
+    // Where the changes are many, reading them would cost as much as the whole.
+    for n in 0..MANY / 2 {
+        work.write(&format!("d{}/f{n}", n % 30), "many\n");
+    }
+    work.commit("many", &[("a", "many")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    assert_lacks(&live_manifest().lines().next().unwrap(), "changes");
+    world.mc(&["verify", "shop"]).ok();
 }

@@ -6,6 +6,11 @@
 //! group, reflogs, symbolic refs, a lock that somebody holds, a ref in `packed-refs` that is deleted, and the first value of
 //! a ref that is not below `refs/deploys/`, whose name may be in the way of others.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::fs::{self, Several};
 use crate::sys::names::{ObjectId, RefName};
@@ -99,13 +104,8 @@ impl Repo {
         if self.identity.is_some() || !matches!(self.backend, Backend::Library(_)) {
             return Ok(());
         }
-        for dir in ["", "kept", "inflight"] {
-            let dir = self.path.join(OURS).join(dir);
-            for name in fs::names(&dir)? {
-                if name.ends_with(LOCK) {
-                    fs::remove_file(&dir.join(name))?;
-                }
-            }
+        for refs in ["refs/deploys", "refs/deploys/kept", "refs/deploys/inflight"] {
+            remove_locks(&self.path, refs)?;
         }
         let Some(name) = moved else { return Ok(()) };
         let lock = self.path.join(format!("{name}{LOCK}"));
@@ -138,6 +138,20 @@ impl Repo {
         let packed = fs::read_if_there(&self.path.join("packed-refs"))?.unwrap_or_default();
         Ok(memchr::memmem::find(&packed, format!(" {name}\n").as_bytes()).is_some())
     }
+}
+
+/// Removes the locks of the refs directly below `refs` (`refs/notes`, for example), whose only writer is known to be dead. The
+/// directory may be another account's: what stands there in its place, a link for example, is an error.
+///
+/// # Errors
+/// If one cannot be removed.
+pub fn remove_locks(repository: &Path, refs: &str) -> Result<()> {
+    let dir = match Dir::open_real(repository)?.dir(Path::new(refs)) {
+        Err(error) if error.is_not_found() => return Ok(()),
+        other => other?,
+    };
+    let is_lock = |name: &OsString| name.as_bytes().ends_with(LOCK.as_bytes());
+    dir.names()?.iter().filter(|name| is_lock(name)).try_for_each(|name| dir.unlink(Path::new(name)))
 }
 
 #[cfg(test)]
@@ -230,5 +244,22 @@ mod tests {
             f.again().set_ref(&"refs/heads/main".parse().unwrap(), &one, "why it moved").unwrap();
             assert!(f.git(&["reflog", "refs/heads/main"]).contains("why it moved"));
         });
+    }
+
+    #[test]
+    fn locks_are_removed_beneath_the_repository_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let (repository, elsewhere) = (temp.path().join("git"), temp.path().join("elsewhere"));
+        std::fs::create_dir_all(repository.join("refs/deploys")).unwrap();
+        std::fs::create_dir(&elsewhere).unwrap();
+        for path in [repository.join("refs/deploys/current.lock"), elsewhere.join("other.lock")] {
+            std::fs::write(path, "").unwrap();
+        }
+        std::os::unix::fs::symlink(&elsewhere, repository.join("refs/notes")).unwrap();
+        remove_locks(&repository, "refs/deploys").unwrap();
+        assert!(!repository.join("refs/deploys/current.lock").exists());
+        assert!(remove_locks(&repository, "refs/notes").is_err(), "it is a link");
+        assert!(elsewhere.join("other.lock").exists());
+        remove_locks(&repository, "refs/deploys/kept").unwrap();
     }
 }

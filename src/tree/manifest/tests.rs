@@ -194,6 +194,10 @@ fn a_file_is_opened_without_reading_it_and_damage_is_told() {
     assert!(opened.intact().is_ok());
     let _ = opened.entries().count();
     assert!(opened.intact().is_err());
+    // Nor does what is made of it hide the damage.
+    let (opened, _) = Manifest::open(&path, &index, Style::Plain).unwrap();
+    let put: Vec<Entry> = whole.entries().cloned().map(|entry| Entry { mode: 0o600, ..entry }).collect();
+    assert!(opened.with(put, &[]).is_err());
     // Another file, or an index that is cut short, is no match.
     std::fs::write(&path, format!("{} ", written.text)).unwrap();
     assert!(Manifest::open(&path, &index, Style::Plain).is_none());
