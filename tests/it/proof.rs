@@ -218,6 +218,6 @@ fn releases_that_stand_on_each_other_stay_whole_while_others_go() {
     work.commit("many", &[("a", "many")]);
     work.push(&["main"]).ok();
     world.settle("shop");
-    assert_lacks(&live_manifest().lines().next().unwrap(), "changes");
+    assert_lacks(live_manifest().lines().next().unwrap(), "changes");
     world.mc(&["verify", "shop"]).ok();
 }
