@@ -63,7 +63,7 @@ fn sync(source: &Path, target: &Path, state: Option<&Path>) -> Result<()> {
     let (source, target) = (Dir::open(source)?, Dir::open(target)?);
     let file = |tree: &Dir| state.map(|state| witness_of(tree, state)).transpose();
     let (source_file, target_file) = (file(&source)?, file(&target)?);
-    let known = |path: &Option<PathBuf>| path.as_ref().and_then(|path| Witness::read(path));
+    let known = |path: &Option<PathBuf>| path.as_ref().and_then(|path| Witness::open_or_read(path));
     let (source_known, target_known) = (known(&source_file), known(&target_file));
     let (wanted, actual) = (look(&source, source_known.as_ref())?, look(&target, target_known.as_ref())?);
     let plan = Plan::new(&actual, &wanted.manifest)?;
@@ -89,7 +89,7 @@ fn witness_of(tree: &Dir, state: &Path) -> Result<PathBuf> {
 }
 
 fn known_of(tree: &Dir, state: &Path) -> Result<Witness> {
-    Witness::read(&witness_of(tree, state)?).ok_or_else(|| Error::usage("no witness: call `tree sync` first"))
+    Witness::open_or_read(&witness_of(tree, state)?).ok_or_else(|| Error::usage("no witness: call `tree sync` first"))
 }
 
 /// A pool beside the tree, because it must be on the same file system.

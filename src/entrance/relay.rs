@@ -202,9 +202,10 @@ const SETTLING: Duration = Duration::from_millis(400);
 const FEW: usize = 5_000;
 /// How long that may take at most.
 const LOOKING: Duration = Duration::from_secs(2);
-/// How long a larger tree is waited for: nobody notices it, and a quiet machine looks at 20,000 entries meanwhile. What is
-/// found later is in the log, in the mail and in `show`.
+/// A larger tree is waited for so long: nobody notices it, and a quiet machine is done by then.
 const GLANCE: Duration = Duration::from_millis(50);
+/// Nobody waits for one that is larger than this. What is found in it is in the log, in the mail and in `show`.
+const MANY: usize = 30_000;
 
 /// Relays what concerns the pusher after the end (whether `run` had been changed by hand), for a bounded time; the verdict
 /// comes last.
@@ -219,6 +220,7 @@ fn settle(run: &mut dyn Run, render: &dyn Fn(&Record) -> Vec<String>, tell: &mut
         };
         match record.event {
             Event::LetGo | Event::Closed => break,
+            Event::Looking { entries } if entries > MANY => break,
             Event::Looking { entries } => until = Instant::now() + if entries <= FEW { LOOKING } else { GLANCE },
             _ => tell.record(&record, render),
         }
@@ -376,8 +378,8 @@ mod tests {
     }
 
     #[test]
-    fn a_large_tree_holds_the_pusher_for_a_moment_and_a_small_one_until_it_was_looked_at() {
-        for (entries, bound) in [(FEW + 1, GLANCE), (FEW, LOOKING)] {
+    fn a_small_tree_holds_the_pusher_until_it_was_looked_at_a_larger_one_for_a_moment_and_a_huge_one_not_at_all() {
+        for (entries, bound) in [(MANY + 1, Duration::ZERO), (FEW + 1, GLANCE), (FEW, LOOKING)] {
             let mut run = FakeRun::of(vec![end(Verdict::Deployed), record(Event::Looking { entries })]);
             run.silent = usize::MAX;
             let before = Instant::now();

@@ -28,7 +28,9 @@ use crate::sys::error::Result;
 use crate::sys::escape;
 use crate::sys::keys::ReleaseKey;
 use crate::sys::path::TreePath;
+use crate::sys::process::TreeUsers;
 use crate::sys::sync as durable;
+use crate::sys::threads::Meanwhile;
 use crate::sys::{fault, fs, process};
 use crate::tree::deliverable::{Deliverable, Packing};
 use crate::tree::drift::Drift;
@@ -70,6 +72,8 @@ pub struct Settling<'a> {
     pub live: Option<Live>,
     /// What the spare is, once it was looked at.
     pub spare: Option<Manifest>,
+    /// Who has the spare open; looked for since the end was told.
+    pub users: Option<Meanwhile<Result<TreeUsers>>>,
     /// Whether the trees were found to be what their witnesses say, and nobody can change them unseen.
     pub is_proven: bool,
 }
@@ -193,7 +197,9 @@ impl<'a> Settling<'a> {
         let entries = release.as_ref().map_or(0, Manifest::len);
         self.telling.tell(Event::Looking { entries });
         let spare = Dir::open_real(&place.spare())?;
-        let is_used = !process::processes_using(spare.path())?.found.is_empty();
+        // Whoever has it open is asked for before the walk: they may write behind it.
+        let users = self.users.take().map_or_else(|| process::processes_using(spare.path()), |users| users.end()?)?;
+        let is_used = !users.found.is_empty();
         let told = look(self.site, &spare)?;
         self.spare = Some(told.manifest.clone());
         self.is_proven = !is_used && told.specials.is_empty() && told.linked_elsewhere.is_empty();

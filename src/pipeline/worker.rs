@@ -25,6 +25,8 @@ use crate::report::stream::Reporter;
 use crate::sys::error::{Error, Kind, Result};
 use crate::sys::git::Repo;
 use crate::sys::lock::{Holder, Lock};
+use crate::sys::process::processes_using;
+use crate::sys::threads::{self, Meanwhile};
 use crate::sys::{clock, fault, fs};
 
 /// Does what a request wants and returns the outcome; everything is told through the deployment's events.
@@ -331,6 +333,9 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         telling.tell(Event::End { outcome: outcome.clone() });
         return Err(error);
     }
+    // Services run the new version by now: whoever still has the version before open is found while the rest is read.
+    let spare = place.spare();
+    let users = Meanwhile::begin(move || processes_using(&spare));
     let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
     history::append(place, &entry)?;
     let repo = site.repo()?;
@@ -350,12 +355,13 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         version: version.as_ref(),
         live,
         spare: None,
+        users: Some(users),
         is_proven: false,
     };
     settling.tell_who_waits();
     let recorded = secure_end(site, settling.telling, &repo, begin, outcome);
     fault::point("end.history")?;
-    settling.settle();
+    threads::standing_back(|| settling.settle())?;
     let spooled = tell::spool(site, begin, &entry, &recipe, version.as_ref());
     let faults = spooled.unwrap_or_else(|error| vec![format!("the mail could not be written: {}", error.one_line())]);
     for fault in faults {

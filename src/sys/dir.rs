@@ -3,7 +3,7 @@
 //! Paths of more than one component are resolved by `openat2(2)` with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`, so
 //! that nobody who can write in the tree can lead us out of it, however fast they swap names.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -186,19 +186,37 @@ impl Dir {
     /// # Errors
     /// If the directory cannot be read.
     pub fn names(&self) -> Result<Vec<OsString>> {
-        let fd = retry_on_intr(|| rfs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()))
-            .map_err(|e| fail("read directory", &self.path, e))?;
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
-        let mut entries = rfs::RawDir::new(fd, &mut buffer);
         let mut names = Vec::new();
+        self.again()?.into_names(|_, name| {
+            names.push(OsStr::from_bytes(name.to_bytes()).to_os_string());
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
+    /// Shows everything in this directory, unsorted, with what statx(2) tells of it; what is gone meanwhile is left out.
+    ///
+    /// # Errors
+    /// If the directory cannot be read, an entry cannot be examined, or `see` says so.
+    pub fn into_entries(self, mut see: impl FnMut(&Self, &[u8], Meta) -> Result<()>) -> Result<()> {
+        self.into_names(|dir, name| match statx(dir.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(meta) => see(dir, name.to_bytes(), meta),
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(fail("examine", &dir.path.join(OsStr::from_bytes(name.to_bytes())), e)),
+        })
+    }
+
+    /// It is read from where its descriptor stands, so nobody else may have read from that.
+    fn into_names(self, mut see: impl FnMut(&Self, &CStr) -> Result<()>) -> Result<()> {
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+        let mut entries = rfs::RawDir::new(self.fd.as_fd(), &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(|e| fail("read directory", &self.path, e))?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(OsStr::from_bytes(name).to_os_string());
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                see(&self, entry.file_name())?;
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     /// The target of a symbolic link, byte-exact.
@@ -432,7 +450,7 @@ fn stat_fd(fd: BorrowedFd<'_>, path: &Path) -> Result<Meta> {
     statx(fd, OsStr::new(""), AtFlags::EMPTY_PATH).map_err(|e| fail("examine", path, e))
 }
 
-fn statx(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result<Meta> {
+fn statx(dir: BorrowedFd<'_>, name: impl rustix::path::Arg, flags: AtFlags) -> rustix::io::Result<Meta> {
     let stat = rfs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
     let kind = match rfs::FileType::from_raw_mode(stat.stx_mode.into()) {
         rfs::FileType::RegularFile => FileKind::File,

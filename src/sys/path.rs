@@ -99,7 +99,11 @@ impl TreePath {
         bytes.extend_from_slice(&self.0);
         bytes.push(b'/');
         bytes.extend_from_slice(name);
-        Self::new(&bytes)
+        // What stands before the name was checked when this path was made; a walk over a large tree notices.
+        let is_plain = !matches!(name, b"" | b"." | b"..") && name.len() <= MAX_NAME && bytes.len() <= MAX_PATH;
+        let is_single = memchr::memchr2(b'/', 0, name).is_none();
+        let is_deep = memchr::memchr_iter(b'/', &self.0).count() + 2 > MAX_DEPTH;
+        if is_plain && is_single && !is_deep { Ok(Self(bytes.into())) } else { Self::new(&bytes) }
     }
 
     /// Whether this path is `ancestor` or lies below it.

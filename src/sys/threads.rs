@@ -32,6 +32,26 @@ pub fn helpers<'scope>(
     (0..count).filter(|_| Builder::new().spawn_scoped(scope, work.clone()).is_ok()).count()
 }
 
+/// Does work that nobody waits for in a thread that stands back behind everything else on the machine, and waits for it.
+///
+/// # Errors
+/// If it panicked.
+pub fn standing_back<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let work = Work::new(work);
+    let done = std::thread::scope(|scope| {
+        let quiet = || {
+            // Linux gives each thread a nice value of its own (setpriority(2)); what it starts inherits it.
+            let _ = rustix::process::nice(STEP_BACK);
+            work.run()
+        };
+        Builder::new().spawn_scoped(scope, quiet).map_or_else(|_| work.run(), |thread| thread.join().ok()?)
+    });
+    done.ok_or_else(|| Error::bug("a thread died"))
+}
+
+/// How far work that nobody waits for stands back, as nice(1) counts.
+const STEP_BACK: i32 = 10;
+
 /// Starts a thread that nobody can do without.
 ///
 /// # Errors
@@ -97,6 +117,10 @@ mod tests {
         assert_eq!(side_by_side(works).unwrap(), [0, 1, 4, 9, 16, 25, 36, 49, 64]);
         assert_eq!(Meanwhile::begin(|| 7).end().unwrap(), 7);
         assert_eq!(start(|| 8).unwrap().join().unwrap(), 8);
+        let niceness = || rustix::process::nice(0).unwrap();
+        let before = niceness();
+        assert_eq!(standing_back(niceness).unwrap(), (before + STEP_BACK).min(19));
+        assert_eq!(niceness(), before, "only that thread");
     }
 
     #[test]

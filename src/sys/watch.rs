@@ -13,8 +13,20 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long one sleep lasts where somebody does; file systems exist that forget to tell (overlays, networks).
 const POLL_WATCHED: Duration = Duration::from_secs(1);
 
+/// For so long a directory is looked at again and again: what ends by then is done before inotify would have paid. To end it
+/// costs a process more than ten milliseconds, for which whoever waits for that process waits too.
+const EAGER: Duration = Duration::from_millis(400);
+
 /// Sleeps until a file in one directory changes.
+#[derive(Debug)]
 pub struct Wake {
+    dir: PathBuf,
+    since: Instant,
+    watch: Option<Watch>,
+}
+
+/// The system's own word that something changed.
+struct Watch {
     woken: Receiver<()>,
     watcher: Option<RecommendedWatcher>,
 }
@@ -23,6 +35,25 @@ impl Wake {
     /// Watches the files directly in `dir`; where the system has no watches left (`ENOSPC`, `EMFILE`), it polls.
     #[must_use]
     pub fn on_changes_in(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), since: Instant::now(), watch: None }
+    }
+
+    /// Sleeps until something changed, for `longest` at most; may return early for no reason.
+    pub fn sleep(&mut self, longest: Duration) {
+        let waited = self.since.elapsed();
+        if waited < EAGER {
+            return std::thread::sleep(longest.min((waited / 32).max(Duration::from_millis(1))));
+        }
+        if let Some(watch) = &self.watch {
+            return watch.sleep(longest);
+        }
+        // It may have changed before the watch began: the caller looks first.
+        self.watch = Some(Watch::on_changes_in(&self.dir));
+    }
+}
+
+impl Watch {
+    fn on_changes_in(dir: &Path) -> Self {
         // One waiting token is enough: whoever wakes reads everything that is there.
         let (tell, woken) = sync_channel(1);
         let watch = || -> notify::Result<RecommendedWatcher> {
@@ -38,13 +69,11 @@ impl Wake {
     }
 
     /// Whether the system wakes us, so that we need not poll often.
-    #[must_use]
-    pub fn is_watching(&self) -> bool {
+    fn is_watching(&self) -> bool {
         self.watcher.is_some()
     }
 
-    /// Sleeps until something changed, for `longest` at most; may return early for no reason.
-    pub fn sleep(&self, longest: Duration) {
+    fn sleep(&self, longest: Duration) {
         let nap = longest.min(if self.is_watching() { POLL_WATCHED } else { POLL });
         if self.woken.recv_timeout(nap) == Err(RecvTimeoutError::Disconnected) {
             std::thread::sleep(nap);
@@ -52,9 +81,9 @@ impl Wake {
     }
 }
 
-impl std::fmt::Debug for Wake {
+impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wake").field("is_watching", &self.is_watching()).finish_non_exhaustive()
+        f.debug_struct("Watch").field("is_watching", &self.is_watching()).finish_non_exhaustive()
     }
 }
 
@@ -161,7 +190,7 @@ mod tests {
     #[test]
     fn a_change_wakes_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let wake = Wake::on_changes_in(dir.path());
+        let wake = Watch::on_changes_in(dir.path());
         assert!(wake.is_watching());
         let path = dir.path().join("x");
         let writer = std::thread::spawn(move || {
@@ -172,6 +201,23 @@ mod tests {
         wake.sleep(Duration::from_secs(10));
         assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_quick_is_looked_at_often_and_what_takes_long_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut wake = Wake::on_changes_in(dir.path());
+        let (begin, mut sleeps) = (Instant::now(), 0);
+        while begin.elapsed() < EAGER {
+            wake.sleep(Duration::from_secs(1));
+            sleeps += 1;
+        }
+        assert!(wake.watch.is_none() && (2..400).contains(&sleeps), "{sleeps}");
+        wake.sleep(Duration::from_secs(10));
+        assert!(wake.watch.as_ref().is_some_and(Watch::is_watching));
+        let begin = Instant::now();
+        wake.sleep(Duration::from_millis(50));
+        assert!(begin.elapsed() >= Duration::from_millis(49));
     }
 
     #[test]
@@ -196,7 +242,7 @@ mod tests {
 
     #[test]
     fn without_a_directory_it_polls_and_does_not_spin() {
-        let wake = Wake::on_changes_in(Path::new("/nonexistent/dir"));
+        let wake = Watch::on_changes_in(Path::new("/nonexistent/dir"));
         assert!(!wake.is_watching());
         let begin = Instant::now();
         wake.sleep(Duration::from_secs(10));

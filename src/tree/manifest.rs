@@ -20,6 +20,7 @@
 mod chunk;
 mod entry;
 mod index;
+mod looks;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 pub use chunk::Chunk;
 pub use entry::{Content, Entry, Stamp, Style};
+pub use looks::{Look, Looks};
 pub use text::{Changes, Indexed};
 
 use super::hash::Hash;
@@ -40,6 +42,15 @@ use crate::sys::path::TreePath;
 #[derive(Clone, Default)]
 pub struct Manifest {
     chunks: Arc<Vec<Arc<Chunk>>>,
+}
+
+/// A part of a tree, in the order of its paths.
+#[derive(Debug)]
+pub enum Piece {
+    /// A chunk of another manifest.
+    Kept(Arc<Chunk>),
+    /// Entries.
+    Entries(Vec<Entry>),
 }
 
 impl PartialEq for Manifest {
@@ -128,8 +139,8 @@ impl Manifest {
     }
 
     /// Its chunks in order.
-    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> + '_ {
-        self.chunks.iter().map(Arc::as_ref)
+    pub fn chunks(&self) -> impl ExactSizeIterator<Item = &Arc<Chunk>> + Clone + '_ {
+        self.chunks.iter()
     }
 
     /// All entries in order.
@@ -228,14 +239,29 @@ impl Manifest {
         if changes.is_empty() {
             return Ok(self.clone());
         }
-        let mut chunks: Vec<Arc<Chunk>> = Vec::with_capacity(self.chunks.len() + 1);
+        let mut pieces = Vec::with_capacity(self.chunks.len() + 1);
         for index in 0..self.chunks.len().max(1) {
-            let old = self.chunks.get(index);
-            match (changes.remove(&index), old) {
-                (None, Some(old)) => chunks.push(old.clone()),
+            match (changes.remove(&index), self.chunks.get(index)) {
                 (None, None) => {}
+                (None, Some(old)) => pieces.push(Piece::Kept(old.clone())),
                 (Some(changes), old) => {
-                    let mut entries = merged(old.map_or(&[], |old| old.entries()), changes);
+                    pieces.push(Piece::Entries(merged(old.map_or(&[], |old| old.entries()), changes)));
+                }
+            }
+        }
+        let manifest = Self::joined(pieces);
+        // What was made of a damaged chunk would not tell any more that it lacks something.
+        self.intact()?;
+        manifest.check_changed(&paths, dropped)?;
+        manifest.with_leaders()
+    }
+
+    fn joined(pieces: Vec<Piece>) -> Self {
+        let mut chunks: Vec<Arc<Chunk>> = Vec::with_capacity(pieces.len() + 1);
+        for piece in pieces {
+            match piece {
+                Piece::Kept(chunk) => chunks.push(chunk),
+                Piece::Entries(mut entries) => {
                     // What does not begin a chunk any more belongs to the one before.
                     if entries.first().is_some_and(|entry| !chunk::begins(&entry.path))
                         && let Some(before) = chunks.pop()
@@ -246,10 +272,25 @@ impl Manifest {
                 }
             }
         }
-        // What was made of a damaged chunk would not tell any more that it lacks something.
-        self.intact()?;
-        let manifest = Self { chunks: Arc::new(chunks) };
-        manifest.check_changed(&paths, dropped)?;
+        Self { chunks: Arc::new(chunks) }
+    }
+
+    /// The tree that was walked: chunks of another manifest, where it looks as that one says, and entries elsewhere, all
+    /// in order. A chunk must come for the paths for which it stood in that manifest.
+    ///
+    /// # Errors
+    /// As [`Manifest::new`].
+    pub fn of_walk(pieces: Vec<Piece>) -> Result<Self> {
+        let mut paths = Vec::new();
+        for piece in &pieces {
+            let Piece::Entries(entries) = piece else { continue };
+            if let Some(pair) = entries.windows(2).find(|pair| pair[0].path >= pair[1].path) {
+                return Err(Error::refused(format!("path `{}` stands twice", pair[1].path)));
+            }
+            paths.extend(entries.iter().map(|entry| entry.path.clone()));
+        }
+        let manifest = Self::joined(pieces);
+        manifest.check_parents(paths.iter().filter_map(|path| manifest.get(path)))?;
         manifest.with_leaders()
     }
 
@@ -286,18 +327,6 @@ impl Manifest {
         let put: Vec<Entry> = differing(before, self).filter_map(inherited).collect();
         *self = self.with(put, &[])?;
         Ok(())
-    }
-
-    /// The same manifest, with the chunks of another one where they are the same to the stamps: so both take the room of one.
-    #[must_use]
-    pub fn sharing(&self, other: &Self) -> Self {
-        let mut theirs = other.chunks.iter().peekable();
-        let share = |ours: &Arc<Chunk>| {
-            while theirs.next_if(|chunk| chunk.first() < ours.first()).is_some() {}
-            let same = theirs.next_if(|chunk| chunk.first() == ours.first());
-            same.filter(|chunk| chunk.is_same_with_stamps(ours)).unwrap_or(ours).clone()
-        };
-        Self { chunks: Arc::new(self.chunks.iter().map(share).collect()) }
     }
 
     /// Sets the time of every entry.

@@ -11,10 +11,10 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::hash::Hash;
-use super::manifest::{Content, Entry, Manifest, Stamp};
+use super::manifest::{Chunk, Content, Entry, Manifest, Piece, Stamp};
 use super::witness::{self, Witness};
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::{Context, Error, Result};
@@ -100,7 +100,8 @@ pub fn scan(root: &Dir, wants: &(dyn Fn(&TreePath) -> bool + Sync)) -> Result<Ve
     for result in threads::side_by_side(workers)? {
         all.append(&mut result?);
     }
-    all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    // What each thread found is sorted already: this sort finds such runs and joins them.
+    all.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(all)
 }
 
@@ -123,18 +124,29 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Calls `work` with each part of `items` and its number, in threads where there are many; results are in order.
+/// Calls `work` with each part of `items` and the number of its first one, in threads where there are many; results are in
+/// order.
 ///
 /// # Errors
 /// The first error of a part.
 pub fn in_parts<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &[T]) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let length = items.len().div_ceil(THREADS).max(SMALL / THREADS);
+    in_parts_of(items, SMALL / THREADS, work)
+}
+
+fn in_parts_of<T: Sync, R: Send>(
+    items: &[T],
+    least: usize,
+    work: impl Fn(usize, &[T]) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let length = items.len().div_ceil(THREADS).max(least);
     if items.len() <= length {
         return Ok(vec![work(0, items)?]);
     }
     let work = &work;
     let parts = items.chunks(length).enumerate();
-    threads::side_by_side(parts.map(|(number, part)| move || work(number, part)).collect())?.into_iter().collect()
+    threads::side_by_side(parts.map(|(number, part)| move || work(number * length, part)).collect())?
+        .into_iter()
+        .collect()
 }
 
 fn scan_worker(
@@ -162,6 +174,7 @@ fn scan_worker(
         }
         shared.done(inner);
     }
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     failure.map_or(Ok(found), Err)
 }
 
@@ -181,11 +194,16 @@ impl<T> Shared<T> {
         }
     }
 
-    fn done(&self, more: impl IntoIterator<Item = T>) {
+    fn done(&self, more: Vec<T>) {
         let mut guard = lock(&self.stack);
-        guard.0.extend(more);
         guard.1 -= 1;
-        self.changed.notify_all();
+        // Whoever waits would find nothing new otherwise.
+        let is_news = !more.is_empty() || guard.1 == 0;
+        guard.0.extend(more);
+        drop(guard);
+        if is_news {
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -199,23 +217,17 @@ fn scan_directory(
     let opened = match directory {
         None => root.again()?,
         Some(path) => match root.dir(path.as_path()) {
-            // Gone meanwhile, as below.
+            // Gone meanwhile: somebody else's work in a living tree; what matters is what stands there in the end.
             Err(error) if error.is_not_found() => return Ok(Vec::new()),
             other => other?,
         },
     };
     let mut inner = Vec::new();
-    for name in opened.names()? {
-        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str());
-        let path = match directory {
-            None => TreePath::new(bytes)?,
-            Some(parent) => parent.join(bytes)?,
-        };
+    opened.into_entries(|opened, name, meta| {
+        let path = directory.map_or_else(|| TreePath::new(name), |parent| parent.join(name))?;
         if !wants(&path) {
-            continue;
+            return Ok(());
         }
-        // Gone meanwhile: somebody else's work in a living tree; what matters is what stands there in the end.
-        let Some(meta) = opened.stat(Path::new(&name))? else { continue };
         if meta.kind == FileKind::Dir {
             if meta.dev != device {
                 let path = root.path().join(path.as_path());
@@ -225,11 +237,12 @@ fn scan_directory(
             inner.push(Some(path.clone()));
         }
         let target = match meta.kind {
-            FileKind::Symlink => Some(opened.read_link(Path::new(&name))?),
+            FileKind::Symlink => Some(opened.read_link(Path::new(path.name()))?),
             _ => None,
         };
         found.push(Found { path, meta, target });
-    }
+        Ok(())
+    })?;
     Ok(inner)
 }
 
@@ -264,40 +277,95 @@ pub fn identify_found(
     (found, taken): (&[Found], i64),
 ) -> Result<Identified> {
     refuse_holes(root, found)?;
+    let ranges = Range::all(found, own, witness)?;
+    let unknown: Vec<&Found> = ranges.iter().filter(|range| range.kept.is_none()).flat_map(|r| r.found).collect();
     let results: Vec<Vec<Option<Told>>> =
-        in_parts(found, |_, part| part.iter().map(|one| entry_of(root, own, witness, one)).collect())?;
+        in_parts(&unknown, |_, part| part.iter().map(|one| entry_of(root, own, witness, one)).collect())?;
+    let mut results = results.into_iter().flatten();
     let mut told = Identified::default();
-    let mut entries = Vec::with_capacity(found.len());
-    let mut leaders: HashMap<u64, (TreePath, u32, u32)> = HashMap::new();
-    let mut index = 0;
-    for result in results {
-        for one in result {
-            let (path, was_special) = (&found[index].path, found[index].meta.kind == FileKind::Special);
-            index += 1;
-            let Some(Told { mut entry, meta, was_read }) = one else {
-                if was_special {
-                    told.specials.push(path.clone());
+    let mut leaders = Leaders::default();
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for Range { found, kept } in &ranges {
+        if let Some(chunk) = kept {
+            for one in *found {
+                leaders.see(&one.path, &one.meta);
+            }
+            pieces.push(Piece::Kept(Arc::clone(chunk)));
+            continue;
+        }
+        let mut entries = Vec::with_capacity(found.len());
+        for one in *found {
+            let Some(Told { mut entry, meta, was_read }) = results.next().flatten() else {
+                if one.meta.kind == FileKind::Special {
+                    told.specials.push(one.path.clone());
                 }
                 continue;
             };
             told.read += usize::from(was_read);
-            if meta.kind == FileKind::File && meta.nlink > 1 {
-                let leader = leaders.entry(meta.ino).or_insert((path.clone(), meta.nlink, 0));
-                leader.2 += 1;
-                entry.hard_link = (leader.0 != *path).then(|| leader.0.clone());
-            }
-            let is_sure = witness::is_sure(meta.ctime, taken);
-            entry.stamp = Stamp { ino: meta.ino, ctime: meta.ctime, is_sure };
+            entry.hard_link = leaders.see(&one.path, &meta);
+            entry.stamp = Stamp { ino: meta.ino, ctime: meta.ctime, is_sure: witness::is_sure(meta.ctime, taken) };
             entries.push(entry);
         }
+        pieces.push(Piece::Entries(entries));
     }
-    told.linked_elsewhere = leaders.into_values().filter(|l| l.1 > l.2).map(|l| l.0).collect();
-    told.linked_elsewhere.sort();
-    told.manifest = Manifest::new(entries)?;
-    if let Some(witness) = witness {
-        told.manifest = told.manifest.sharing(witness.manifest());
-    }
+    told.linked_elsewhere = leaders.linked_elsewhere();
+    told.manifest = Manifest::of_walk(pieces)?;
     Ok(told)
+}
+
+/// What was found where a chunk of the witness stands, and that chunk if everything looks as it says.
+struct Range<'a> {
+    found: &'a [Found],
+    kept: Option<Arc<Chunk>>,
+}
+
+impl<'a> Range<'a> {
+    /// All of what was found, in order.
+    fn all(found: &'a [Found], own: Own, witness: Option<&Witness>) -> Result<Vec<Self>> {
+        let Some(witness) = witness.filter(|witness| witness.manifest().chunks().len() > 0) else {
+            return Ok(vec![Self { found, kept: None }]);
+        };
+        let chunks: Vec<&Arc<Chunk>> = witness.manifest().chunks().collect();
+        // What comes before the first path belongs to the first chunk.
+        let begin = |index: usize| match chunks.get(index) {
+            Some(chunk) if index > 0 => found.partition_point(|one| one.path < *chunk.first()),
+            Some(_) => 0,
+            None => found.len(),
+        };
+        let parts = in_parts_of(&chunks, 8, |from, part| {
+            let numbered = (from..).zip(part);
+            Ok(numbered
+                .map(|(index, chunk)| {
+                    let found = &found[begin(index)..begin(index + 1)];
+                    let is_kept = !chunk.is_damaged() && witness.looks_as(chunk, found, own);
+                    Self { found, kept: is_kept.then(|| Arc::clone(chunk)) }
+                })
+                .collect::<Vec<_>>())
+        })?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+}
+
+/// The first name of every file that has several.
+#[derive(Default)]
+struct Leaders(HashMap<u64, (TreePath, u32, u32)>);
+
+impl Leaders {
+    /// Sees an entry; returns the first name of its file, where this is another one.
+    fn see(&mut self, path: &TreePath, meta: &Meta) -> Option<TreePath> {
+        if meta.kind != FileKind::File || meta.nlink < 2 {
+            return None;
+        }
+        let leader = self.0.entry(meta.ino).or_insert((path.clone(), meta.nlink, 0));
+        leader.2 += 1;
+        (leader.0 != *path).then(|| leader.0.clone())
+    }
+
+    fn linked_elsewhere(self) -> Vec<TreePath> {
+        let mut elsewhere: Vec<TreePath> = self.0.into_values().filter(|l| l.1 > l.2).map(|l| l.0).collect();
+        elsewhere.sort();
+        elsewhere
+    }
 }
 
 /// One entry that was identified.

@@ -10,7 +10,8 @@
 use std::path::{Path, PathBuf};
 
 use super::hash::Hash;
-use super::manifest::{Changes, Entry, Manifest, Style};
+use super::manifest::{Changes, Chunk, Entry, Look, Looks, Manifest, Style};
+use super::scan::{Found, Own};
 use crate::project::place::Place;
 use crate::sys::dir::{Dir, FileKind, Meta};
 use crate::sys::error::Result;
@@ -65,6 +66,28 @@ impl Witness {
             && entry.mtime == meta.mtime
             && self.device == meta.dev;
         (same && entry.stamp.is_sure).then_some(entry)
+    }
+
+    /// Whether everything that was found looks as this chunk of the witness says: then it is the same.
+    #[must_use]
+    pub fn looks_as(&self, chunk: &Chunk, found: &[Found], own: Own) -> bool {
+        if chunk.count != found.len() || found.iter().any(|one| one.meta.dev != self.device) {
+            return false;
+        }
+        let Some(known) = chunk.looks() else { return false };
+        let mut looks = Looks::default();
+        for Found { path, meta, .. } in found {
+            let (kind, mode, size) = match meta.kind {
+                FileKind::Dir => (b'd', own.recorded_mode(meta), 0),
+                FileKind::File => (b'f', own.recorded_mode(meta), meta.size),
+                FileKind::Symlink => (b'l', 0o777, 0),
+                FileKind::Special => return false,
+            };
+            let (owner, path) = (own.recorded(meta), path.as_bytes());
+            let Meta { mtime, ctime, ino, .. } = *meta;
+            looks.add(&Look { path, kind, mode, owner, size, mtime, ctime, ino });
+        }
+        looks.digest() == known
     }
 
     /// Reads a witness; `None` if there is none or it is damaged: then everything is simply read again.
@@ -234,5 +257,84 @@ mod tests {
         std::fs::write(tree.join("f9"), "x").unwrap();
         record(&path, &dir, look(&dir, None).manifest, None).unwrap();
         assert_eq!(*Witness::read(&path).unwrap().manifest(), look(&dir, None).manifest);
+    }
+
+    /// What is told with a witness of an earlier tree must be what is told without one, stamps and all.
+    fn assert_told_alike(dir: &Dir, path: &Path, what: &str) {
+        let witness = Witness::open(path).unwrap();
+        let (with, without) = (look(dir, Some(&witness)), look(dir, None));
+        assert_eq!(with.manifest, without.manifest, "{what}");
+        let stamps = |told: &Identified| -> Vec<_> {
+            told.manifest.entries().map(|entry| (entry.stamp.ino, entry.stamp.ctime)).collect()
+        };
+        assert_eq!(stamps(&with), stamps(&without), "{what}");
+        assert_eq!((&with.specials, &with.linked_elsewhere), (&without.specials, &without.linked_elsewhere), "{what}");
+        with.manifest.intact().unwrap();
+    }
+
+    #[test]
+    fn a_walk_with_a_witness_tells_what_one_without_tells_whatever_was_done() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        type Deed<'a> = (&'a str, Box<dyn Fn() + 'a>);
+        let temp = tempfile::tempdir().unwrap();
+        let (tree, path) = (temp.path().join("tree"), temp.path().join("witness-1"));
+        for n in 0..1500 {
+            let at = tree.join(format!("d{}/e{}", n % 17, n % 5));
+            std::fs::create_dir_all(&at).unwrap();
+            std::fs::write(at.join(format!("f{n}")), format!("{n}")).unwrap();
+        }
+        symlink("d1", tree.join("link")).unwrap();
+        std::fs::hard_link(tree.join("d4/e4/f4"), tree.join("d9/e0/other-name")).unwrap();
+        std::fs::hard_link(tree.join("d5/e0/f5"), temp.path().join("elsewhere")).unwrap();
+        let dir = Dir::open(&tree).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(40));
+        record(&path, &dir, look(&dir, None).manifest, None).unwrap();
+        let witness = Witness::open(&path).unwrap();
+        let told = look(&dir, Some(&witness));
+        assert_eq!((told.read, told.linked_elsewhere.len()), (0, 1));
+        let same = told.manifest.chunks().zip(witness.manifest().chunks());
+        assert!(same.clone().count() > 3 && same.clone().all(|(a, b)| std::sync::Arc::ptr_eq(a, b)));
+        assert_told_alike(&dir, &path, "nothing was done");
+        let at = |name: &str| tree.join(name);
+        let deeds: Vec<Deed<'_>> = vec![
+            ("written", Box::new(|| std::fs::write(at("d3/e3/f3"), "x").unwrap())),
+            ("a new file before all", Box::new(|| std::fs::write(at("a"), "new").unwrap())),
+            ("a new file after all", Box::new(|| std::fs::write(at("zzz"), "new").unwrap())),
+            ("a directory gone", Box::new(|| std::fs::remove_dir_all(at("d7")).unwrap())),
+            ("the first name of a file gone", Box::new(|| std::fs::remove_file(at("d4/e4/f4")).unwrap())),
+            ("the name elsewhere gone", Box::new(|| std::fs::remove_file(temp.path().join("elsewhere")).unwrap())),
+            (
+                "a mode",
+                Box::new(|| {
+                    std::fs::set_permissions(at("d2/e2"), std::fs::Permissions::from_mode(0o700)).unwrap();
+                }),
+            ),
+            (
+                "a link to elsewhere",
+                Box::new(|| {
+                    std::fs::remove_file(at("link")).unwrap();
+                    symlink("d2", at("link")).unwrap();
+                }),
+            ),
+            ("a fifo", Box::new(|| rustix::fs::mkfifoat(rustix::fs::CWD, at("d1/fifo"), 0o600.into()).unwrap())),
+            (
+                "a file for a directory",
+                Box::new(|| {
+                    std::fs::remove_dir_all(at("d1/e1")).unwrap();
+                    std::fs::write(at("d1/e1"), "x").unwrap();
+                }),
+            ),
+            ("renamed", Box::new(|| std::fs::rename(at("d10"), at("D10")).unwrap())),
+        ];
+        for (what, deed) in deeds {
+            deed();
+            assert_told_alike(&dir, &path, what);
+        }
+        // Every path that begins a part of the record goes, one after the other.
+        for chunk in witness.manifest().chunks() {
+            let first = tree.join(chunk.first().as_path());
+            let _ = std::fs::remove_dir_all(&first).or_else(|_| std::fs::remove_file(&first));
+            assert_told_alike(&dir, &path, "the beginning of a part");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::entry::{Entry, Style};
+use super::looks::Looks;
 use crate::sys::fs::File;
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
@@ -71,6 +72,8 @@ pub struct Lines {
     pub plain: Hash,
     /// The digest of them without times and owners.
     pub portable: Hash,
+    /// The digest of how they looked, where that is sure.
+    pub looks: Option<Hash>,
 }
 
 /// The sum of sizes, which strangers may have written down: too large a one has no number and is the largest.
@@ -93,6 +96,7 @@ pub struct Chunk {
     entries: OnceLock<Box<[Entry]>>,
     plain: OnceLock<Hash>,
     portable: OnceLock<Hash>,
+    looks: OnceLock<Option<Hash>>,
     kept: Option<(Arc<Source>, Lines)>,
     is_damaged: AtomicBool,
 }
@@ -124,6 +128,7 @@ impl Chunk {
             entries: OnceLock::from(entries.into_boxed_slice()),
             plain: OnceLock::new(),
             portable: OnceLock::new(),
+            looks: OnceLock::new(),
             kept: None,
             is_damaged: AtomicBool::new(false),
         }))
@@ -141,6 +146,7 @@ impl Chunk {
             entries: OnceLock::new(),
             plain: OnceLock::from(lines.plain),
             portable: OnceLock::from(lines.portable),
+            looks: OnceLock::from(lines.looks),
             kept: Some((source.clone(), lines)),
             is_damaged: AtomicBool::new(false),
         })
@@ -185,6 +191,12 @@ impl Chunk {
         *self.portable.get_or_init(|| self.digest(Style::Portable))
     }
 
+    /// The digest of how its entries looked when they were known, if that is sure for all of them.
+    #[must_use]
+    pub fn looks(&self) -> Option<Hash> {
+        *self.looks.get_or_init(|| Looks::of(self.entries()))
+    }
+
     fn digest(&self, style: Style) -> Hash {
         Hash::of(self.lines(style).as_bytes())
     }
@@ -199,14 +211,6 @@ impl Chunk {
             text.push('\n');
         }
         text
-    }
-
-    /// Whether both hold the same entries, which stood on the disk in the same way.
-    #[must_use]
-    pub fn is_same_with_stamps(&self, other: &Self) -> bool {
-        let (ours, theirs) = (self.entries(), other.entries());
-        let is_same = |(a, b): (&Entry, &Entry)| a.stamp.is_same(&b.stamp) && a == b;
-        ours.len() == theirs.len() && ours.iter().zip(theirs).all(is_same)
     }
 
     /// Whether both hold the same entries.

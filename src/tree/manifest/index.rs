@@ -2,8 +2,8 @@
 //! whole. It can be made again from the file at any time; one that does not fit counts as none.
 //!
 //! ```text
-//! mc_project index 1 <bytes of the file> <blake3 of its last line>
-//! <offset> <bytes> <entries> <files> <links> <bytes of them> <blake3> <plain> <portable> <first path>
+//! mc_project index 2 <bytes of the file> <blake3 of its last line>
+//! <offset> <bytes> <entries> <files> <links> <bytes of them> <blake3> <plain> <portable> <looks> <first path>
 //! end 1 <blake3 of everything above>
 //! ```
 
@@ -19,7 +19,9 @@ use crate::sys::fs::{self, File};
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
 
-const FIRST_WORDS: &str = "mc_project index 1 ";
+const FIRST_WORDS: &str = "mc_project index 2 ";
+/// Where there is no digest of how a chunk looked.
+const NONE: &str = "-";
 /// The last line of a file is shorter than this.
 const LAST_LINE: u64 = 128;
 
@@ -44,6 +46,7 @@ impl Indexer {
             raw: if style == Style::Plain { chunk.plain() } else { Hash::of(lines.as_bytes()) },
             plain: chunk.plain(),
             portable: chunk.portable(),
+            looks: if style == Style::Stamped { chunk.looks() } else { None },
         });
         text.push_str(&lines);
     }
@@ -53,9 +56,10 @@ impl Indexer {
     pub fn finish(self, text: &str) -> String {
         let mut out = format!("{FIRST_WORDS}{} {}\n", text.len(), Hash::of(last_line(text.as_bytes())));
         for line in &self.lines {
-            let Lines { first, offset, length, count, files, links, bytes, raw, plain, portable } = line;
-            let first = first.escaped();
-            let _ = writeln!(out, "{offset} {length} {count} {files} {links} {bytes} {raw} {plain} {portable} {first}");
+            let Lines { first, offset, length, count, files, links, bytes, raw, plain, portable, looks } = line;
+            let (looks, first) = (looks.map_or_else(|| NONE.to_string(), |looks| looks.hex()), first.escaped());
+            let _ = write!(out, "{offset} {length} {count} {files} {links} {bytes} ");
+            let _ = writeln!(out, "{raw} {plain} {portable} {looks} {first}");
         }
         close(&mut out, self.lines.len());
         out
@@ -100,6 +104,8 @@ fn parse(line: &str, size: u64) -> Option<Lines> {
     let bytes = words.next()?.parse().ok()?;
     let mut digest = || words.next()?.parse().ok();
     let (raw, plain, portable) = (digest()?, digest()?, digest()?);
+    let looks = words.next()?;
+    let looks = if looks == NONE { None } else { Some(looks.parse().ok()?) };
     let first = TreePath::from_escaped(words.next()?).ok()?;
     let is_inside = offset.checked_add(length as u64).is_some_and(|end| end <= size);
     (is_inside && count > 0).then_some(Lines {
@@ -113,5 +119,6 @@ fn parse(line: &str, size: u64) -> Option<Lines> {
         raw,
         plain,
         portable,
+        looks,
     })
 }
