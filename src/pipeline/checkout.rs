@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
-use super::draft::{Draft, Goal, Seen, Spare, Version};
+use super::draft::{Draft, Seen, Spare, Version};
 use super::halt::{Halt, Step};
 use super::listing::{Listing, changed};
 use super::site::Site;
@@ -24,7 +24,6 @@ use crate::sys::git::{
 use crate::sys::path::TreePath;
 use crate::tree::hash::Hash;
 use crate::tree::manifest::{Content, Entry, Manifest, Stamp, differing};
-use crate::tree::release::Releases;
 use crate::tree::scan::{Own, identify};
 use crate::tree::store::{Held, Origin, Store, Supply};
 use crate::tree::sync::{Keeping, Plan, Target, apply, now_ns, seal_changes};
@@ -98,7 +97,7 @@ impl Draft<'_> {
         for warning in refuse_attributes(&self.repo, &entries)? {
             self.warn(warning);
         }
-        let known = if base.is_none() { self.known_blobs() } else { HashMap::new() };
+        let known = if base.is_none() { self.known_blobs() } else { self.kept_blobs(&entries) };
         let now = now_ns();
         let mut files = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -190,12 +189,15 @@ impl Draft<'_> {
     /// read again, nor be written into the store.
     #[must_use]
     pub fn known_blobs(&self) -> HashMap<ObjectId, (Hash, u64)> {
-        let kept = match &self.goal {
-            Goal::Release { id, .. } => Releases::new(&self.site.place).manifest(id).ok(),
-            Goal::Commit => None,
-        };
-        let known = kept.iter().chain(self.live.iter().map(|live| &live.manifest)).flat_map(Manifest::entries);
+        let known = self.kept.iter().chain(self.live.iter().map(|live| &live.manifest)).flat_map(Manifest::entries);
         known.filter_map(|entry| Some((entry.blob.clone()?, (entry.hash()?, entry.size())))).collect()
+    }
+
+    /// As [`Draft::known_blobs`], of these files alone.
+    fn kept_blobs(&self, files: &[GitEntry]) -> HashMap<ObjectId, (Hash, u64)> {
+        let Some(kept) = &self.kept else { return HashMap::new() };
+        let found = files.iter().filter_map(|file| kept.get(&file.path));
+        found.filter_map(|entry| Some((entry.blob.clone()?, (entry.hash()?, entry.size())))).collect()
     }
 
     /// Makes `project/` exactly the commit's tree.
@@ -204,10 +206,14 @@ impl Draft<'_> {
     /// If it cannot be written.
     pub fn check_out_project(&mut self, source: &Manifest, store: &Store) -> Step<usize> {
         let place = &self.site.place;
-        let run = Dir::open_real(&place.run())?;
+        let (run, spare) = (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?);
         let mut held = Vec::new();
         if let Some(live) = &self.live {
             held.push(Held::new(&run, &live.manifest));
+        }
+        // The version before, when it is made live again.
+        if let Some(Spare::Known(seen)) = self.spare.as_ref().filter(|_| self.kept.is_some()) {
+            held.push(Held::new(&spare, &seen.told.manifest));
         }
         let origin = GitOrigin::new(self.site, &[source])?;
         let mut supply = Supply::new(store, held).with_origin(&origin);

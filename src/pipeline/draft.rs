@@ -24,7 +24,7 @@ use crate::sys::git::{CommitInfo, Repo};
 use crate::sys::path::TreePath;
 use crate::sys::threads::Meanwhile;
 use crate::tree::manifest::{Entry, Manifest};
-use crate::tree::release::{Made, Provenance, Releases};
+use crate::tree::release::{Made, Opened, Provenance, Releases};
 use crate::tree::scan::Identified;
 use crate::tree::switch::Inodes;
 use crate::tree::witness::Witness;
@@ -138,6 +138,8 @@ pub struct Live {
     pub manifest: Manifest,
     /// What its steps need; `None` where its commit is gone from the repository.
     pub version: Option<Version>,
+    /// The releases that its manifest stands on.
+    pub below: Opened,
 }
 
 impl Live {
@@ -158,7 +160,9 @@ impl Live {
         let releases = Releases::new(&site.place);
         let provenance = releases.provenance(&serving.id)?;
         let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
-        Ok(Self { serving: serving.clone(), manifest: releases.open(&serving.id)?, provenance, version })
+        let mut below = Opened::default();
+        let manifest = releases.open_among(&serving.id, &mut below)?;
+        Ok(Self { serving: serving.clone(), manifest, provenance, version, below })
     }
 }
 
@@ -253,6 +257,8 @@ pub struct Draft<'a> {
     pub offer: Option<Result<Offer>>,
     /// Whether the trees were proven to be what their witnesses say when the last deployment had settled.
     pub is_proven: bool,
+    /// The manifest of the kept release that is made live again.
+    pub kept: Option<Manifest>,
     /// What the spare is, or the walk that finds out while other things are prepared.
     pub spare: Option<Spare>,
     /// Processes that have something open in the spare: then the proof is repeated at the switch.
@@ -293,6 +299,7 @@ impl<'a> Draft<'a> {
             data_need: None,
             offer: None,
             is_proven: false,
+            kept: None,
             spare: None,
             spare_in_use: false,
             builds_in_run: false,

@@ -85,7 +85,7 @@ impl Draft<'_> {
         if !(is_cooked && is_same && is_unbuilt) {
             return Ok(None);
         }
-        let built = Releases::new(&self.site.place).open_built(&live.serving.id)?;
+        let built = Releases::new(&self.site.place).built_of(&live.serving.id, &live.manifest)?;
         Ok(Some((built, live.serving.commit.clone())))
     }
 

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use super::activate::{RestorePoint, dumps_of};
 use super::ballast;
 use super::checkout::limits_of;
-use super::draft::{Draft, Goal, Live, Version};
+use super::draft::{Draft, Live, Version};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::listing::Listing;
 use super::site::Site;
-use crate::project::ids::{DeploymentId, ObjectId};
+use crate::project::ids::ObjectId;
 use crate::project::mode::Mode;
 use crate::project::outcome::SwitchKind;
 use crate::project::stage::Stage;
@@ -156,8 +156,8 @@ pub struct Undertaking<'a> {
     pub next: &'a Version,
     /// What serves.
     pub live: Option<&'a Live>,
-    /// The kept release that is made live again; `None` for a commit.
-    pub kept: Option<&'a DeploymentId>,
+    /// The manifest of the kept release that is made live again; `None` for a commit.
+    pub kept: Option<&'a Manifest>,
     /// What the commit brings.
     pub listing: &'a Listing,
     /// In final mode: where its deliverable is.
@@ -179,10 +179,7 @@ impl Draft<'_> {
         let listing = self.listing.take().unwrap_or_default();
         let dumps = [Some(&next), self.old_version()].into_iter().flatten();
         let dumps = dumps.map(|version| self.steps_of(version, Stage::Backup)).any(|steps| !steps.is_empty());
-        let kept = match &self.goal {
-            Goal::Release { id, .. } => Some(id.clone()),
-            Goal::Commit => None,
-        };
+        let kept = self.kept.clone();
         let builds = kept.is_none() && self.builds(&next);
         let undertaking = Undertaking {
             site: self.site,
@@ -373,7 +370,7 @@ impl Undertaking<'_> {
     pub fn parts(&self) -> Result<Vec<Part>> {
         let place = &self.site.place;
         let mut parts = match self.kept {
-            Some(id) => self.of_kept_release(id)?,
+            Some(manifest) => self.of_kept_release(manifest)?,
             None => self.of_commit()?,
         };
         let mut add = |dir: PathBuf, need: Need, what: What| parts.push(Part { dir, need, what });
@@ -424,13 +421,12 @@ impl Undertaking<'_> {
     }
 
     /// A kept release: what `project/` lacks, and what the spare has not.
-    fn of_kept_release(&self, id: &DeploymentId) -> Result<Vec<Part>> {
+    fn of_kept_release(&self, manifest: &Manifest) -> Result<Vec<Part>> {
         let place = &self.site.place;
-        let manifest = Releases::new(place).open(id)?;
         let spare = Dir::open_real(&place.spare())?;
         let witness = Witness::open_or_read(&witness::path_of(place, &spare)?);
         let held = witness.map(|witness| witness.manifest().clone()).unwrap_or_default();
-        let other = differing(&held, &manifest).filter(|(old, new)| old.map(Entry::hash) != new.map(Entry::hash));
+        let other = differing(&held, manifest).filter(|(old, new)| old.map(Entry::hash) != new.map(Entry::hash));
         let other: Vec<&Entry> = other.filter_map(|(_, new)| new).collect();
         // What the spare has elsewhere costs nothing either.
         let held: HashSet<Hash> = if other.is_empty() { HashSet::new() } else { held.hashes().collect() };

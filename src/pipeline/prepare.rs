@@ -70,6 +70,10 @@ impl Draft<'_> {
     fn accept(&mut self) -> Step<Option<String>> {
         self.is_proven = Proof::take(self.site, self.live.as_ref().map(|live| &live.serving.id))?;
         self.spare = Some(self.known_spare()?.map_or_else(|| self.walk_spare(Witness::open_or_read), Spare::Known));
+        if let Goal::Release { id, .. } = &self.goal {
+            let mut opened = self.live.as_ref().map(|live| live.below.clone()).unwrap_or_default();
+            self.kept = Some(Releases::new(&self.site.place).open_among(id, &mut opened)?);
+        }
         let next = self.next.clone();
         self.refuse_units()?;
         // A port that nothing names, a value that no service can be given: found out before anything changes.
@@ -253,7 +257,8 @@ impl Draft<'_> {
     /// A kept release: every content must be at hand before anything is touched.
     fn kept_release(&mut self, next: &Version, id: &DeploymentId, store: &Store) -> Step<(Manifest, Manifest, bool)> {
         let releases = Releases::new(&self.site.place);
-        let (manifest, built) = (releases.open(id)?, releases.open_built(id)?);
+        let manifest = self.kept.clone().ok_or_else(|| Error::bug("a kept release was not opened at accept"))?;
+        let built = releases.built_of(id, &manifest)?;
         let was_built = releases.provenance(id)?.built;
         let spare = Dir::open_real(&self.site.place.spare())?;
         let run = Dir::open_real(&self.site.place.run())?;
@@ -264,8 +269,9 @@ impl Draft<'_> {
         held.extend(self.live.iter().map(|live| Held::new(&run, &live.manifest)));
         let supply = Supply::new(store, held).with_origin(&origin);
         // What the spare has already need not be looked for.
-        let put = differing(&actual.manifest, &manifest).filter_map(|(_, new)| new);
-        for entry in put {
+        let other =
+            differing(&actual.manifest, &manifest).filter(|(old, new)| old.map(Entry::hash) != new.map(Entry::hash));
+        for entry in other.filter_map(|(_, new)| new) {
             if !supply.has(entry)? {
                 return Err(Halt::refused(format!(
                     "release {id} is incomplete: the content of `{}` is missing",

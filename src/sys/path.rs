@@ -42,20 +42,21 @@ impl TreePath {
         if bytes.len() > MAX_PATH {
             return Some(format!("has {} bytes, the limit is {MAX_PATH}", bytes.len()));
         }
-        if bytes.contains(&0) {
+        if memchr::memchr(0, bytes).is_some() {
             return Some("holds a NUL byte".into());
         }
-        let mut depth = 0;
-        for name in bytes.split(|b| *b == b'/') {
+        let (mut depth, mut begin) = (0, 0);
+        for end in memchr::memchr_iter(b'/', bytes).chain(std::iter::once(bytes.len())) {
             depth += 1;
-            match name {
+            match &bytes[begin..end] {
                 b"" => return Some("is absolute or has an empty component".into()),
                 b"." | b".." => return Some("holds `.` or `..`".into()),
-                _ if name.len() > MAX_NAME => {
+                name if name.len() > MAX_NAME => {
                     return Some(format!("has a name of {} bytes, the limit is {MAX_NAME}", name.len()));
                 }
                 _ => {}
             }
+            begin = end + 1;
         }
         (depth > MAX_DEPTH).then(|| format!("is {depth} levels deep, the limit is {MAX_DEPTH}"))
     }
@@ -123,9 +124,17 @@ impl TreePath {
     /// # Errors
     /// If the text is not of that form or is no good path.
     pub fn from_escaped(text: &str) -> Result<Self> {
+        if text.bytes().all(is_plain) {
+            return Self::new(text.as_bytes());
+        }
         let bytes = unescape(text).ok_or_else(|| Error::failed(format!("bad escape in path `{text}`")))?;
         Self::new(&bytes)
     }
+}
+
+/// Whether a byte stands for itself in an escaped text.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~') && byte != b'%'
 }
 
 /// Writes bytes as printable ASCII without spaces (`%XX` for the rest).
@@ -138,13 +147,12 @@ pub fn escape(bytes: &[u8]) -> String {
 
 /// As [`escape`], added to a text.
 pub fn escape_into(out: &mut String, bytes: &[u8]) {
-    let is_plain = |b: &u8| matches!(b, b'!'..=b'~') && *b != b'%';
-    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(is_plain)) {
+    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().copied().all(is_plain)) {
         out.push_str(text);
         return;
     }
     for b in bytes {
-        if is_plain(b) {
+        if is_plain(*b) {
             out.push(char::from(*b));
         } else {
             let _ = write!(out, "%{b:02X}");

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use crate::sys::error::{Error, Result};
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// A blake3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash([u8; 32]);
@@ -55,11 +57,12 @@ impl Hash {
 
     /// Adds the digest as hexadecimal text.
     pub fn write_hex(&self, text: &mut String) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for byte in self.0 {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let mut digits = [0; 64];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
+        text.push_str(std::str::from_utf8(&digits).unwrap_or_default());
     }
 
     /// The digest as bytes.
@@ -93,15 +96,15 @@ impl FromStr for Hash {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let digits = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
         let mut bytes = [0; 32];
-        let mut is_good = text.len() == 64;
+        // Digits are below 16: every other value shows in the upper half of the sum of all.
+        let mut all = 0;
         for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            match digits(pair) {
-                Some(found) => *byte = found,
-                None => is_good = false,
-            }
+            let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);
+            all |= high | low;
+            *byte = high << 4 | low & 15;
         }
+        let is_good = text.len() == 64 && all < 16;
         if is_good {
             return Ok(Self(bytes));
         }
@@ -110,11 +113,13 @@ impl FromStr for Hash {
     }
 }
 
-/// The value of a lowercase hexadecimal digit.
-fn digit(byte: u8) -> Option<u8> {
-    match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
+/// The value of each lowercase hexadecimal digit; 255 for what is none.
+const VALUES: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut digit = 0_u8;
+    while digit < 16 {
+        values[DIGITS[digit as usize] as usize] = digit;
+        digit += 1;
     }
-}
+    values
+};

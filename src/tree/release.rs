@@ -132,6 +132,10 @@ struct Chain {
     whole_bytes: u64,
 }
 
+/// Manifests that were opened: those that stand on each other share what they have in common, and it is read once.
+#[derive(Debug, Clone, Default)]
+pub struct Opened(HashMap<DeploymentId, Manifest>);
+
 /// The kept releases of a project.
 #[derive(Debug)]
 pub struct Releases<'a> {
@@ -200,32 +204,43 @@ impl<'a> Releases<'a> {
     /// # Errors
     /// As [`Releases::manifest`].
     pub fn open(&self, id: &DeploymentId) -> Result<Manifest> {
-        self.open_with(id, &mut HashMap::new())
+        self.open_among(id, &mut Opened::default())
     }
 
-    /// As [`Releases::open`], with what was opened before: releases that stand on each other share what they have in common.
-    fn open_with(&self, id: &DeploymentId, known: &mut HashMap<DeploymentId, Manifest>) -> Result<Manifest> {
-        if let Some(manifest) = known.get(id) {
+    /// As [`Releases::open`], with what was opened before.
+    ///
+    /// # Errors
+    /// As [`Releases::manifest`].
+    pub fn open_among(&self, id: &DeploymentId, opened: &mut Opened) -> Result<Manifest> {
+        if let Some(manifest) = opened.0.get(id) {
             return Ok(manifest.clone());
         }
+        let manifest = self.open_above(id, opened);
+        match &manifest {
+            Ok(manifest) => opened.0.insert(id.clone(), manifest.clone()),
+            Err(_) => opened.0.remove(id),
+        };
+        manifest
+    }
+
+    /// Opens a manifest on what it stands on.
+    fn open_above(&self, id: &DeploymentId, opened: &mut Opened) -> Result<Manifest> {
         let path = self.place.release(id).join(MANIFEST);
-        let manifest = match self.first_line(id)? {
-            Some(before) if known.len() < 1000 => {
+        match self.first_line(id)? {
+            Some(before) if opened.0.len() < 1000 => {
                 let text = self.text(id)?;
                 // Against itself: a ring.
-                known.insert(id.clone(), Manifest::default());
+                opened.0.insert(id.clone(), Manifest::default());
                 let is_present = self.is_present(&before);
-                let below = if is_present { self.open_with(&before, known)? } else { self.open_base(id)? };
-                below.with_changes(&text).context(|| format!("cannot read the manifest of {id}"))?
+                let below = if is_present { self.open_among(&before, opened)? } else { self.open_base(id)? };
+                below.with_changes(&text).context(|| format!("cannot read the manifest of {id}"))
             }
-            Some(_) => return Err(Error::failed(format!("the manifest of {id} stands on too many others"))),
+            Some(_) => Err(Error::failed(format!("the manifest of {id} stands on too many others"))),
             None => match Manifest::open(&path, &path.with_file_name(INDEX), Style::Plain) {
-                Some((manifest, _)) => manifest,
-                None => self.manifest(id)?,
+                Some((manifest, _)) => Ok(manifest),
+                None => self.manifest(id),
             },
-        };
-        known.insert(id.clone(), manifest.clone());
-        Ok(manifest)
+        }
     }
 
     fn is_present(&self, id: &DeploymentId) -> bool {
@@ -259,12 +274,12 @@ impl<'a> Releases<'a> {
         Ok(())
     }
 
-    /// As [`Releases::built`], as far as possible without reading it.
+    /// As [`Releases::built`], of a release whose manifest is at hand.
     ///
     /// # Errors
     /// As [`Releases::manifest`].
-    pub fn open_built(&self, id: &DeploymentId) -> Result<Manifest> {
-        self.built_on(id, || self.open(id))
+    pub fn built_of(&self, id: &DeploymentId, manifest: &Manifest) -> Result<Manifest> {
+        self.built_on(id, || Ok(manifest.clone()))
     }
 
     fn built_on(&self, id: &DeploymentId, manifest: impl FnOnce() -> Result<Manifest>) -> Result<Manifest> {
@@ -357,10 +372,10 @@ impl<'a> Releases<'a> {
     }
 
     fn needed_by(&self, ids: Vec<DeploymentId>) -> Result<HashSet<Hash>> {
-        let (mut known, mut seen, mut needed) = (HashMap::new(), HashSet::new(), HashSet::new());
+        let (mut opened, mut seen, mut needed) = (Opened::default(), HashSet::new(), HashSet::new());
         for id in ids {
-            let manifest = self.open_with(&id, &mut known)?;
-            let built = self.built_on(&id, || Ok(manifest.clone()))?;
+            let manifest = self.open_among(&id, &mut opened)?;
+            let built = self.built_of(&id, &manifest)?;
             for chunk in manifest.chunks().chain(built.chunks()).filter(|chunk| seen.insert(chunk.plain())) {
                 needed.extend(chunk.entries().iter().filter_map(Entry::hash));
             }

@@ -434,6 +434,8 @@ fn entry_of(root: &Dir, own: Own, witness: Option<&Witness>, found: &Found) -> R
     let (hash, size) = Hash::reading(&mut (&mut file).take(meta.size.saturating_add(1)))
         .context(|| format!("cannot read {}", root.path().join(found.path.as_path()).display()))?;
     let mut told = told(&meta, Content::File { size, hash }, true);
+    let known = witness.and_then(|witness| witness.manifest().get(&found.path));
+    told.entry.blob = known.filter(|known| known.content == told.entry.content).and_then(|known| known.blob.clone());
     told.entry.xattrs = root.hold_open(found.path.as_path(), file)?.xattrs()?;
     Ok(Some(told))
 }

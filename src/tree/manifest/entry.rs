@@ -186,7 +186,7 @@ impl Entry {
     /// Reads a line that [`Entry::write`] wrote in this style; `None` if it is damaged.
     #[must_use]
     pub fn parse(line: &str, style: Style) -> Option<Self> {
-        let mut fields = line.split(' ');
+        let mut fields = Fields { rest: Some(line) };
         let mut stamp = Stamp::default();
         if style == Style::Stamped {
             stamp.ino = fields.next()?.parse().ok()?;
@@ -207,10 +207,8 @@ impl Entry {
             }
         };
         let (seconds, nanos) = fields.next()?.split_once('.')?;
-        let nanos: i64 = (nanos.len() == 9).then(|| nanos.parse().ok()).flatten()?;
-        // The earliest second of an i64 of nanoseconds is no whole one.
-        let mtime = i128::from(seconds.parse::<i64>().ok()?) * 1_000_000_000 + i128::from(nanos);
-        let mtime = i64::try_from(mtime).ok()?;
+        let nanos: u32 = (nanos.len() == 9).then(|| nanos.parse().ok()).flatten()?;
+        let mtime = nanoseconds(seconds.parse().ok()?, nanos)?;
         let (size, third) = (fields.next()?, fields.next()?);
         let content = match letter {
             "d" => Content::Dir,
@@ -232,5 +230,31 @@ impl Entry {
             }
         }
         Some(entry)
+    }
+}
+
+/// The words of a line between single spaces.
+struct Fields<'a> {
+    rest: Option<&'a str>,
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let rest = self.rest?;
+        let end = memchr::memchr(b' ', rest.as_bytes());
+        self.rest = end.map(|end| &rest[end + 1..]);
+        Some(&rest[..end.unwrap_or(rest.len())])
+    }
+}
+
+/// A time as nanoseconds since the epoch.
+fn nanoseconds(seconds: i64, nanos: u32) -> Option<i64> {
+    let nanos = i64::from(nanos);
+    match seconds.checked_mul(1_000_000_000) {
+        Some(whole) => whole.checked_add(nanos),
+        // The earliest second of an i64 of nanoseconds is no whole one.
+        None => seconds.checked_add(1)?.checked_mul(1_000_000_000)?.checked_add(nanos - 1_000_000_000),
     }
 }
