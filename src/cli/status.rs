@@ -89,8 +89,8 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
     let running = running(site)?;
     let last = Last::read(&site.place)?;
     let busy = lock::holder(&site.place.lock())?;
-    let entries = history::read(&site.place, None)?;
     let serves = last.as_ref().and_then(|last| last.serves.clone());
+    let entries = recent(site, serves.as_ref())?;
     let made = serves.as_ref().and_then(|serving| entries.iter().rev().find(|entry| entry.id == serving.id));
     let all = services_of(site, running.as_ref())?;
     Ok(Status {
@@ -116,6 +116,16 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
         busy,
     })
 }
+
+/// The newest entries of the history, as far back as the one that made live what serves: most often that is not far.
+fn recent(site: &Site, serves: Option<&Serving>) -> Result<Vec<Entry>> {
+    let entries = history::read(&site.place, Some(RECENT))?;
+    let is_there = serves.is_none_or(|serving| entries.iter().any(|entry| entry.id == serving.id));
+    if is_there { Ok(entries) } else { history::read(&site.place, None) }
+}
+
+/// How many entries of the history are read at first.
+const RECENT: usize = 50;
 
 fn print_status(status: &Status) {
     let shown = |text: &Option<String>| crate::sys::escape::visible(text.as_deref().unwrap_or_default());
