@@ -206,14 +206,15 @@ impl Draft<'_> {
     /// If it cannot be written.
     pub fn check_out_project(&mut self, source: &Manifest, store: &Store) -> Step<usize> {
         let place = &self.site.place;
-        let (run, spare) = (Dir::open_real(&place.run())?, Dir::open_real(&place.spare())?);
+        let run = Dir::open_real(&place.run())?;
+        let spare = self.kept.as_ref().map(|_| Dir::open_real(&place.spare())).transpose()?;
         let mut held = Vec::new();
         if let Some(live) = &self.live {
             held.push(Held::new(&run, &live.manifest));
         }
         // The version before, when it is made live again.
-        if let Some(Spare::Known(seen)) = self.spare.as_ref().filter(|_| self.kept.is_some()) {
-            held.push(Held::new(&spare, &seen.told.manifest));
+        if let (Some(Spare::Known(seen)), Some(spare)) = (&self.spare, &spare) {
+            held.push(Held::new(spare, &seen.told.manifest));
         }
         let origin = GitOrigin::new(self.site, &[source])?;
         let mut supply = Supply::new(store, held).with_origin(&origin);

@@ -59,7 +59,7 @@ impl Draft<'_> {
     /// A refusal that names the path.
     pub fn list(&mut self, version: &Version) -> Step<Listing> {
         let commit = version.commit.id.clone();
-        if let Some((base, old)) = self.base_for(version)? {
+        if let Some((base, old)) = self.base_for(version) {
             let limits = limits_of(self.site);
             let found = self.repo.differences(&old, &commit, &limits)?;
             let is_plain = |entry: &GitEntry| entry.kind != EntryKind::Submodule;
@@ -74,19 +74,20 @@ impl Draft<'_> {
     }
 
     /// The tree of the version that serves and its commit, where that tree is the commit's and the next one's will be too.
-    fn base_for(&self, version: &Version) -> Step<Option<(Manifest, ObjectId)>> {
-        let Some(live) = self.live.as_ref().filter(|_| self.is_proven) else { return Ok(None) };
-        let Some(old) = &live.version else { return Ok(None) };
+    fn base_for(&self, version: &Version) -> Option<(Manifest, ObjectId)> {
+        let live = self.live.as_ref().filter(|_| self.is_proven)?;
+        let old = live.version.as_ref()?;
         let is_plain = |version: &Version| version.recipe.attributes != Attributes::Git && !version.recipe.submodules;
         let is_cooked = version.mode == Mode::Cooking && live.provenance.mode == Mode::Cooking;
         let is_same =
             version.recipe.exclude.globs() == old.recipe.exclude.globs() && is_plain(version) && is_plain(old);
         let is_unbuilt = !live.provenance.built && (self.goal != Goal::Commit || !self.builds(version));
         if !(is_cooked && is_same && is_unbuilt) {
-            return Ok(None);
+            return None;
         }
-        let built = Releases::new(&self.site.place).built_of(&live.serving.id, &live.manifest)?;
-        Ok(Some((built, live.serving.commit.clone())))
+        // Where what was built cannot be told, the commit alone says what its tree is.
+        let built = Releases::new(&self.site.place).built_of(&live.serving.id, &live.manifest).ok()?;
+        Some((built, live.serving.commit.clone()))
     }
 
     /// Refuses a commit without any file.

@@ -262,7 +262,13 @@ impl Draft<'_> {
         let was_built = releases.provenance(id)?.built;
         let spare = Dir::open_real(&self.site.place.spare())?;
         let run = Dir::open_real(&self.site.place.run())?;
-        let seen = self.proven_spare()?;
+        let mut seen = self.proven_spare()?;
+        // All of it that is needed is read now: of a damaged record contents would seem to be missing.
+        differing(&seen.told.manifest, &manifest).for_each(drop);
+        if seen.told.manifest.intact().is_err() {
+            self.spare = Some(self.walk_spare(Witness::read));
+            seen = self.proven_spare()?;
+        }
         let actual = &seen.told;
         let origin = GitOrigin::new(self.site, &[&manifest])?;
         let mut held = vec![Held::new(&spare, &actual.manifest)];

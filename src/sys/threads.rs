@@ -49,8 +49,9 @@ pub fn standing_back<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     done.ok_or_else(|| Error::bug("a thread died"))
 }
 
-/// How far work that nobody waits for stands back, as nice(1) counts.
-const STEP_BACK: i32 = 10;
+/// How far it stands back, as nice(1) counts: on a machine that is busy it gets a third of what others get, because the next
+/// deployment may wait for it after all.
+const STEP_BACK: i32 = 5;
 
 /// Starts a thread that nobody can do without.
 ///

@@ -133,7 +133,8 @@ impl Manifest {
     /// If a file turned out to be damaged.
     pub fn intact(&self) -> Result<()> {
         if self.chunks.iter().any(|chunk| chunk.is_damaged()) {
-            return Err(Error::failed("the record of a tree is damaged"));
+            return Err(Error::failed("the record of a tree is damaged")
+                .hint("mc_project verify NAME says which one; put the file back from a backup of deploy/"));
         }
         Ok(())
     }
@@ -276,11 +277,12 @@ impl Manifest {
     }
 
     /// The tree that was walked: chunks of another manifest, where it looks as that one says, and entries elsewhere, all
-    /// in order. A chunk must come for the paths for which it stood in that manifest.
+    /// in order. A chunk must come for the paths for which it stood in that manifest. Where a directory was lost on the way,
+    /// what stood in it is looked for in all of it.
     ///
     /// # Errors
     /// As [`Manifest::new`].
-    pub fn of_walk(pieces: Vec<Piece>) -> Result<Self> {
+    pub fn of_walk(pieces: Vec<Piece>, lost_directory: bool) -> Result<Self> {
         let mut paths = Vec::new();
         for piece in &pieces {
             let Piece::Entries(entries) = piece else { continue };
@@ -290,7 +292,11 @@ impl Manifest {
             paths.extend(entries.iter().map(|entry| entry.path.clone()));
         }
         let manifest = Self::joined(pieces);
-        manifest.check_parents(paths.iter().filter_map(|path| manifest.get(path)))?;
+        if lost_directory {
+            manifest.check_parents(manifest.entries())?;
+        } else {
+            manifest.check_parents(paths.iter().filter_map(|path| manifest.get(path)))?;
+        }
         manifest.with_leaders()
     }
 

@@ -284,6 +284,7 @@ pub fn identify_found(
     let mut results = results.into_iter().flatten();
     let mut told = Identified::default();
     let mut leaders = Leaders::default();
+    let mut lost_directory = false;
     let mut pieces = Vec::with_capacity(ranges.len());
     for Range { found, kept } in &ranges {
         if let Some(chunk) = kept {
@@ -296,8 +297,9 @@ pub fn identify_found(
         let mut entries = Vec::with_capacity(found.len());
         for one in *found {
             let Some(Told { mut entry, meta, was_read }) = results.next().flatten() else {
-                if one.meta.kind == FileKind::Special {
-                    told.specials.push(one.path.clone());
+                match one.meta.kind {
+                    FileKind::Special => told.specials.push(one.path.clone()),
+                    kind => lost_directory |= kind == FileKind::Dir,
                 }
                 continue;
             };
@@ -309,7 +311,7 @@ pub fn identify_found(
         pieces.push(Piece::Entries(entries));
     }
     told.linked_elsewhere = leaders.linked_elsewhere();
-    told.manifest = Manifest::of_walk(pieces)?;
+    told.manifest = Manifest::of_walk(pieces, lost_directory)?;
     Ok(told)
 }
 
@@ -337,7 +339,8 @@ impl<'a> Range<'a> {
             Ok(numbered
                 .map(|(index, chunk)| {
                     let found = &found[begin(index)..begin(index + 1)];
-                    let is_kept = !chunk.is_damaged() && witness.looks_as(chunk, found, own);
+                    // What was damaged on the disk is read from the tree again, now and not when it is needed.
+                    let is_kept = witness.looks_as(chunk, found, own) && chunk.is_whole();
                     Self { found, kept: is_kept.then(|| Arc::clone(chunk)) }
                 })
                 .collect::<Vec<_>>())

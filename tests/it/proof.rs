@@ -99,13 +99,50 @@ fn who_has_the_second_tree_open_is_reckoned_with() {
 fn a_record_that_is_damaged_is_found_out_and_replaced_by_a_look() {
     let world = World::with_shop();
     let work = deployed(&world);
+    damage_witnesses(&world);
+    assert!(proof(&world).exists());
+    next_push_is_exact(&world, &work);
+}
+
+#[test]
+fn damaged_records_of_what_was_built_and_of_data_stop_neither_a_deployment_nor_the_way_back() {
+    let world = World::with_shop();
+    let work = world.clone_of("shop");
+    let data = world.project("shop").join("data");
+    for n in 0..MANY {
+        work.write(&format!("d{}/f{n}", n % 30), format!("{n}\n"));
+        std::fs::create_dir_all(data.join(format!("d{}", n % 30))).unwrap();
+        std::fs::write(data.join(format!("d{}/f{n}", n % 30)), format!("data {n}\n")).unwrap();
+    }
+    let recipe = "stages: {build: ['cat a d*/* > made'], upgrade: ['cp a $MC_DATA/d1/version']}\n";
+    work.commit("one", &[("mc_project.yaml", recipe), ("a", "1")]);
+    work.push(&["main"]).ok();
+    world.settle("shop");
+    let mut versions = Vec::new();
+    for version in ["2", "3"] {
+        damage_witnesses(&world);
+        work.git(&["rm", "--quiet", "-r", &format!("d2{version}")]).ok();
+        work.commit(version, &[("a", version)]);
+        work.push(&["main"]).ok();
+        world.settle("shop");
+        versions.push((world.run_tree("shop"), digest(&data)));
+    }
+    damage_witnesses(&world);
+    world.mc(&["rollback", "shop", "--with", "data", "--yes"]).ok();
+    world.settle("shop");
+    world.run_tree("shop").assert_same(&versions[0].0, "run");
+    digest(&data).assert_same(&versions[0].1, "data");
+    world.mc(&["verify", "shop"]).ok();
+}
+
+/// One bit in every part of every record of a tree.
+fn damage_witnesses(world: &World) {
     for name in std::fs::read_dir(world.project("shop").join("state")).unwrap() {
         let path = name.unwrap().path();
         let is_witness = path.file_name().unwrap().to_string_lossy().starts_with("witness-");
         if !is_witness || path.extension().is_some() {
             continue;
         }
-        // One bit in every part.
         let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let size = file.metadata().unwrap().len();
         for at in (300..size).step_by(2000) {
@@ -114,8 +151,6 @@ fn a_record_that_is_damaged_is_found_out_and_replaced_by_a_look() {
             file.write_all_at(&[byte[0] ^ 1], at).unwrap();
         }
     }
-    assert!(proof(&world).exists());
-    next_push_is_exact(&world, &work);
 }
 
 #[test]

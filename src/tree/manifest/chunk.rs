@@ -38,13 +38,15 @@ impl Source {
         Arc::new(Self { file, style })
     }
 
-    fn read(&self, lines: &Lines) -> Option<Box<[Entry]>> {
+    /// The lines as they stand in the file; `None` where they are not what the index says.
+    fn bytes(&self, lines: &Lines) -> Option<Vec<u8>> {
         let mut bytes = vec![0; lines.length];
         self.file.read_exact_at(&mut bytes, lines.offset).ok()?;
-        if Hash::of(&bytes) != lines.raw {
-            return None;
-        }
-        let text = String::from_utf8(bytes).ok()?;
+        (Hash::of(&bytes) == lines.raw).then_some(bytes)
+    }
+
+    fn read(&self, lines: &Lines) -> Option<Box<[Entry]>> {
+        let text = String::from_utf8(self.bytes(lines)?).ok()?;
         text.lines().map(|line| Entry::parse(line, self.style)).collect()
     }
 }
@@ -171,6 +173,19 @@ impl Chunk {
                 }
             }
         })
+    }
+
+    /// Whether its lines in the file are what the index says, and so can be read when somebody asks; that is found out
+    /// without taking them apart.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let is_read = self.entries.get().is_some();
+        if let Some((source, lines)) = self.kept.as_ref().filter(|_| !is_read)
+            && source.bytes(lines).is_none()
+        {
+            self.is_damaged.store(true, Ordering::SeqCst);
+        }
+        !self.is_damaged()
     }
 
     /// Whether its lines in the file turned out to be damaged.
