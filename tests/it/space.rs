@@ -107,15 +107,22 @@ impl Node {
 
     /// Writes zeros until nothing more fits for anybody but root, or for root either.
     fn fill(&self, path: &str, for_root_too: bool) -> PathBuf {
+        // What still settles, and what was removed but not committed yet, would give something free again.
+        self.world.settle("shop");
+        Command::new("sync").arg("-f").arg(self.world.root()).output().unwrap();
         let at = self.world.root().join(path);
         if for_root_too {
             let _ = Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", at.display())).output();
         } else {
-            let output = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(self.world.root()).output().unwrap();
-            let text = String::from_utf8(output.stdout).unwrap();
-            let numbers: Vec<u64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
-            let length = (numbers[0] * numbers[1]).to_string();
-            Command::new("fallocate").args(["-l", &length]).arg(&at).output().unwrap();
+            // More than once: the postman removes what he sent, and that becomes free a little later.
+            let mut length = 0;
+            for _ in 0..20 {
+                let output = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(self.world.root()).output().unwrap();
+                let text = String::from_utf8(output.stdout).unwrap();
+                let numbers: Vec<u64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
+                length += numbers[0] * numbers[1];
+                Command::new("fallocate").args(["-l", &length.to_string()]).arg(&at).output().unwrap();
+            }
         }
         at
     }

@@ -126,16 +126,19 @@ impl Keeper {
         self.charges.iter_mut().filter(ours).for_each(|charge| charge.want(wanted));
     }
 
-    /// Children of ours that have ended.
-    pub fn ended(&mut self, all: Vec<(i32, StepStatus)>) {
-        for (pid, status) in all {
+    /// Tells what has ended; `reap` waits for children of ours that did, and says how.
+    pub fn ended(&mut self, reap: impl FnOnce() -> Vec<(i32, StepStatus)>) {
+        // Before the children are waited for: one that ends right after that is told how with the next call.
+        let missing = self.charges.iter().enumerate().filter(|(_, charge)| charge.is_missing());
+        let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
+        for (pid, status) in reap() {
             if let Some(charge) = self.charges.iter_mut().find(|charge| charge.first() == Some(pid)) {
                 charge.ended(Some(status));
                 self.is_dirty = true;
             }
         }
-        for charge in self.charges.iter_mut().filter(|charge| charge.is_missing()) {
-            charge.ended(None);
+        for index in missing {
+            self.charges[index].ended(None);
             self.is_dirty = true;
         }
     }

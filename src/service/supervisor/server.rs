@@ -102,7 +102,7 @@ impl Server<'_> {
     fn run(&mut self) -> Result<()> {
         loop {
             let now = Instant::now();
-            self.keeper.ended(process::reap());
+            self.keeper.ended(process::reap);
             self.keeper.tick(now);
             self.mind_the_guard(now);
             self.accept();
