@@ -277,12 +277,8 @@ pub fn sync_tree(
 /// # Errors
 /// If it cannot be read.
 pub fn seen(site: &Site, path: &Path) -> Result<Seen> {
-    seen_with(site, path, Witness::open_or_read)
-}
-
-fn seen_with(site: &Site, path: &Path, read: fn(&Path) -> Option<Witness>) -> Result<Seen> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
-    let witness = read(&witness::path_of(&site.place, &tree)?);
+    let witness = Witness::open_or_read(&witness::path_of(&site.place, &tree)?);
     Ok(Seen { told: identify(&tree, own, witness.as_ref(), &|_| true)?, witness })
 }
 
@@ -293,27 +289,15 @@ fn seen_with(site: &Site, path: &Path, read: fn(&Path) -> Option<Witness>) -> Re
 pub fn sync_seen(
     site: &Site,
     path: &Path,
-    seen: Seen,
+    Seen { told: actual, witness }: Seen,
     wanted: &Manifest,
     (supply, point): (&mut Supply<'_>, &'static str),
 ) -> Result<usize> {
     let (tree, own) = (Dir::open_real(path)?, site.own_at(path));
     let witness_path = witness::path_of(&site.place, &tree)?;
-    let planned = |seen: &Seen| -> Result<(Manifest, Plan)> {
-        let mut wanted = wanted.clone();
-        wanted.inherit_times(&seen.told.manifest)?;
-        let plan = Plan::new(&seen.told, &wanted)?;
-        Ok((wanted, plan))
-    };
-    let (Seen { told: actual, witness }, (wanted, plan)) = match planned(&seen) {
-        Ok(plan) => (seen, plan),
-        Err(_) if seen.told.manifest.intact().is_err() => {
-            let seen = seen_with(site, path, Witness::read)?;
-            let plan = planned(&seen)?;
-            (seen, plan)
-        }
-        Err(error) => return Err(error),
-    };
+    let mut wanted = wanted.clone();
+    wanted.inherit_times(&actual.manifest)?;
+    let plan = Plan::new(&actual, &wanted)?;
     let count = plan.files();
     if !plan.is_empty() {
         apply(&Target { tree: &tree, own, point }, &plan, supply, &Keeping::default())?;

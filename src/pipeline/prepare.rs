@@ -69,7 +69,7 @@ impl Draft<'_> {
     /// Accept: units that the node allows, room on each file system, and the walk over the spare begins.
     fn accept(&mut self) -> Step<Option<String>> {
         self.is_proven = Proof::take(self.site, self.live.as_ref().map(|live| &live.serving.id))?;
-        self.spare = Some(self.known_spare()?.map_or_else(|| self.walk_spare(Witness::open_or_read), Spare::Known));
+        self.spare = Some(self.known_spare()?.map_or_else(|| self.walk_spare(), Spare::Known));
         if let Goal::Release { id, .. } = &self.goal {
             let mut opened = self.live.as_ref().map(|live| live.below.clone()).unwrap_or_default();
             self.kept = Some(Releases::new(&self.site.place).open_among(id, &mut opened)?);
@@ -266,7 +266,7 @@ impl Draft<'_> {
         // All of it that is needed is read now: of a damaged record contents would seem to be missing.
         differing(&seen.told.manifest, &manifest).for_each(drop);
         if seen.told.manifest.intact().is_err() {
-            self.spare = Some(self.walk_spare(Witness::read));
+            self.spare = Some(self.walk_spare());
             seen = self.proven_spare()?;
         }
         let actual = &seen.told;
@@ -313,12 +313,12 @@ impl Draft<'_> {
         Ok(witness.map(Seen::proven))
     }
 
-    /// Begins to walk the spare, with its witness read so.
-    fn walk_spare(&self, read: fn(&Path) -> Option<Witness>) -> Spare {
+    /// Begins to walk the spare.
+    fn walk_spare(&self) -> Spare {
         let (place, own) = (self.site.place.clone(), self.site.own);
         Spare::Walk(Meanwhile::begin(move || -> Result<Seen> {
             let spare = Dir::open_real(&place.spare())?;
-            let witness = read(&witness::path_of(&place, &spare)?);
+            let witness = Witness::open_or_read(&witness::path_of(&place, &spare)?);
             Ok(Seen { told: identify(&spare, own, witness.as_ref(), &|_| true)?, witness })
         }))
     }
@@ -329,8 +329,7 @@ impl Draft<'_> {
         match Plan::new(&seen.told, manifest) {
             Ok(plan) => Ok((seen, plan)),
             Err(_) if seen.told.manifest.intact().is_err() => {
-                // Whole, so that a damaged one counts as none: a walk takes over what looks the same, and does not read it.
-                self.spare = Some(self.walk_spare(Witness::read));
+                self.spare = Some(self.walk_spare());
                 let seen = self.proven_spare()?;
                 let plan = Plan::new(&seen.told, manifest)?;
                 Ok((seen, plan))

@@ -334,8 +334,9 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         return Err(error);
     }
     // Services run the new version by now: whoever still has the version before open is found while the rest is read.
+    let is_looked_at = outcome.verdict == Verdict::Deployed && begin.mode != Mode::Editable && begin.serves.is_some();
     let spare = place.spare();
-    let users = Meanwhile::begin(move || processes_using(&spare));
+    let users = is_looked_at.then(|| Meanwhile::begin(move || processes_using(&spare)));
     let entry = history::summarise(&crate::report::journal::read(place, &begin.id)?)?;
     history::append(place, &entry)?;
     let repo = site.repo()?;
@@ -355,7 +356,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         version: version.as_ref(),
         live,
         spare: None,
-        users: Some(users),
+        users,
         is_proven: false,
     };
     settling.tell_who_waits();
