@@ -38,10 +38,10 @@ fuzz_target!(|data: &[u8]| {
     }
     let mut shown = Vec::new();
     texts(&pillar.masked(), &mut shown);
-    let debug = format!("{pillar:?}");
+    let (exports, secrets) = (pillar.exports().len(), pillar.secrets().len());
+    assert_eq!(format!("{pillar:?}"), format!("Pillar({exports} exports, {secrets} secrets, hidden)"));
     for (_, secret) in pillar.secrets() {
         assert!(secret.chars().count() >= 8);
         assert!(!shown.contains(&secret) || secret == "********", "a secret is shown");
-        assert!(!debug.contains(&secret), "a secret is in {debug}");
     }
 });

@@ -62,7 +62,8 @@ pub struct RestorePoint {
 }
 
 impl RestorePoint {
-    const FILE: &str = "before.json";
+    /// The file that makes a directory a restore point.
+    pub(super) const FILE: &str = "before.json";
 
     /// Reads a restore point; `None` if there is none.
     ///

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
+use super::activate::RestorePoint;
 use super::settle::{INFLIGHT, inflight_ref};
 use super::site::Site;
+use crate::project::ids::DeploymentId;
 use crate::report::ledger::Last;
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::git::remove_locks;
 use crate::sys::{fs, mount};
+use crate::tree::release;
 
 /// Where the pillar's contents lie while `pillar/` is checked out, below `build/`.
 pub const PILLAR_STORE: &str = "pillar-store";
@@ -49,6 +52,25 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
         }
         if probe || name == PILLAR_STORE {
             Dir::open(&build)?.remove_tree(Path::new(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was begun below `deploy/` and `archives/` by a deployment of which nothing else came to the disk before the power
+/// went: no release and no restore point, and a deployment that nobody knows of. What the last one has is its recovery's.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn remove_unfounded(site: &Site) -> Result<()> {
+    let place = &site.place;
+    let last = Last::read(place)?.map(|last| last.id);
+    for (dir, founded_by) in [(place.deploy(), release::PROVENANCE), (place.archives(), RestorePoint::FILE)] {
+        for name in fs::names(&dir)? {
+            let Ok(id) = name.parse::<DeploymentId>() else { continue };
+            if last.as_ref() != Some(&id) && !fs::exists(&dir.join(&name).join(founded_by)) {
+                Dir::open(&dir)?.remove_tree(Path::new(&name))?;
+            }
         }
     }
     Ok(())

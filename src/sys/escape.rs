@@ -44,6 +44,16 @@ pub fn visible_bounded(bytes: &[u8], max: usize) -> String {
     out
 }
 
+/// A text of any length as a part of a sentence: cut after some hundred characters.
+#[must_use]
+pub fn in_sentence(text: &str) -> String {
+    const MOST: usize = 400;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_string(),
+    }
+}
+
 /// One line of a program's output, safe to show: tabs stay, a trailing carriage return goes, the rest is [`visible_bounded`].
 #[must_use]
 pub fn output_line(bytes: &[u8], max: usize) -> String {

@@ -36,6 +36,7 @@ pub use text::{Changes, Indexed};
 
 use super::hash::Hash;
 use crate::sys::error::{Error, Result};
+use crate::sys::escape::in_sentence;
 use crate::sys::path::TreePath;
 
 /// A whole tree: entries sorted by path, each path once, parents before children.
@@ -78,7 +79,7 @@ impl Manifest {
             entries.sort_by(|a, b| a.path.cmp(&b.path));
         }
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            return Err(Error::refused(format!("path `{}` stands twice", pair[0].path)));
+            return Err(twice(&pair[0].path));
         }
         let manifest = Self { chunks: Arc::new(Chunk::cut(entries)) };
         manifest.check_parents(manifest.entries())?;
@@ -287,7 +288,7 @@ impl Manifest {
         for piece in &pieces {
             let Piece::Entries(entries) = piece else { continue };
             if let Some(pair) = entries.windows(2).find(|pair| pair[0].path >= pair[1].path) {
-                return Err(Error::refused(format!("path `{}` stands twice", pair[1].path)));
+                return Err(twice(&pair[1].path));
             }
             paths.extend(entries.iter().map(|entry| entry.path.clone()));
         }
@@ -374,7 +375,12 @@ fn merged(old: &[Entry], changes: BTreeMap<TreePath, Option<Entry>>) -> Vec<Entr
 }
 
 fn orphan(path: &TreePath) -> Error {
+    let path = in_sentence(&path.to_string());
     Error::refused(format!("path `{path}` stands below something that is no directory"))
+}
+
+fn twice(path: &TreePath) -> Error {
+    Error::refused(format!("path `{}` stands twice", in_sentence(&path.to_string())))
 }
 
 /// Two manifests, path by path; what both share is left out, and with it everything that is the same.

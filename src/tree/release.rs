@@ -116,7 +116,8 @@ impl Made {
 const MANIFEST: &str = "manifest";
 const INDEX: &str = "manifest.index";
 const BUILT: &str = "built.manifest";
-const PROVENANCE: &str = "release.json";
+/// The file that makes a directory a release: written last.
+pub const PROVENANCE: &str = "release.json";
 /// The whole manifest of a release that is not kept any more, on which this one's list of changes stands.
 const BASE: &str = "base.manifest";
 const BASE_INDEX: &str = "base.manifest.index";

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::campaign::check::{Broken, Finding};
 use crate::campaign::stage::{Scenario, Stage};
-use crate::support::{Finished, Record, Running, is_full, record};
+use crate::support::{Finished, Record, Running, World, is_full, record};
 
 /// A node, and how often a run that is not disturbed passes each point.
 struct Passages {
@@ -178,4 +178,24 @@ fn a_recovery_of_a_rollback_may_itself_be_killed_anywhere() {
 #[test]
 fn a_recovery_after_the_commit_may_itself_be_killed_anywhere() {
     survives_kills_in_the_recovery(Scenario::Update, "commit.record");
+}
+
+#[test]
+fn what_a_power_cut_left_of_a_deployment_that_nobody_knows_of_is_removed() {
+    let (world, _) = World::serving(&[("a", "1")]);
+    let shop = world.project("shop");
+    let unknown = "20990101T000000Z-0190f2c8-aaaa-7bbb-8ccc-0123456789ab";
+    for (dir, file) in [("deploy", ".release.json.new"), ("archives", ".before.json.new")] {
+        std::fs::create_dir(shop.join(dir).join(unknown)).unwrap();
+        std::fs::write(shop.join(dir).join(unknown).join(file), "{").unwrap();
+    }
+    std::fs::create_dir(shop.join("deploy/notes-of-a-person")).unwrap();
+    world.mc(&["verify", "shop"]).fails();
+
+    world.mc(&["recover", "shop"]).ok();
+
+    assert!(!shop.join("deploy").join(unknown).exists() && !shop.join("archives").join(unknown).exists());
+    assert!(shop.join("deploy/notes-of-a-person").exists(), "only names of ours are touched");
+    std::fs::remove_dir(shop.join("deploy/notes-of-a-person")).unwrap();
+    world.mc(&["verify", "shop"]).ok();
 }

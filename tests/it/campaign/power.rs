@@ -63,7 +63,7 @@ fn while_busy<T>(is_busy: bool, root: &Path, work: impl FnOnce() -> T) -> T {
 }
 
 impl Film {
-    fn of(stage: &Stage, is_busy: bool, is_control: bool) -> Self {
+    fn of(stage: &Stage, kind: Kind, is_busy: bool, is_control: bool) -> Self {
         let ground = stage.ground();
         ground.unmount();
         let (image, shown) = (ground.beside("filmed"), ground.beside("shown"));
@@ -74,6 +74,9 @@ impl Film {
         let mut command = stage.command();
         if is_control {
             command.env("MC_NOSYNC", "1");
+            if kind == Kind::Ext4 {
+                ground.stop_the_clock();
+            }
         }
         let (ended, told) = while_busy(is_busy, &stage.world.root(), || {
             let ended = run_to_end(command).unwrap();
@@ -165,7 +168,7 @@ fn campaign(scenario: Scenario, kind: Kind, wanted: usize) {
     let mut found = Vec::new();
     for is_busy in [false, true] {
         let words = if is_busy { "power loss, others syncing" } else { "power loss" };
-        let film = Film::of(&stage, is_busy, false);
+        let film = Film::of(&stage, kind, is_busy, false);
         let cuts = film.cuts();
         assert!(cuts.len() > 20, "only {} cuts", cuts.len());
         let sampled = sample(&cuts, wanted);
@@ -177,15 +180,15 @@ fn campaign(scenario: Scenario, kind: Kind, wanted: usize) {
                 &film.findings(&stage, cut),
             );
         }
-        class.record.control = Some(control(&stage, is_busy, wanted));
+        class.record.control = Some(control(&stage, kind, is_busy, wanted));
         found.extend(class.end());
     }
     assert_kept(&found);
 }
 
 /// The same without our syncs: how many of the cuts were found out.
-fn control(stage: &Stage, is_busy: bool, wanted: usize) -> (usize, usize) {
-    let film = Film::of(stage, is_busy, true);
+fn control(stage: &Stage, kind: Kind, is_busy: bool, wanted: usize) -> (usize, usize) {
+    let film = Film::of(stage, kind, is_busy, true);
     let mut cuts = sample(&film.cuts(), wanted);
     // The plainest one of all is always tried: success was told, and nothing of it had been flushed.
     cuts.push(Cut { at: film.told, kept: Kept::None });
