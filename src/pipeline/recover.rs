@@ -53,6 +53,7 @@ pub enum Decision {
 pub fn finish_interrupted(site: &Site) -> Result<Option<Outcome>> {
     let outcome = finish(site)?;
     tidy::remove_refs_in_flight(site)?;
+    tidy::remove_unfounded(site)?;
     Ok(outcome)
 }
 

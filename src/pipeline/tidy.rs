@@ -58,17 +58,17 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
 }
 
 /// Removes what was begun below `deploy/` and `archives/` by a deployment of which nothing else came to the disk before the power
-/// went: no release and no restore point, and a deployment that nobody knows of. What the last one has is its recovery's.
+/// went: no release and no restore point. What a deployment has that is not finished, or waits for a person, is left to it.
 ///
 /// # Errors
 /// If something cannot be removed.
 pub fn remove_unfounded(site: &Site) -> Result<()> {
     let place = &site.place;
-    let last = Last::read(place)?.map(|last| last.id);
+    let unfinished = Last::read(place)?.filter(|last| last.open || last.needs_person.is_some()).map(|last| last.id);
     for (dir, founded_by) in [(place.deploy(), release::PROVENANCE), (place.archives(), RestorePoint::FILE)] {
         for name in fs::names(&dir)? {
             let Ok(id) = name.parse::<DeploymentId>() else { continue };
-            if last.as_ref() != Some(&id) && !fs::exists(&dir.join(&name).join(founded_by)) {
+            if unfinished.as_ref() != Some(&id) && !fs::exists(&dir.join(&name).join(founded_by)) {
                 Dir::open(&dir)?.remove_tree(Path::new(&name))?;
             }
         }

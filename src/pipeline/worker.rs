@@ -82,7 +82,6 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
     tidy::remove_temporary_files(site)?;
-    tidy::remove_unfounded(site)?;
     let resumed = parking::resume(site)?;
     for text in &resumed {
         let _ = telling.emit(Event::Note { text: text.clone() });
