@@ -1,36 +1,114 @@
-//! The pillar: a project's private configuration, `init.sls` of its pillar repository.
+//! The pillar: a project's private configuration, `init.sls` of its pillar repository and what that includes.
 //!
 //! It is full of secrets: nothing here prints a value, and no error quotes a line of it.
+//!
+//! Two rules. **plain**: the file (or what stands below its key `makina-projects.<name>`) over the recipe's defaults, words
+//! as YAML 1.2 reads them. **makina**: the layers of makina-states, lowest first
+//!
+//! ```text
+//! the recipe's defaults
+//! PILLAR.sample: data              pillar: data
+//! PILLAR.sample: env_defaults      pillar: env_defaults      of the environment
+//! pillar: os_defaults              of the family of the operating system
+//! ```
+//!
+//! mappings merged deeply, lists replaced, `{name}` resolved, words as Salt reads them. It holds where the commit has a
+//! PILLAR.sample or the pillar has the project's key, unless the recipe says otherwise.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::ids::ProjectName;
-use super::yaml::locate::Step as Way;
+use super::yaml::is_secret_word;
 use super::yaml::scalar::{check_value, check_variable};
-use super::yaml::{Source, is_secret_word};
 use crate::sys::error::{Error, Result};
+
+mod braces;
+pub mod document;
+pub mod layers;
+mod reader;
+mod scalars;
+pub mod template;
+#[cfg(test)]
+mod tests;
+
+use document::{Document, Words};
+use layers::{Layer, Layers, Origin, Said};
+use reader::Reader;
+use template::Facts;
 
 /// The name of the pillar's file at the root of its repository.
 pub const FILE: &str = "init.sls";
 
 /// The shortest value that is taken for a secret; shorter ones stand in too many other texts.
 const MIN_SECRET: usize = 8;
+/// What is shown in place of a secret.
+const MASK: &str = "********";
+
+/// How a configuration is put together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Merge {
+    /// By makina-states' rules where something of theirs is there, else plainly.
+    #[default]
+    Auto,
+    /// The pillar's file over the recipe's defaults.
+    Plain,
+    /// By makina-states' rules.
+    Makina,
+}
+
+/// Reads a file of the pillar's repository by its path; `None` if there is none.
+pub type ReadFile<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>>;
+
+/// What a configuration is made of.
+pub struct Inputs<'a> {
+    /// The project.
+    pub project: &'a ProjectName,
+    /// The rule that the recipe asks for.
+    pub merge: Merge,
+    /// The recipe's own defaults.
+    pub defaults: &'a Map<String, Value>,
+    /// PILLAR.sample of the commit: its path and its bytes.
+    pub sample: Option<(&'a str, &'a [u8])>,
+    /// The files of the pillar's repository.
+    pub files: ReadFile<'a>,
+    /// What is known of node and project.
+    pub facts: &'a Facts,
+}
 
 /// A project's private configuration.
 #[derive(Clone, Default, PartialEq)]
 pub struct Pillar {
     config: Value,
+    project: Map<String, Value>,
     exports: BTreeMap<String, String>,
     secrets: Vec<(String, String)>,
+    warnings: Vec<String>,
+    is_makina: bool,
+    /// Of the project's own mapping, and of its data.
+    layers: [Layers; 2],
 }
 
 impl fmt::Debug for Pillar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pillar({} exports, {} secrets, hidden)", self.exports.len(), self.secrets.len())
     }
+}
+
+/// One value of a configuration, and where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explained {
+    /// Its way of keys, with dots.
+    pub key: String,
+    /// The value, secrets hidden.
+    pub value: Value,
+    /// What the layers say of it, the one that holds first; secrets hidden.
+    pub said: Vec<Said>,
+    /// Whether names in braces were resolved in it.
+    pub is_resolved: bool,
 }
 
 impl Pillar {
@@ -40,30 +118,200 @@ impl Pillar {
         Self { config: Value::Object(Map::new()), ..Self::default() }
     }
 
-    /// Reads a pillar.
+    /// Reads a pillar of one file, without anything else that belongs to a configuration.
     ///
     /// # Errors
     /// Of kind Invalid, with file, line and column and without any value.
     pub fn parse(file: &str, bytes: &[u8], project: &ProjectName) -> Result<Self> {
-        // Salt takes a file without a document for one without data, and `init` writes one of comments only.
-        let is_blank = |line: &[u8]| matches!(line.trim_ascii_start().first(), None | Some(b'#'));
-        refuse_templates(file, bytes)?;
-        if bytes.split(|b| *b == b'\n').all(is_blank) {
-            return Ok(Self::empty());
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let files = |wanted: &str| Ok((wanted == name).then(|| bytes.to_vec()));
+        let facts = Facts::default();
+        let inputs =
+            Inputs { project, merge: Merge::Auto, defaults: &Map::new(), sample: None, files: &files, facts: &facts };
+        Self::read_named(&inputs, name, file.strip_suffix(name).unwrap_or(""))
+    }
+
+    /// Puts a configuration together.
+    ///
+    /// # Errors
+    /// Of kind Invalid, with file, line and column and without any value.
+    pub fn read(inputs: &Inputs<'_>) -> Result<Self> {
+        Self::read_named(inputs, FILE, "pillar/")
+    }
+
+    fn read_named(inputs: &Inputs<'_>, first: &str, before: &str) -> Result<Self> {
+        let nothing = Value::Object(Map::new());
+        let sample =
+            inputs.sample.map(|(file, bytes)| Document::read(file, bytes, inputs.facts, &nothing)).transpose()?;
+        let known = match &sample {
+            Some(sample) => Value::Object(sample.keys(Words::Salt)?.clone()),
+            None => nothing,
+        };
+        let documents = Reader::new(inputs, before, &known).read_all(first)?;
+        let own = Keys::of(inputs.project);
+        let has_own = |document: &Arc<Document>| Ok(document.keys(Words::New)?.keys().any(|key| own.is_one(key)));
+        let is_makina = match inputs.merge {
+            Merge::Plain => false,
+            Merge::Makina => true,
+            Merge::Auto => {
+                sample.is_some() || documents.iter().map(has_own).collect::<Result<Vec<_>>>()?.contains(&true)
+            }
+        };
+        let mut pillar = Self { is_makina, ..Self::empty() };
+        let words = if is_makina { Words::Salt } else { Words::New };
+        for document in documents.iter().map(AsRef::as_ref).chain(&sample) {
+            collect_secrets(&Value::Object(document.keys(words)?.clone()), "", false, &mut pillar.secrets);
+            pillar
+                .secrets
+                .extend(document.made.iter().map(|made| ("a password that was made up".to_string(), made.clone())));
+            pillar.warnings.extend(document.warnings(words));
         }
-        let source = Source::new_secret(file, bytes)?;
-        let document = source.read()?;
-        let mut secrets = Vec::new();
-        collect_secrets(&document, "", false, &mut secrets);
-        let (config, way) = configuration(document, project, &source)?;
-        let exports = exports(&config, &way, &source)?;
-        Ok(Self { config, exports, secrets })
+        if !inputs.defaults.is_empty() {
+            let (way, values) = (Vec::new(), inputs.defaults.clone());
+            let defaults = Layer { origin: Origin::Defaults, document: None, way, values };
+            pillar.layers[usize::from(is_makina)].0.push(defaults);
+        }
+        if is_makina {
+            pillar.layer_makina(sample.map(Arc::new).as_ref(), &documents, &own, inputs)?;
+        } else {
+            pillar.layer_plain(&documents, &own)?;
+        }
+        pillar.put_together(inputs.facts)?;
+        pillar.exports = pillar.read_exports()?;
+        Ok(pillar)
+    }
+
+    /// The file whole, or the project's key of it, with `data` over it.
+    fn layer_plain(&mut self, documents: &[Arc<Document>], own: &Keys) -> Result<()> {
+        for document in documents {
+            let keys = document.keys(Words::New)?;
+            let Some(mapping) = keys.get(&own.new) else {
+                let mut values = keys.clone();
+                values.shift_remove("include");
+                self.push(0, Origin::Own, document, &[], values);
+                continue;
+            };
+            let (mut values, mut data_of) = (mapping_at(document, &[&own.new], mapping)?, None);
+            if let Some(data) = values.shift_remove("data") {
+                let data = mapping_at(document, &[&own.new, "data"], &data)?;
+                data_of = Some(data);
+            }
+            self.push(0, Origin::Own, document, &[&own.new], values);
+            if let Some(data) = data_of {
+                self.push(0, Origin::Data, document, &[&own.new, "data"], data);
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_makina(
+        &mut self,
+        sample: Option<&Arc<Document>>,
+        documents: &[Arc<Document>],
+        own: &Keys,
+        inputs: &Inputs<'_>,
+    ) -> Result<()> {
+        let mut parts = Vec::new();
+        if let Some(document) = sample {
+            let keys = document.keys(Words::Salt)?;
+            for (key, value) in keys.iter().filter(|(key, _)| Keys::is_of_a_sample(key)) {
+                parts.push(Part::new(document, key, value, true)?);
+            }
+        }
+        for document in documents {
+            let keys = document.keys(Words::Salt)?;
+            for key in [&own.old, &own.new] {
+                if let Some(value) = keys.get(key) {
+                    parts.push(Part::new(document, key, value, false)?);
+                }
+            }
+        }
+        let of_pillar = |parts: &[Part], key: &str| {
+            let texts = parts.iter().rev().filter(|part| !part.is_sample).filter_map(|part| part.own.get(key));
+            texts.into_iter().find_map(|value| value.as_str().map(ToString::to_string))
+        };
+        let whole =
+            documents.iter().rev().find_map(|document| document.keys(Words::Salt).ok()?.get("default_env")?.as_str());
+        let environment = of_pillar(&parts, "default_env")
+            .or_else(|| whole.map(ToString::to_string))
+            .unwrap_or_else(|| inputs.facts.environment.clone());
+        let family = inputs.facts.grain("os_family").unwrap_or("Debian").to_string();
+        for part in &parts {
+            self.push(0, Origin::Own, &part.document, &[&part.key], part.own.clone());
+            self.push(1, Origin::Data, &part.document, &[&part.key, "data"], part.data.clone());
+        }
+        for part in &parts {
+            let values = part.section("env_defaults", &environment)?;
+            self.push(1, Origin::Environment, &part.document, &[&part.key, "env_defaults", &environment], values);
+        }
+        for part in parts.iter().filter(|part| !part.is_sample) {
+            let mut values = part.section("os_defaults", &family)?;
+            let way = [part.key.as_str(), "os_defaults", &family];
+            if let Some(data) = values.shift_remove("data") {
+                let way = [way[0], way[1], way[2], "data"];
+                self.push(1, Origin::System, &part.document, &way, mapping_at(&part.document, &way, &data)?);
+            }
+            self.push(0, Origin::System, &part.document, &way, values);
+        }
+        self.project.insert("default_env".into(), environment.into());
+        Ok(())
+    }
+
+    fn push(&mut self, at: usize, origin: Origin, document: &Arc<Document>, way: &[&str], values: Map<String, Value>) {
+        if !values.is_empty() {
+            let way = way.iter().map(ToString::to_string).collect();
+            self.layers[at].0.push(Layer { origin, document: Some(document.clone()), way, values });
+        }
+    }
+
+    /// Merges the layers and resolves the names.
+    fn put_together(&mut self, facts: &Facts) -> Result<()> {
+        let (mut own, mut data) = (self.layers[0].merged(), self.layers[1].merged());
+        if self.is_makina {
+            let mut whole = facts.project.clone();
+            whole.extend(std::mem::take(&mut self.project));
+            layers::merge(&mut whole, own.clone());
+            braces::resolve(&mut data, &whole)?;
+            braces::resolve(&mut own, &data)?;
+            layers::merge(&mut whole, own.clone());
+            braces::resolve(&mut whole, &data)?;
+            whole.insert("data".into(), Value::Object(data.clone()));
+            self.project = whole;
+            own = own
+                .into_iter()
+                .map(|(key, value)| (key.clone(), self.project.get(&key).cloned().unwrap_or(value)))
+                .collect();
+        }
+        own.extend(data);
+        self.config = Value::Object(own);
+        collect_secrets(&self.config, "", false, &mut self.secrets);
+        let mut seen = std::collections::HashSet::new();
+        self.secrets.retain(|(_, value)| seen.insert(value.clone()));
+        Ok(())
     }
 
     /// The configuration of the project, an object.
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// The configuration as makina-states' states know it, `cfg`: what is known of the project, and below `data` the rest.
+    #[must_use]
+    pub fn project(&self) -> &Map<String, Value> {
+        &self.project
+    }
+
+    /// Whether it was put together by makina-states' rules.
+    #[must_use]
+    pub fn is_makina(&self) -> bool {
+        self.is_makina
+    }
+
+    /// What whoever wrote it may not have meant: a sentence each, with its place and without any value.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The variables that steps are given: the pillar's `env`.
@@ -88,65 +336,145 @@ impl Pillar {
 
     fn mask(&self, value: &mut Value) {
         match value {
-            Value::String(text) if self.secrets.iter().any(|(_, secret)| secret == text) => {
-                *text = "********".to_string();
+            Value::String(text) => {
+                for (_, secret) in &self.secrets {
+                    if text.contains(secret.as_str()) {
+                        *text = text.replace(secret.as_str(), MASK);
+                    }
+                }
             }
             Value::Array(list) => list.iter_mut().for_each(|value| self.mask(value)),
             Value::Object(map) => map.values_mut().for_each(|value| self.mask(value)),
             _ => {}
         }
     }
-}
 
-/// Finds in the file what belongs to the project, and where: below `makina-projects.<name>`, if there is such a key,
-/// its `data` over the mapping itself; else the whole file.
-fn configuration(document: Value, project: &ProjectName, source: &Source<'_>) -> Result<(Value, Vec<String>)> {
-    let Value::Object(mut document) = document else {
-        return Err(source.error_at(&[], "expected a mapping"));
-    };
-    let key = format!("makina-projects.{project}");
-    let Some(own) = document.shift_remove(&key) else { return Ok((Value::Object(document), Vec::new())) };
-    let Value::Object(mut own) = own else {
-        return Err(source.error_at(&[Way::Key(&key)], "expected a mapping"));
-    };
-    let mut way = vec![key];
-    match own.shift_remove("data") {
-        None | Some(Value::Null) => {}
-        Some(Value::Object(data)) => {
-            if data.contains_key("env") {
-                way.push("data".into());
+    /// Where the values at and below a key come from; `None` where there is no such key.
+    #[must_use]
+    pub fn explain(&self, key: &str) -> Option<Vec<Explained>> {
+        let names: Vec<&str> = key.split('.').filter(|name| !name.is_empty()).collect();
+        let config = self.config.as_object()?;
+        let value = if names.is_empty() { &self.config } else { layers::get(config, &names)? };
+        let mut all = Vec::new();
+        self.explain_below(&names, value, &mut all);
+        Some(all)
+    }
+
+    fn explain_below(&self, key: &[&str], value: &Value, all: &mut Vec<Explained>) {
+        if let Value::Object(map) = value
+            && !map.is_empty()
+        {
+            for (name, inner) in map {
+                let mut key = key.to_vec();
+                key.push(name);
+                self.explain_below(&key, inner, all);
             }
-            own.extend(data);
+            return;
         }
-        Some(_) => return Err(source.error_at(&[Way::Key(&way[0]), Way::Key("data")], "expected a mapping")),
+        let has =
+            |layers: &Layers| layers.0.iter().any(|layer| key.first().is_some_and(|k| layer.values.contains_key(*k)));
+        let layers = &self.layers[usize::from(has(&self.layers[1]))];
+        let mut said = layers.said_of(key);
+        let is_resolved = said.first().is_none_or(|said| said.value != *value);
+        let mut value = value.clone();
+        self.mask(&mut value);
+        said.iter_mut().for_each(|said| self.mask(&mut said.value));
+        all.push(Explained { key: key.join("."), value, said, is_resolved });
     }
-    Ok((Value::Object(own), way))
+
+    /// An error about a value of the configuration: at its place in the file that it comes from.
+    #[must_use]
+    pub fn error_at(&self, key: &[&str], message: &str) -> Error {
+        for length in (1..=key.len()).rev() {
+            if let Some(layer) = self.layers.iter().rev().find_map(|layers| layers.holding(&key[..length])) {
+                return layer.error_at(&key[..length], message);
+            }
+        }
+        Error::invalid(format!("pillar/{FILE}: {message}"))
+    }
+
+    fn read_exports(&self) -> Result<BTreeMap<String, String>> {
+        let env = match self.config.get("env") {
+            None | Some(Value::Null) => return Ok(BTreeMap::new()),
+            Some(Value::Object(env)) => env,
+            Some(_) => return Err(self.error_at(&["env"], "`env` must be a mapping of variables")),
+        };
+        let mut exports = BTreeMap::new();
+        for (name, value) in env {
+            let text = check_variable(name, false).and_then(|()| match value {
+                Value::String(text) => check_value(text).map(|()| text.clone()),
+                Value::Bool(value) => Ok(value.to_string()),
+                Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
+                // 1.10 would become 1.1.
+                _ => Err(format!("the value of `{name}` must be a text: put it in quotes")),
+            });
+            let text = text.map_err(|message| self.error_at(&["env", name], &message))?;
+            exports.insert(name.clone(), text);
+        }
+        Ok(exports)
+    }
 }
 
-fn exports(config: &Value, way: &[String], source: &Source<'_>) -> Result<BTreeMap<String, String>> {
-    let mut place: Vec<Way<'_>> = way.iter().map(|key| Way::Key(key)).collect();
-    place.push(Way::Key("env"));
-    let env = match config.get("env") {
-        None | Some(Value::Null) => return Ok(BTreeMap::new()),
-        Some(Value::Object(env)) => env,
-        Some(_) => return Err(source.error_at(&place, "`env` must be a mapping of variables")),
-    };
-    let mut exports = BTreeMap::new();
-    for (name, value) in env {
-        let text = check_variable(name, false).and_then(|()| match value {
-            Value::String(text) => check_value(text).map(|()| text.clone()),
-            Value::Bool(value) => Ok(value.to_string()),
-            Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
-            // 1.10 would become 1.1.
-            _ => Err(format!("the value of `{name}` must be a text: put it in quotes")),
-        });
-        let text = text.map_err(|message| {
-            place.push(Way::Key(name));
-            source.error_at(&place, &message)
-        })?;
-        exports.insert(name.clone(), text);
+/// The keys of a file that belong to a project.
+struct Keys {
+    new: String,
+    old: String,
+}
+
+impl Keys {
+    fn of(project: &ProjectName) -> Self {
+        Self { new: format!("makina-projects.{project}"), old: format!("makina-states.{project}") }
     }
-    Ok(exports)
+
+    fn is_one(&self, key: &str) -> bool {
+        key == self.new || key == self.old
+    }
+
+    /// In PILLAR.sample the name is a placeholder; the older prefix has settings of the machine too, which have more dots.
+    fn is_of_a_sample(key: &str) -> bool {
+        let is_old = key.starts_with("makina-states.") && key.matches('.').count() < 2;
+        key.starts_with("makina-projects.") || is_old
+    }
+}
+
+/// The project's mapping in one file.
+struct Part {
+    document: Arc<Document>,
+    key: String,
+    is_sample: bool,
+    /// Everything but the three sections.
+    own: Map<String, Value>,
+    data: Map<String, Value>,
+    sections: Map<String, Value>,
+}
+
+impl Part {
+    fn new(document: &Arc<Document>, key: &str, value: &Value, is_sample: bool) -> Result<Self> {
+        let mut own = mapping_at(document, &[key], value)?;
+        let data = own.shift_remove("data").unwrap_or(Value::Null);
+        let data = mapping_at(document, &[key, "data"], &data)?;
+        let mut sections = Map::new();
+        for name in ["env_defaults", "os_defaults"] {
+            sections.extend(own.shift_remove(name).map(|value| (name.to_string(), value)));
+        }
+        Ok(Self { document: document.clone(), key: key.to_string(), is_sample, own, data, sections })
+    }
+
+    fn section(&self, section: &str, of: &str) -> Result<Map<String, Value>> {
+        let Some(all) = self.sections.get(section) else { return Ok(Map::new()) };
+        let all = mapping_at(&self.document, &[&self.key, section], all)?;
+        let Some(values) = all.get(of) else { return Ok(Map::new()) };
+        mapping_at(&self.document, &[&self.key, section, of], values)
+    }
+}
+
+/// A mapping; nothing is an empty one.
+fn mapping_at(document: &Document, way: &[&str], value: &Value) -> Result<Map<String, Value>> {
+    match value {
+        Value::Object(map) => Ok(map.clone()),
+        Value::Null => Ok(Map::new()),
+        _ => Err(document.error_at(way, "expected a mapping")),
+    }
 }
 
 /// Collects the texts below keys that speak of something secret.
@@ -167,96 +495,5 @@ fn collect_secrets(value: &Value, way: &str, is_secret: bool, found: &mut Vec<(S
             found.push((way.to_string(), text.clone()));
         }
         _ => {}
-    }
-}
-
-/// Salt would render these; taken as they stand they would mean something else.
-fn refuse_templates(file: &str, bytes: &[u8]) -> Result<()> {
-    let renderer = bytes.strip_prefix(b"#!").map(|rest| rest.split(|b| *b == b'\n').next().unwrap_or(b"").trim_ascii());
-    let found = ["{%", "{{"].iter().filter_map(|sign| memchr::memmem::find(bytes, sign.as_bytes())).min();
-    let at = match (renderer, found) {
-        (Some(renderer), _) if renderer != b"yaml" => 0,
-        (_, Some(at)) => at,
-        (_, None) => return Ok(()),
-    };
-    let before = &bytes[..at];
-    let line = 1 + memchr::memchr_iter(b'\n', before).count();
-    let column = 1 + before.rsplit(|b| *b == b'\n').next().map_or(0, <[u8]>::len);
-    Err(Error::invalid(format!("{file}:{line}:{column}: templates in the pillar are not available in this version"))
-        .hint("write the values out; a value that holds {{ or {% cannot be kept in this file"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{FILE, Pillar};
-    use crate::sys::error::{Kind, Result};
-
-    fn parse(text: &str) -> Result<Pillar> {
-        Pillar::parse(FILE, text.as_bytes(), &"shop".parse().unwrap())
-    }
-
-    const WHOLE: &str = "\
-makina-projects.shop:
-  default_env: staging
-  env: {A: outer}
-  data:
-    env: {DATABASE_URL: 'postgres://u:canary-1@db', DEBUG: false, WORKERS: 4}
-    db_password: canary-2-x
-    short_password: abc
-    secrets: {one: canary-3-x, two: [canary-4-x]}
-    plain: not-a-thing-to-hide
-makina-projects.other:
-  data: {API_KEY: canary-5-x}
-";
-
-    #[test]
-    fn data_of_the_projects_own_key_is_the_configuration() {
-        let pillar = parse(WHOLE).unwrap();
-        assert_eq!(pillar.config()["plain"], "not-a-thing-to-hide");
-        assert_eq!(pillar.config()["default_env"], "staging");
-        assert!(pillar.config().get("makina-projects.other").is_none());
-        let exports = pillar.exports();
-        assert_eq!(exports["DATABASE_URL"], "postgres://u:canary-1@db");
-        assert_eq!((exports["DEBUG"].as_str(), exports["WORKERS"].as_str(), exports.len()), ("false", "4", 3));
-        assert_eq!(parse("a: 1\n").unwrap().config()["a"], 1);
-        assert_eq!(parse("").unwrap(), Pillar::empty());
-        assert!(parse("# nothing yet\n\n").unwrap().config().is_object());
-    }
-
-    #[test]
-    fn secrets_are_found_in_the_whole_file_and_never_printed() {
-        let pillar = parse(WHOLE).unwrap();
-        let secrets = pillar.secrets();
-        let values: Vec<&str> = secrets.iter().map(|(_, value)| value.as_str()).collect();
-        assert_eq!(values, ["canary-2-x", "canary-3-x", "canary-4-x", "canary-5-x"]);
-        assert_eq!(secrets[2].0, "makina-projects.shop.data.secrets.two.0");
-        assert!(!format!("{pillar:?}").contains("canary"));
-    }
-
-    #[test]
-    fn errors_name_the_place_and_never_quote_the_file() {
-        let cases = [
-            ("a: canary\nb: {{ salt }}\n", "2:4: ", "templates in the pillar are not available"),
-            ("{% set x = 'canary' %}\n", "1:1: ", "templates"),
-            ("#!py\ncanary: 1\n", "1:1: ", "templates"),
-            ("a: canary\na: canary\n", "2:1: ", "stands here twice"),
-            ("5: canary\n", "1:1: ", "a key that is a text"),
-            ("[canary]\n", "1:1: ", "expected a mapping"),
-            ("a: !canary canary\n", "1:4: ", "tag"),
-            ("a: 'canary\n", "2:1: ", "while scanning a quoted scalar"),
-            ("makina-projects.shop: canary\n", "1:1: ", "expected a mapping"),
-            ("makina-projects.shop:\n  data: canary\n", "2:3: ", "expected a mapping"),
-            ("makina-projects.shop:\n  data:\n    env: {PATH: canary}\n", "3:11: ", "`PATH` may not be set"),
-            ("env: {lower: canary}\n", "1:7: ", "no name of a variable"),
-            ("env: {A: 1.10}\n", "1:7: ", "put it in quotes"),
-            ("env: canary\n", "1:1: ", "must be a mapping"),
-        ];
-        for (text, place, words) in cases {
-            let error = parse(text).unwrap_err();
-            assert_eq!(error.kind(), Kind::Invalid);
-            assert!(error.message().starts_with(&format!("{FILE}:{place}")), "{text:?}: {error}");
-            assert!(error.message().contains(words), "{text:?}: {error}");
-            assert!(!error.to_string().contains("canary"), "{error}");
-        }
     }
 }
