@@ -20,6 +20,7 @@ use crate::sys::error::{Error, ExitCode, Result};
 
 pub mod access;
 pub mod args;
+pub mod config;
 pub mod deploying;
 pub mod disk;
 pub mod doctor;
@@ -112,8 +113,8 @@ pub enum Command {
     /// Say who may push over ssh and what they may do; show or trust the keys that sign deliverables
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Print the merged configuration of a project
-    Config(NameArgs),
+    /// Print the merged configuration of a project, and where each value comes from
+    Config(config::ConfigArgs),
     /// Print the directories of a project and what each is for
     Layout(NameArgs),
     /// List the projects of this node
@@ -257,7 +258,7 @@ impl Cli {
             Command::Follow(args) => follow::follow(self, args),
             Command::Hello => far::hello(),
             Command::Push(args) => far::push(args.to.as_deref(), args),
-            Command::Config(args) => reading::config(self, args),
+            Command::Config(args) => config::config(self, args),
             Command::Release(command) => keeping::release(self, command),
         }
     }

@@ -3,11 +3,9 @@
 use super::screen;
 use super::{Cli, DiffArgs, HistoryArgs, NameArgs, ShowArgs, VerifyArgs};
 use crate::pipeline::detail;
-use crate::pipeline::draft::read_pillar;
 use crate::pipeline::parking;
 use crate::pipeline::site::Site;
 use crate::pipeline::verify::{Verified, verify as check};
-use crate::pipeline::worker::pillar_head;
 use crate::project::ids::DeploymentId;
 use crate::project::mode::Mode;
 use crate::report::history::{self, Entry};
@@ -194,28 +192,4 @@ fn print_verified(result: &Verified) {
     for line in result.drift.lines(20) {
         screen::line(format!("  drift in {line}"));
     }
-}
-
-/// `config`.
-///
-/// # Errors
-/// If the pillar is invalid.
-pub fn config(cli: &Cli, args: &NameArgs) -> Result<u8> {
-    let site = cli.site(&args.name)?;
-    let mut value = match pillar_head(&site)? {
-        Some(commit) => read_pillar(&site, &commit)?.masked(),
-        None => serde_json::json!({}),
-    };
-    if args.json {
-        screen::json(&value)?;
-    } else {
-        let map = value.as_object_mut().map(std::mem::take).unwrap_or_default();
-        if map.is_empty() {
-            screen::line("the pillar is empty");
-        }
-        for (key, value) in map {
-            screen::line(format!("{key}: {value}"));
-        }
-    }
-    Ok(0)
 }

@@ -9,6 +9,7 @@ use super::{Desk, Force, ProjectFacts, RepoKind, Run, VerdictAt};
 use crate::pipeline::preflight;
 use crate::pipeline::site::Site;
 use crate::project::ids::{ObjectId, RefName};
+use crate::project::mode::Environment;
 use crate::project::node::Answer;
 use crate::project::request::{RefUpdate, Request};
 use crate::report::ledger::Last;
@@ -108,8 +109,8 @@ impl Desk for NodeDesk {
         preflight::refuse_full(&self.site)
     }
 
-    fn validate_pillar(&self, commit: &ObjectId) -> Result<()> {
-        self.repository.validate_pillar(self.site.place.name(), commit)
+    fn validate_pillar(&self, environment: Environment, commit: &ObjectId) -> Result<Vec<String>> {
+        self.repository.validate_pillar(self.site.place.name(), environment, commit)
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {

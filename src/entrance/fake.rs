@@ -185,8 +185,8 @@ impl Desk for FakeDesk {
         if self.no_space { Err(Error::refused("no space: 5 MiB are missing")) } else { Ok(()) }
     }
 
-    fn validate_pillar(&self, _commit: &ObjectId) -> Result<()> {
-        if self.pillar_error { Err(Error::invalid("init.sls:3:5: a tab").hint("use spaces")) } else { Ok(()) }
+    fn validate_pillar(&self, _environment: Environment, _commit: &ObjectId) -> Result<Vec<String>> {
+        if self.pillar_error { Err(Error::invalid("init.sls:3:5: a tab").hint("use spaces")) } else { Ok(Vec::new()) }
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {

@@ -14,6 +14,7 @@ use crate::entrance::repository::Repository;
 use crate::entrance::{Desk, ProjectFacts, Run};
 use crate::pipeline::site::{HOOKS_IDENTITY, Identity, read_identity};
 use crate::project::ids::{ObjectId, RefName};
+use crate::project::mode::Environment;
 use crate::project::place::NodePlace;
 use crate::project::request::{RefUpdate, Request, Want};
 use crate::report::event::Record;
@@ -167,8 +168,8 @@ impl Desk for RemoteDesk {
         self.ask_done(&Ask::CheckSpace { of: self.of.clone() })
     }
 
-    fn validate_pillar(&self, commit: &ObjectId) -> Result<()> {
-        self.repository.validate_pillar(&self.of.project, commit)
+    fn validate_pillar(&self, environment: Environment, commit: &ObjectId) -> Result<Vec<String>> {
+        self.repository.validate_pillar(&self.of.project, environment, commit)
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use crate::entrance::RepoKind;
 use crate::entrance::call::Call;
-use crate::pipeline::draft::read_pillar_in;
+use crate::pipeline::configuration::{Sources, facts_without_site};
 use crate::project::ids::{ObjectId, ProjectName, RefName};
+use crate::project::mode::Environment;
+use crate::project::recipe::{Defaults, Recipe};
 use crate::project::request::RefUpdate;
 use crate::sys::error::Result;
 use crate::sys::escape::visible_bounded;
@@ -114,8 +116,37 @@ impl Repository {
     ///
     /// # Errors
     /// Of kind `Invalid` with file, line and reason.
-    pub fn validate_pillar(&self, project: &ProjectName, commit: &ObjectId) -> Result<()> {
-        read_pillar_in(&self.open()?, project, commit).map(|_| ())
+    pub fn validate_pillar(
+        &self,
+        project: &ProjectName,
+        environment: Environment,
+        commit: &ObjectId,
+    ) -> Result<Vec<String>> {
+        let (private, code) = (self.open()?, self.code()?);
+        let live = code.as_ref().map(|code| code.read_ref(&"refs/deploys/current".parse()?)).transpose()?.flatten();
+        let sources = Sources { project, code: code.as_ref().zip(live.as_ref()), pillar: Some((&private, commit)) };
+        // A recipe that was deployed is valid, but perhaps not for this version of the program.
+        let recipe =
+            sources.recipe(&Defaults::default()).unwrap_or_else(|_| Recipe::without_file(&Defaults::default()));
+        let pillar = sources.read(&recipe, &facts_without_site(project, environment)).map_err(|error| match &live {
+            Some(live) if error.message().starts_with("pillar/") && error.hint_text().is_none() => {
+                error.hint(format!("it was held against {}, which serves", live.short()))
+            }
+            _ => error,
+        })?;
+        Ok(pillar.warnings().to_vec())
+    }
+
+    /// The code's repository beside the pillar's, where it can be opened.
+    fn code(&self) -> Result<Option<Repo>> {
+        let path = fs::canonical(&self.path)?.with_file_name("project");
+        if !fs::exists(&path) {
+            return Ok(None);
+        }
+        match &self.reader {
+            Some(reader) if self.quarantine.is_none() => Repo::open_as(&path, reader).map(Some),
+            _ => Repo::open(&path).map(Some),
+        }
     }
 
     /// As [`crate::entrance::Desk::move_ref`].

@@ -29,6 +29,9 @@ pub enum Told {
     Failed(String),
 }
 
+/// How many warnings about a pillar are told.
+const MOST_WARNINGS: usize = 10;
+
 /// What is known about the push, and whom it is told to.
 pub struct Session<'a> {
     /// How git called.
@@ -65,7 +68,11 @@ impl Session<'_> {
             self.examine_force(update)?;
         }
         if self.call.kind == RepoKind::Pillar {
-            self.desk.validate_pillar(&commit)?;
+            let warnings = self.desk.validate_pillar(self.facts.environment, &commit)?;
+            warnings.iter().take(MOST_WARNINGS).for_each(|text| self.tell.line(&format!("warning: {text}")));
+            if let Some(more) = warnings.len().checked_sub(MOST_WARNINGS).filter(|more| *more > 0) {
+                self.tell.line(&format!("warning: and {more} more; mc_project config {} shows them", self.facts.name));
+            }
         }
         Ok(commit)
     }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use super::configuration::{self, Sources};
 use super::environment::{Setting, config_path, write_config};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::listing::Listing;
 use super::preflight::Need;
 use super::site::Site;
-use crate::project::ids::{DeploymentId, ObjectId, ProjectName};
+use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::pillar::Pillar;
@@ -43,6 +44,8 @@ pub struct Version {
     pub pillar_commit: Option<ObjectId>,
     /// The configuration.
     pub pillar: Pillar,
+    /// What else the configuration depends on, as a short name.
+    pub config_key: String,
     /// The mode that it is deployed in.
     pub mode: Mode,
 }
@@ -59,15 +62,18 @@ impl Version {
         pillar_commit: Option<&ObjectId>,
         mode: Mode,
     ) -> Result<Self> {
-        let recipe = match repo.blob_at(commit, &TreePath::new(RECIPE.as_bytes())?, fs::CONFIG_LIMIT)? {
-            Some(bytes) => Recipe::parse_with(RECIPE, &bytes, &site.node.config.defaults)?,
-            None => Recipe::without_file(&site.node.config.defaults),
+        let private = site.pillar_repo()?;
+        let sources = Sources {
+            project: site.place.name(),
+            code: Some((repo, commit)),
+            pillar: pillar_commit.map(|commit| (&private, commit)),
         };
-        let pillar = match pillar_commit {
-            Some(commit) => read_pillar(site, commit)?,
-            None => Pillar::empty(),
-        };
-        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit: pillar_commit.cloned(), pillar, mode })
+        let recipe = sources.recipe(&site.node.config.defaults)?;
+        let facts = configuration::facts(site);
+        let pillar = sources.read(&recipe, &facts)?;
+        let config_key = sources.key(&recipe, &facts)?;
+        let pillar_commit = pillar_commit.cloned();
+        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit, pillar, config_key, mode })
     }
 
     /// The setting of this version's programs, at the path of `run`.
@@ -80,7 +86,7 @@ impl Version {
             commit_time: None,
             run: site.place.run(),
             dumps: None,
-            config: config_path(site, self.pillar_commit.as_ref()),
+            config: config_path(site, self.pillar_commit.as_ref(), &self.config_key),
         }
     }
 
@@ -95,7 +101,7 @@ impl Version {
     /// # Errors
     /// If it cannot be written.
     pub fn write_config(&self, site: &Site) -> Result<PathBuf> {
-        write_config(site, self.pillar_commit.as_ref(), &self.pillar)
+        write_config(site, &self.setting(site, None).config, &self.pillar)
     }
 }
 
@@ -106,25 +112,6 @@ pub struct Deployed {
     pub version: Version,
     /// The deployment.
     pub id: DeploymentId,
-}
-
-/// Reads and checks the configuration of a pillar commit.
-///
-/// # Errors
-/// If it is invalid; the message says file and line.
-pub fn read_pillar(site: &Site, commit: &ObjectId) -> Result<Pillar> {
-    read_pillar_in(&site.pillar_repo()?, site.place.name(), commit)
-}
-
-/// Like [`read_pillar`], from a repository that is open already.
-///
-/// # Errors
-/// If it is invalid.
-pub fn read_pillar_in(repo: &Repo, project: &ProjectName, commit: &ObjectId) -> Result<Pillar> {
-    match repo.blob_at(commit, &TreePath::new(PILLAR.as_bytes())?, fs::CONFIG_LIMIT)? {
-        Some(bytes) => Pillar::parse(&format!("pillar/{PILLAR}"), &bytes, project),
-        None => Ok(Pillar::empty()),
-    }
 }
 
 /// What serves while a deployment is made.

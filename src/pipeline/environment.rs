@@ -82,34 +82,32 @@ pub fn dumps_seen_at(site: &Site, dumps: &Path) -> PathBuf {
     if site.owners().is_some() { site.place.build().join("dumps") } else { dumps.to_path_buf() }
 }
 
-/// Writes the configuration of a pillar commit as JSON for `MC_CONFIG` and returns the path. One file per pillar commit: a
-/// rollback finds the file of its own configuration.
+/// Writes a configuration as JSON for `MC_CONFIG`, and returns the path. One file per configuration: a rollback finds its own.
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn write_config(site: &Site, commit: Option<&ObjectId>, pillar: &Pillar) -> Result<PathBuf> {
-    let path = config_path(site, commit);
+pub fn write_config(site: &Site, path: &Path, pillar: &Pillar) -> Result<PathBuf> {
     let text = serde_json::to_vec_pretty(pillar.config()).context(|| "cannot write the configuration".to_string())?;
-    if fs::read_if_there(&path)?.as_deref() != Some(&text) {
+    if fs::read_if_there(path)?.as_deref() != Some(&text) {
         let dir = site.place.build().join("config");
         match &site.rights {
             Rights::OneUser => {
                 fs::ensure_dir(&dir, 0o700)?;
-                fs::write_durable(&path, &text, 0o600)?;
+                fs::write_durable(path, &text, 0o600)?;
             }
             // The project's account reads its configuration and changes nothing.
             Rights::Separate { project, .. } => {
                 fs::ensure_dir(&dir, 0o750)?;
                 Dir::open_real(&dir)?.give_to(0, project.gid)?;
-                fs::write_durable_for(&path, &text, 0o640, project.gid)?;
+                fs::write_durable_for(path, &text, 0o640, project.gid)?;
             }
         }
     }
-    Ok(path)
+    Ok(path.to_path_buf())
 }
 
-/// Where the configuration of a pillar commit stands.
+/// Where the configuration of a pillar commit stands, as it is with everything else that `key` names.
 #[must_use]
-pub fn config_path(site: &Site, commit: Option<&ObjectId>) -> PathBuf {
-    site.place.build().join("config").join(format!("{}.json", commit.map_or("none", ObjectId::as_str)))
+pub fn config_path(site: &Site, commit: Option<&ObjectId>, key: &str) -> PathBuf {
+    site.place.build().join("config").join(format!("{}-{key}.json", commit.map_or("none", ObjectId::as_str)))
 }

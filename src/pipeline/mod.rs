@@ -10,6 +10,7 @@ pub mod boxes;
 pub mod checkout;
 pub mod checks;
 pub mod clone;
+pub mod configuration;
 pub mod data;
 pub mod deploy;
 pub mod detail;

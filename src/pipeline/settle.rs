@@ -364,12 +364,10 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
     let place = &site.place;
     let releases = Releases::new(place);
     let (provenance, built) = (releases.provenance(id)?, releases.built(id)?);
-    let pillar = match &provenance.pillar {
-        Some(commit) => super::draft::read_pillar(site, commit)?,
-        None => crate::project::pillar::Pillar::empty(),
-    };
+    let repo = site.repo()?;
+    let version = Version::load(site, &repo, &provenance.commit, provenance.pillar.as_ref(), provenance.mode)?;
     let key = ReleaseKey::load_or_make(&place.node().keys())?;
-    let secrets = pillar.secrets();
+    let secrets = version.pillar.secrets();
     let found = Deliverable::new(&place.releases(), place.name(), &provenance.commit);
     let packing = Packing { key: &key, secrets: &secrets, provenance: Some(&provenance) };
     with_contents(site, &[&built], |supply| {
@@ -533,7 +531,7 @@ fn remove_stale_state(site: &Site, pillars: &HashSet<Option<crate::project::ids:
     }
     let config = place.build().join("config");
     for name in fs::names(&config)? {
-        let commit = name.strip_suffix(".json").unwrap_or(&name);
+        let commit = name.split(['-', '.']).next().unwrap_or(&name);
         let needed = pillars.iter().any(|kept| kept.as_ref().map_or("none", |id| id.as_str()) == commit);
         if !needed {
             fs::remove_file(&config.join(&name))?;

@@ -27,6 +27,7 @@ use super::yaml::scalar::{check_value, check_variable};
 use crate::sys::error::{Error, Result};
 
 mod braces;
+pub mod check;
 pub mod document;
 pub mod layers;
 mod reader;
@@ -378,7 +379,9 @@ impl Pillar {
         let is_resolved = said.first().is_none_or(|said| said.value != *value);
         let mut value = value.clone();
         self.mask(&mut value);
-        said.iter_mut().for_each(|said| self.mask(&mut said.value));
+        for said in &mut said {
+            self.mask(&mut said.value);
+        }
         all.push(Explained { key: key.join("."), value, said, is_resolved });
     }
 

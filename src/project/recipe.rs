@@ -19,6 +19,7 @@ use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
 
 pub mod check;
+pub mod config;
 mod demands;
 mod keys;
 pub mod notify;
@@ -27,6 +28,8 @@ pub mod service;
 mod step;
 pub mod units;
 
+pub use config::{Config, Template, TemplateOwner};
+use config::{ConfigFile, TemplateFile};
 use keys::{StageKey, TaskKey};
 use notify::NotifyFile;
 pub use notify::{Notify, NotifyOn};
@@ -136,6 +139,10 @@ pub struct Recipe {
     pub env: BTreeMap<String, String>,
     /// The most of each thing that the node may refuse to give.
     pub demands: Vec<Demand>,
+    /// What the configuration must be.
+    pub config: Config,
+    /// Files that are made from templates and the configuration.
+    pub templates: Vec<Template>,
 }
 
 impl Default for Recipe {
@@ -185,6 +192,8 @@ impl Recipe {
             allow_empty: false,
             env: BTreeMap::new(),
             demands: Vec::new(),
+            config: Config::default(),
+            templates: Vec::new(),
         }
     }
 
@@ -215,6 +224,8 @@ struct RecipeFile {
     allow_empty: bool,
     env: Variables,
     limits: StepLimitsFile,
+    config: ConfigFile,
+    templates: Vec<TemplateFile>,
 }
 
 #[derive(Default, Deserialize)]
@@ -291,6 +302,8 @@ impl RecipeFile {
             allow_empty: self.allow_empty,
             env: self.env.0,
             demands,
+            config: self.config.resolve(source)?,
+            templates: config::templates(source, self.templates)?,
         })
     }
 }
@@ -345,18 +358,22 @@ struct PathText {
 
 impl<'de> Deserialize<'de> for PathText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_text(deserializer, "a path in the tree", |text| {
-            let body = text.strip_suffix('/').unwrap_or(text);
-            let path = TreePath::new(body.as_bytes()).map_err(|error| message_of(&error))?;
-            if body.contains(char::is_control) {
-                return Err(format!("path `{path}` holds a control character"));
-            }
-            let reserved = |name: &str| name == ".git" || name.starts_with(".mc_project");
-            if let Some(name) = body.split('/').find(|name| reserved(name)) {
-                return Err(format!("path `{path}`: the name `{}` is reserved", visible_bounded(name.as_bytes(), 80)));
-            }
-            Ok(Self { path, is_dir: body.len() != text.len() })
-        })
+        from_text(deserializer, "a path in the tree", Self::read)
+    }
+}
+
+impl PathText {
+    fn read(text: &str) -> Result<Self, String> {
+        let body = text.strip_suffix('/').unwrap_or(text);
+        let path = TreePath::new(body.as_bytes()).map_err(|error| message_of(&error))?;
+        if body.contains(char::is_control) {
+            return Err(format!("path `{path}` holds a control character"));
+        }
+        let reserved = |name: &str| name == ".git" || name.starts_with(".mc_project");
+        if let Some(name) = body.split('/').find(|name| reserved(name)) {
+            return Err(format!("path `{path}`: the name `{}` is reserved", visible_bounded(name.as_bytes(), 80)));
+        }
+        Ok(Self { path, is_dir: body.len() != text.len() })
     }
 }
 

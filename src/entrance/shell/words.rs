@@ -63,7 +63,7 @@ const TABLE: &[Rule] = &[
     looks("plan", Role::Read, &["--json"], &["--commit"], 0),
     looks("release list", Role::Read, &["--json"], &[], 0),
     // What the pillar says is for those who may write it.
-    looks("config", Role::Deploy, &["--json"], &[], 0),
+    looks("config", Role::Deploy, &["--json"], &["--explain"], 1),
     acts("deploy", Role::Deploy, &["--force"], &["--commit", "-o", "--wait"], 0),
     acts("start", Role::Deploy, &[], &[], SERVICES),
     acts("stop", Role::Deploy, &[], &[], SERVICES),
@@ -309,6 +309,7 @@ mod tests {
             ("restart shop web worker", Role::Deploy, "restart shop web worker"),
             ("plan shop --commit=1a2b", Role::Read, "plan shop --commit=1a2b"),
             ("config shop", Role::Deploy, "config shop"),
+            ("config shop --explain db.host --json", Role::Deploy, "config shop --explain db.host --json"),
             ("rollback shop --to -2 --with data --yes", Role::Admin, "rollback shop --to -2 --with data --yes"),
             ("recover shop --back", Role::Admin, "recover shop --back"),
             ("release list shop --json", Role::Read, "release list shop --json"),

@@ -72,15 +72,12 @@ fn resolved(text: &str, vars: &[&Map<String, Value>]) -> Option<Value> {
             let found = shown(find(&from[1..=end], vars)?)?;
             Some((found, end + 2))
         });
-        match shown {
-            Some((found, length)) => {
-                new.push_str(&found);
-                rest = &from[length..];
-            }
-            None => {
-                new.push('{');
-                rest = &from[1..];
-            }
+        if let Some((found, length)) = shown {
+            new.push_str(&found);
+            rest = &from[length..];
+        } else {
+            new.push('{');
+            rest = &from[1..];
         }
     }
     new.push_str(rest);

@@ -59,10 +59,7 @@ impl Document {
             return Ok(document);
         }
         let source = document.source()?;
-        let by_new = match source.read()? {
-            Value::Object(map) => map,
-            _ => return Err(source.error_at(&[], "expected a mapping")),
-        };
+        let Value::Object(by_new) = source.read()? else { return Err(source.error_at(&[], "expected a mapping")) };
         let by_salt = match scalars::read(&document.text) {
             Some((Value::Object(map), differences)) => Some((map, differences)),
             _ => None,

@@ -9,6 +9,7 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value as Shown};
 use serde_json::{Map, Value};
 
+use super::Pillar;
 use crate::project::yaml::{MAX_BYTES, is_secret_word};
 use crate::sys::error::{Error, Result};
 
@@ -72,6 +73,50 @@ pub type Rendered = (String, Vec<String>);
 /// Of kind Invalid with file and line, and without any value.
 pub fn render(file: &str, text: &str, facts: &Facts, known: &Value) -> Result<Rendered> {
     let made = Arc::new(Mutex::new(Vec::new()));
+    let mut rendered = render_in(file, text, context(facts, known, &made), KNOWN_NAMES)?;
+    rendered.push('\n');
+    let made = made.lock().map_or_else(|_| Vec::new(), |mut made| std::mem::take(&mut *made));
+    Ok((rendered, made))
+}
+
+/// Renders a file of a project with its configuration: each key of that is a name, and `config` the whole, `cfg` what
+/// makina-states calls so, `grains` the machine, `mc` the deployment. Whatever is not defined is an error.
+///
+/// # Errors
+/// Of kind Invalid with file and line, and without any value.
+pub fn render_file(file: &str, text: &str, pillar: &Pillar, facts: &Facts, mc: &Map<String, Value>) -> Result<String> {
+    let plain = |value: &Value| Shown::from(Serde(value));
+    let keys = pillar.config().as_object().into_iter().flatten();
+    let mut context: BTreeMap<String, Shown> = keys.map(|(key, value)| (key.clone(), plain(value))).collect();
+    context.insert("config".into(), plain(pillar.config()));
+    context.insert("cfg".into(), plain(&Value::Object(pillar.project().clone())));
+    context.insert("grains".into(), plain(&Value::Object(facts.grains.clone())));
+    context.insert("mc".into(), plain(&Value::Object(mc.clone())));
+    let mut rendered =
+        render_in(file, text, context, "there are the keys of the configuration, config, cfg, grains and mc")?;
+    if text.ends_with('\n') {
+        rendered.push('\n');
+    }
+    Ok(rendered)
+}
+
+/// Renders the text of a first pillar: `password(LENGTH)` is one that `make` makes up on the spot.
+///
+/// # Errors
+/// Of kind Invalid with file and line.
+pub fn first_pillar(file: &str, text: &str, facts: &Facts, random: fn(usize) -> Result<String>) -> Result<String> {
+    let mut context = context(facts, &Value::Object(Map::new()), &Made::default());
+    let password = Shown::from_function(move |length: Option<usize>| {
+        random(length.unwrap_or(32))
+            .map_err(|error| minijinja::Error::from(ErrorKind::InvalidOperation).with_source(error))
+    });
+    context.insert("password", password);
+    context.insert("name", facts.project.get("name").map_or_else(|| Shown::from(""), |name| Shown::from(Serde(name))));
+    render_in(file, text, context, "there are name, fqdn, environment, grains, cfg and password(LENGTH)")
+}
+
+/// Renders a text with these names; `hint` says which there are.
+fn render_in<C: Into<Shown>>(file: &str, text: &str, context: C, hint: &'static str) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -80,18 +125,13 @@ pub fn render(file: &str, text: &str, facts: &Facts, known: &Value) -> Result<Re
     environment.add_filter("json", |value: Shown| serde_json::to_string(&value).unwrap_or_default());
     environment.add_filter("yaml_dquote", |text: &str| Value::from(text).to_string());
     environment.add_filter("yaml_squote", |text: &str| format!("'{}'", text.replace('\'', "''")));
-    let context = context(facts, known, &made);
-    let rendered = environment.template_from_named_str("pillar", text).and_then(|template| template.render(context));
+    let rendered = environment.template_from_named_str("template", text).and_then(|template| template.render(context));
     match rendered {
         Ok(rendered) if rendered.len() > MAX_BYTES => {
-            Err(Error::invalid(format!("{file}:1:1: the pillar is larger than 1 MiB once its templates are rendered")))
+            Err(Error::invalid(format!("{file}:1:1: the file is larger than 1 MiB once it is rendered")))
         }
-        Ok(mut rendered) => {
-            rendered.push('\n');
-            let made = made.lock().map_or_else(|_| Vec::new(), |mut made| std::mem::take(&mut *made));
-            Ok((rendered, made))
-        }
-        Err(error) => Err(refused(file, text, &error)),
+        Ok(rendered) => Ok(rendered),
+        Err(error) => Err(refused(file, text, &error, hint)),
     }
 }
 
@@ -129,8 +169,8 @@ fn functions(facts: &Facts, known: &Value, made: &Made) -> Shown {
     let password = Shown::from_function(move |name: &str, length: Option<usize>, kwargs: Kwargs| {
         let length = length.or_else(|| kwargs.get("length").ok()).unwrap_or(16);
         let failed = |error: Error| minijinja::Error::from(ErrorKind::InvalidOperation).with_source(error);
-        let Some(make) = passwords.as_ref() else { return Err(failed(Error::invalid("no passwords are kept here"))) };
-        let password = make(name, length).map_err(failed)?;
+        let Some(kept) = passwords.as_ref() else { return Err(failed(Error::invalid("no passwords are kept here"))) };
+        let password = kept(name, length).map_err(failed)?;
         if let Ok(mut made) = made.lock() {
             made.push(password.clone());
         }
@@ -146,7 +186,7 @@ fn functions(facts: &Facts, known: &Value, made: &Made) -> Shown {
 }
 
 /// Says what is wrong in our words: what the engine says may hold values.
-fn refused(file: &str, text: &str, error: &minijinja::Error) -> Error {
+fn refused(file: &str, text: &str, error: &minijinja::Error, names: &'static str) -> Error {
     let line = error.line().unwrap_or(1);
     let source = text.lines().nth(line.saturating_sub(1)).unwrap_or("");
     if let Some(ours) = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>()) {
@@ -157,15 +197,15 @@ fn refused(file: &str, text: &str, error: &minijinja::Error) -> Error {
         ErrorKind::InvalidOperation if is_missing && source.contains("salt[") => {
             ("a function of Salt that is not available in a pillar", KNOWN_FUNCTIONS)
         }
-        ErrorKind::InvalidOperation if is_missing => ("the template calls an unknown function", KNOWN_NAMES),
-        ErrorKind::UndefinedError => ("the template uses something that is not defined", KNOWN_NAMES),
+        ErrorKind::InvalidOperation if is_missing => ("the template calls an unknown function", names),
+        ErrorKind::UndefinedError => ("the template uses something that is not defined", names),
         ErrorKind::UnknownFilter => ("the template uses an unknown filter", ""),
-        ErrorKind::UnknownFunction => ("the template calls an unknown function", KNOWN_NAMES),
+        ErrorKind::UnknownFunction => ("the template calls an unknown function", names),
         ErrorKind::UnknownMethod => ("the template calls an unknown method", ""),
         ErrorKind::SyntaxError => ("the template has a syntax error", ""),
         ErrorKind::OutOfFuel => ("the template takes too long", "it may loop"),
         ErrorKind::TemplateNotFound | ErrorKind::BadInclude => {
-            ("templates of a pillar cannot include others", "a list `include:` names other files of the pillar")
+            ("a template cannot include others", "includes and macros of other files are not available")
         }
         _ => ("the template cannot be rendered", ""),
     };
