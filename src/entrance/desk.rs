@@ -11,7 +11,7 @@ use crate::pipeline::site::Site;
 use crate::project::ids::{ObjectId, RefName};
 use crate::project::mode::Environment;
 use crate::project::node::Answer;
-use crate::project::request::{RefUpdate, Request};
+use crate::project::request::{RefUpdate, Request, Want};
 use crate::report::ledger::Last;
 use crate::sys::error::{Context, Result};
 use crate::sys::fs;
@@ -122,8 +122,14 @@ impl Desk for NodeDesk {
 
     fn start(&self, request: &Request) -> Result<Box<dyn Run>> {
         let launched = launch(&self.site, request)?;
-        if let (Some(push), Some(update)) = (&request.push, &request.update) {
-            remember(&self.pushes(), push, &update.name, &update.new)?;
+        if let Some(push) = &request.push {
+            match (&request.update, &request.want) {
+                (Some(update), _) => remember(&self.pushes(), push, &update.name, &update.new)?,
+                (None, Want::Deploy { commit }) => {
+                    remember(&self.pushes(), push, &super::PILLAR_PUSH.parse()?, commit)?
+                }
+                _ => {}
+            }
         }
         Ok(Box::new(launched))
     }

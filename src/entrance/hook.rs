@@ -197,13 +197,16 @@ fn take_pillar(session: &mut Session<'_>, update: &Update, deploy: bool) -> Resu
         ));
         return Ok(None);
     }
-    if was_deployed(session, update)? {
-        return Ok(None);
-    }
     let Some(commit) = session.commit_for_pillar()? else {
         session.tell.line("pillar stored; nothing to deploy yet: push the project first");
         return Ok(None);
     };
+    // proc-receive of the same push may have done so; it moves the pillar itself, so its order names the code alone.
+    if let Some(push) = &session.call.push
+        && session.desk.was_deployed_by_push(push, &super::PILLAR_PUSH.parse()?, &commit)?
+    {
+        return Ok(None);
+    }
     Ok(failure(session.deploy(commit, None, None)))
 }
 

@@ -100,6 +100,9 @@ pub struct ProjectFacts {
     pub wait_seconds: Option<u64>,
 }
 
+/// The name under which it is noted that a push of the pillar was deployed: no ref, its order has none.
+pub const PILLAR_PUSH: &str = "refs/mc_project/pillar";
+
 /// What a hook needs from the rest of the program; one desk stands for the one repository that was pushed to.
 pub trait Desk {
     /// The facts about the project.

@@ -506,7 +506,7 @@ fn checked_out_by_git(site: &Site, repo: &Repo, commit: &ObjectId, store: &Store
     let top = tree.stat_self()?;
     let told = identify(&tree, Own { uid: top.uid, gid: top.gid }, None, &|_| true)?;
     // git made none of these: they would bring another's content into the project.
-    let foreign = told.of_another(Own { uid: top.uid, gid: top.gid }).map(|entry| &entry.path);
+    let foreign = told.of_another(Own { uid: top.uid, gid: top.gid }, |_| false).map(|entry| &entry.path);
     if let Some(path) = foreign.or(told.linked_elsewhere.first()).or(told.specials.first()) {
         return Err(Error::refused(format!("git's checkout holds a file that git did not make: `{path}`")));
     }

@@ -246,6 +246,9 @@ impl Draft<'_> {
             Ok(((), (count > 0).then(|| steps_words(count))))
         })?;
         for stage in STAGES.into_iter().filter(|stage| *stage != Stage::PreInstall) {
+            if stage == Stage::Configure {
+                self.make_templates_in_clone()?;
+            }
             self.live_stage(&next, stage, &place)?;
         }
         fault::point("upgrade.done")?;

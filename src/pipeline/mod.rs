@@ -40,6 +40,7 @@ pub mod setup;
 pub mod site;
 pub mod steps;
 pub mod tell;
+pub mod templates;
 pub mod tidy;
 pub mod undo;
 pub mod units;

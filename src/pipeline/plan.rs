@@ -81,6 +81,9 @@ pub fn lines(site: &Site, repo: &Repo, next: &Version, live: Option<&Live>) -> R
         lines.push(deliverable(site, next));
     }
     for stage in Stage::WITH_STEPS {
+        if stage == Stage::Configure {
+            lines.extend(templates(next));
+        }
         let steps = next.recipe.stages.get(&stage).map(Vec::as_slice).unwrap_or_default();
         for step in steps.iter().filter(|step| step.applies(next.mode)) {
             let never =
@@ -113,10 +116,18 @@ fn in_the_clone(site: &Site, repo: &Repo, next: &Version) -> Result<Vec<String>>
     let mut lines = editable::plan_lines(site, &Planned { repo, commit: &next.commit.id, listing: &listing })?;
     for stage in std::iter::once(Stage::Stop).chain(editable::STAGES).chain([Stage::Notify]) {
         let steps = next.recipe.steps(stage).iter().filter(|step| step.applies(next.mode));
+        if stage == Stage::Configure {
+            lines.extend(templates(next));
+        }
         lines.extend(steps.map(|step| format!("{}: {}", stage.name(), step.title())));
     }
     lines.extend(services(next));
     Ok(lines)
+}
+
+/// The files that would be made from the configuration.
+fn templates(next: &Version) -> impl Iterator<Item = String> + '_ {
+    next.recipe.templates.iter().map(|template| format!("configure: {} from {}", template.to, template.from))
 }
 
 /// What would be kept running.

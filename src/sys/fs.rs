@@ -109,6 +109,29 @@ pub fn write_durable_for(path: &Path, bytes: &[u8], mode: u32, gid: u32) -> Resu
     write_with_group(path, bytes, mode, Some(gid))
 }
 
+/// A file in memory that has no name (memfd_create(2)).
+///
+/// # Errors
+/// If there is none to be had.
+pub fn memory_file(name: &str) -> Result<File> {
+    let made = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+    made.map(File::from).map_err(|error| Error::failed("cannot make a file in memory").because(error))
+}
+
+/// Gives an open file its owner and then its mode (fchown(2) would take setuid bits away, not add any).
+///
+/// # Errors
+/// If we may not.
+pub fn give_file(file: &File, uid: u32, gid: u32, mode: u32) -> Result<()> {
+    use rustix::fs::{Gid, Mode, Uid, fchmod, fchown, fstat};
+    let doing = |error| Error::failed("cannot set owner and mode of a file").because(error);
+    let now = fstat(file).map_err(doing)?;
+    if (now.st_uid, now.st_gid) != (uid, gid) {
+        fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(doing)?;
+    }
+    fchmod(file, Mode::from_raw_mode(mode)).map_err(doing)
+}
+
 /// As [`write_durable`], but the name is not synced: after a power cut the old file may stand there again, whole.
 ///
 /// # Errors

@@ -368,6 +368,14 @@ impl Repo {
         self.blob(&id, limit).map(Some)
     }
 
+    /// Whether a commit has anything at `path`.
+    ///
+    /// # Errors
+    /// If the commit cannot be read.
+    pub fn has_entry(&self, commit: &ObjectId, path: &TreePath) -> Result<bool> {
+        Ok(self.entry_at(commit, path)?.is_some())
+    }
+
     /// Mode and id of the entry at `path` in a commit.
     fn entry_at(&self, commit: &ObjectId, path: &TreePath) -> Result<Option<(Vec<u8>, ObjectId)>> {
         let mut tree = self.tree_of(commit)?;

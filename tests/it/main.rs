@@ -14,6 +14,7 @@ mod campaign;
 mod client_push;
 mod clocks;
 mod concurrent;
+mod configuration;
 mod cost;
 mod crash;
 mod deliverables;
