@@ -126,7 +126,7 @@ impl Desk for NodeDesk {
             match (&request.update, &request.want) {
                 (Some(update), _) => remember(&self.pushes(), push, &update.name, &update.new)?,
                 (None, Want::Deploy { commit }) => {
-                    remember(&self.pushes(), push, &super::PILLAR_PUSH.parse()?, commit)?
+                    remember(&self.pushes(), push, &super::PILLAR_PUSH.parse()?, commit)?;
                 }
                 _ => {}
             }

@@ -272,10 +272,11 @@ impl Pillar {
             let mut whole = facts.project.clone();
             whole.extend(std::mem::take(&mut self.project));
             layers::merge(&mut whole, own.clone());
-            braces::resolve(&mut data, &whole)?;
-            braces::resolve(&mut own, &data)?;
+            let placed = |(key, message): braces::Wrong| self.error_at(&[&key], message);
+            braces::resolve(&mut data, &whole).map_err(placed)?;
+            braces::resolve(&mut own, &data).map_err(placed)?;
             layers::merge(&mut whole, own.clone());
-            braces::resolve(&mut whole, &data)?;
+            braces::resolve(&mut whole, &data).map_err(placed)?;
             whole.insert("data".into(), Value::Object(data.clone()));
             self.project = whole;
             own = own
@@ -338,10 +339,12 @@ impl Pillar {
     fn mask(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
-                for (_, secret) in &self.secrets {
-                    if text.contains(secret.as_str()) {
-                        *text = text.replace(secret.as_str(), MASK);
-                    }
+                let mut found: Vec<&str> = self.secrets.iter().map(|(_, secret)| secret.as_str()).collect();
+                found.retain(|secret| text.contains(secret));
+                // One may be a part of another.
+                found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+                for secret in found {
+                    *text = text.replace(secret, MASK);
                 }
             }
             Value::Array(list) => list.iter_mut().for_each(|value| self.mask(value)),

@@ -127,7 +127,8 @@ impl TreePath {
         if text.bytes().all(is_plain) {
             return Self::new(text.as_bytes());
         }
-        let bytes = unescape(text).ok_or_else(|| Error::failed(format!("bad escape in path `{text}`")))?;
+        let bytes = unescape(text)
+            .ok_or_else(|| Error::failed(format!("bad escape in path `{}`", super::escape::in_sentence(text))))?;
         Self::new(&bytes)
     }
 }

@@ -121,6 +121,14 @@ fn the_readme_tells_every_stage_and_key_of_the_recipe() {
         "network",
         "user",
         "limits",
+        "config",
+        "required",
+        "defaults",
+        "schema",
+        "template",
+        "merge",
+        "templates",
+        "owner",
         "restart",
         "watch",
         "services",
@@ -293,7 +301,11 @@ fn the_files_that_the_readme_shows_are_valid() {
     let node = NodeConfig::parse("README", server[1].as_bytes()).unwrap();
     assert_eq!(node.for_project(&"shop".parse().unwrap(), None).allow.units.len(), 1);
     Recipe::parse("README", editable[0].as_bytes()).unwrap();
-    let pillar = Pillar::parse("README", blocks("The pillar", "yaml")[0].as_bytes(), &"shop".parse().unwrap()).unwrap();
+    let of_pillar = blocks("The pillar", "yaml");
+    assert_eq!(of_pillar.len(), 3);
+    assert_eq!(Recipe::parse("README", of_pillar[1].as_bytes()).unwrap().config.required.len(), 2);
+    assert_eq!(Recipe::parse("README", of_pillar[2].as_bytes()).unwrap().templates.len(), 2);
+    let pillar = Pillar::parse("README", of_pillar[0].as_bytes(), &"shop".parse().unwrap()).unwrap();
     assert_eq!(pillar.exports()["PORT"], "8010");
     assert_eq!(pillar.secrets().len(), 1);
 }

@@ -4,31 +4,33 @@
 use serde_json::{Map, Value};
 
 use crate::project::yaml::structure::MAX_EXPANDED;
-use crate::sys::error::{Error, Result};
 
 /// How often it is gone through before somebody is told that names stand for themselves.
 const MOST_ROUNDS: usize = 24;
 
-/// Resolves the names in `tree`; those of `first` come before those of `second`.
+/// A key of the top, and what is wrong with its value.
+pub type Wrong = (String, &'static str);
+
+/// Resolves the names in `tree`: against itself, then against `second`.
 ///
 /// # Errors
 /// If a name leads back to itself, or the whole becomes too large.
-pub fn resolve(tree: &mut Map<String, Value>, second: &Map<String, Value>) -> Result<()> {
+pub fn resolve(tree: &mut Map<String, Value>, second: &Map<String, Value>) -> Result<(), Wrong> {
+    let mut last = String::new();
     for _ in 0..MOST_ROUNDS {
         let before = tree.clone();
         let mut budget = MAX_EXPANDED;
         for (key, value) in tree.iter_mut() {
             walk(value, &[&before, second], key, &mut budget)?;
         }
-        if *tree == before {
-            return Ok(());
-        }
+        let changed = tree.iter().find(|(key, value)| before.get(*key) != Some(*value));
+        let Some((key, _)) = changed else { return Ok(()) };
+        last.clone_from(key);
     }
-    Err(Error::invalid("names in braces lead back to themselves")
-        .hint("a value that holds its own `{name}` never ends"))
+    Err((last, "its names in braces lead back to itself"))
 }
 
-fn walk(value: &mut Value, vars: &[&Map<String, Value>], top: &str, budget: &mut usize) -> Result<()> {
+fn walk(value: &mut Value, vars: &[&Map<String, Value>], top: &str, budget: &mut usize) -> Result<(), Wrong> {
     match value {
         Value::String(text) => {
             if let Some(new) = resolved(text, vars) {
@@ -39,10 +41,8 @@ fn walk(value: &mut Value, vars: &[&Map<String, Value>], top: &str, budget: &mut
         Value::Object(map) => map.values_mut().try_for_each(|inner| walk(inner, vars, top, budget))?,
         _ => {}
     }
-    let spent = size_of(value);
-    *budget = budget
-        .checked_sub(spent)
-        .ok_or_else(|| Error::invalid(format!("`{top}` is too large once its names in braces are resolved")))?;
+    let left = budget.checked_sub(size_of(value));
+    *budget = left.ok_or_else(|| (top.to_string(), "it is too large once its names in braces are resolved"))?;
     Ok(())
 }
 
@@ -133,13 +133,13 @@ mod tests {
         let nothing = map(json!({}));
         for bad in [json!({"a": "x{a}"}), json!({"a": "{b}!", "b": "{a}!"})] {
             let error = resolve(&mut map(bad.clone()), &nothing).unwrap_err();
-            assert!(error.message().contains("lead back") || error.message().contains("too large"), "{bad}: {error}");
+            assert!(error.1.contains("lead back") || error.1.contains("too large"), "{bad}: {error:?}");
         }
         let mut bombs = map(json!({"a0": "0123456789"}));
         for n in 1..40 {
             bombs.insert(format!("a{n}"), json!(format!("{{a{0}}}{{a{0}}}", n - 1)));
         }
         let error = resolve(&mut bombs, &nothing).unwrap_err();
-        assert!(error.message().contains("too large"), "{error}");
+        assert!(error.1.contains("too large"), "{error:?}");
     }
 }

@@ -1,3 +1,5 @@
+//! Every rule of a pillar, one by one.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
