@@ -33,6 +33,7 @@ pub mod making;
 pub mod node;
 pub mod reading;
 pub mod screen;
+pub mod secrets;
 pub mod services;
 pub mod serving;
 pub mod signing;
@@ -115,6 +116,9 @@ pub enum Command {
     Keys(KeysCommand),
     /// Print the merged configuration of a project, and where each value comes from
     Config(config::ConfigArgs),
+    /// Keep secrets for a project or for the whole node, and tell which the live version was given
+    #[command(subcommand)]
+    Secret(secrets::SecretCommand),
     /// Print the directories of a project and what each is for
     Layout(NameArgs),
     /// List the projects of this node
@@ -259,6 +263,7 @@ impl Cli {
             Command::Hello => far::hello(),
             Command::Push(args) => far::push(args.to.as_deref(), args),
             Command::Config(args) => config::config(self, args),
+            Command::Secret(command) => secrets::secret(self, command),
             Command::Release(command) => keeping::release(self, command),
         }
     }

@@ -133,8 +133,8 @@ impl Desk for FuzzDesk {
     fn check_space(&self) -> Result<()> {
         Ok(())
     }
-    fn validate_pillar(&self, _: &ObjectId) -> Result<()> {
-        Ok(())
+    fn validate_pillar(&self, _: Environment, _: &ObjectId) -> Result<Vec<String>> {
+        Ok(vec!["a word".to_string()])
     }
     fn project_head(&self) -> Result<Option<ObjectId>> {
         Ok(Some("a".repeat(40).parse()?))

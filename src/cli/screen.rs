@@ -66,6 +66,37 @@ pub fn confirm(question: &str, answer: &str) -> Result<bool> {
     Ok(typed.trim() == answer)
 }
 
+/// Prints bytes as they are.
+///
+/// # Errors
+/// If nobody takes them.
+pub fn bytes(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).context(|| "cannot print".to_string())
+}
+
+/// Asks for a line that is not shown while it is typed (termios(3)).
+///
+/// # Errors
+/// If the terminal cannot be asked, or nothing was typed.
+pub fn ask_hidden(question: &str) -> Result<String> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let doing = || "cannot read from the terminal".to_string();
+    let before = tcgetattr(&stdin).context(doing)?;
+    let mut hidden = before.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    let _ = write!(std::io::stderr().lock(), "{question}");
+    tcsetattr(&stdin, OptionalActions::Flush, &hidden).context(doing)?;
+    let mut typed = String::new();
+    let read = stdin.read_line(&mut typed);
+    tcsetattr(&stdin, OptionalActions::Flush, &before).context(doing)?;
+    let _ = writeln!(std::io::stderr().lock());
+    read.context(doing)?;
+    let typed = typed.trim_end_matches(['\n', '\r']);
+    if typed.is_empty() { Err(Error::usage("nothing was typed")) } else { Ok(typed.to_string()) }
+}
+
 /// Prints the help of the command that was begun and not said to its end; the exit code is that of wrong usage. Where
 /// `MC_ROOT` is set, clap takes something for said, and lists all commands in one line instead.
 #[must_use]

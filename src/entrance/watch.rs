@@ -105,6 +105,7 @@ impl<'a> Watching<'a> {
         let (seen, saved, written) = (Moment::default(), BTreeSet::new(), BTreeSet::new());
         let seq = seq_of(site)?;
         let mut watching = Self { site, tell, log, record, seq, version, seen, saved, written };
+        watching.version.find_secrets(site)?;
         watching.log.set_secrets(&watching.version.secret_values());
         watching.read_recipe();
         watching.seen = watching.look()?;
@@ -230,6 +231,7 @@ impl<'a> Watching<'a> {
         self.seq = seq;
         self.record = record;
         if let Some(held) = parking::held_version(self.site, &self.record) {
+            held.version.find_secrets(self.site)?;
             self.log.set_secrets(&held.version.secret_values());
             self.version = held.version;
         }

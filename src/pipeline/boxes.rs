@@ -60,6 +60,15 @@ pub fn close_service(site: &Site, service: &Service, limits: ServiceLimits, orde
     }
 }
 
+/// Puts a program that finds a secret into the box of a step without limits of its own.
+pub fn close_for_secret(site: &Site, order: &mut StepOrder) {
+    if let Some(identity) = site.project_identity() {
+        order.run_as = Some(identity);
+        private_view(site, &site.place.build_tmp(), None, &mut order.view);
+    }
+    order.group = group(site, order, site.config.steps);
+}
+
 /// What a step may use: what the recipe says, and never more than the node allows.
 #[must_use]
 pub fn limits(site: &Site, step: &recipe::Step) -> StepLimits {

@@ -1,18 +1,16 @@
 //! The configuration of a version, from the commit, its recipe, the pillar's commit, and what is known of the node.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use ring::rand::SecureRandom;
 use serde_json::{Map, Value};
 
+use super::secret_store::{SecretStore, made_up};
 use super::site::{Rights, Site};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::mode::Environment;
 use crate::project::pillar::template::{self, Facts, Passwords};
 use crate::project::pillar::{Inputs, Pillar, check};
 use crate::project::recipe::{Defaults, FILE as RECIPE, Recipe};
-use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
@@ -25,9 +23,6 @@ const SAMPLES: [&str; 2] = [".salt/PILLAR.sample", "PILLAR.sample"];
 const SCHEMAS: [&str; 2] = ["pillar.schema", ".salt/pillar.schema"];
 /// The longest password that is made up.
 const LONGEST: usize = 1024;
-/// What made-up passwords consist of: nothing that a shell, a URL or YAML reads otherwise.
-const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
-
 /// Where the parts of a configuration are read.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
@@ -166,54 +161,17 @@ pub fn facts_without_site(project: &ProjectName, environment: Environment) -> Fa
     Facts { environment: environment.name().into(), grains, project: known, passwords: Some(placeholder) }
 }
 
-/// Passwords that were made up for this project, each in a file of its own that only root reads: made once, the same for ever.
+/// Passwords that were made up for this project: made once, kept as its secrets are.
 fn kept_passwords(site: &Site) -> Passwords {
-    let dir = site.place.state().join("passwords");
+    let store = SecretStore::of_project(site);
     Arc::new(move |name, length| {
-        let known = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        if !known(name) || name.is_empty() || name.starts_with('.') || name.len() > 100 {
-            return Err(Error::invalid(
-                "the name of a password that is to be made up has letters, digits, - _ and . only",
-            ));
-        }
+        let name = name.parse().map_err(|error: Error| Error::invalid(error.message()))?;
         if !(8..=LONGEST).contains(&length) {
             return Err(Error::invalid(format!("a password that is made up has 8 to {LONGEST} characters")));
         }
-        fs::ensure_dir(&dir, 0o700)?;
-        let file = dir.join(name);
-        if let Some(bytes) = fs::read_if_there(&file)? {
-            return Ok(String::from_utf8_lossy(&bytes).trim_end().to_string());
-        }
-        make_password(&dir, Path::new(name), length)
+        let (_, password) = store.newest_or_made(&name, length)?;
+        Ok(String::from_utf8_lossy(&password).trim_end().to_string())
     })
-}
-
-fn random_text(length: usize) -> Result<String> {
-    let mut bytes = vec![0; length.min(LONGEST)];
-    ring::rand::SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| Error::failed("the system gives no random numbers"))?;
-    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect())
-}
-
-fn make_password(dir: &Path, name: &Path, length: usize) -> Result<String> {
-    let mut bytes = vec![0; length];
-    ring::rand::SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| Error::failed("the system gives no random numbers"))?;
-    let password: String = bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect();
-    let temporary = format!(".{}.{}", name.display(), uuid::Uuid::now_v7());
-    fs::write_durable(&dir.join(&temporary), password.as_bytes(), 0o600)?;
-    let opened = Dir::open(dir)?;
-    // Whoever was first has made it: the same name is one password for everybody.
-    let renamed = opened.rename_new(Path::new(&temporary), &opened, name);
-    if let Err(error) = renamed {
-        fs::remove_file(&dir.join(&temporary))?;
-        let kept = fs::read_if_there(&dir.join(name))?.ok_or(error)?;
-        return Ok(String::from_utf8_lossy(&kept).trim_end().to_string());
-    }
-    opened.sync()?;
-    Ok(password)
 }
 
 /// A first pillar from a template of the commit: it may use the names that a pillar may, and `password()` for one that is
@@ -223,5 +181,5 @@ fn make_password(dir: &Path, name: &Path, length: usize) -> Result<String> {
 /// Of kind Invalid, with file and line.
 pub fn first_pillar(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::invalid(format!("{file}: the file is not UTF-8")))?;
-    template::first_pillar(file, text, &facts(site), random_text)
+    template::first_pillar(file, text, &facts(site), made_up)
 }

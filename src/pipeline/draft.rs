@@ -1,6 +1,7 @@
 //! A deployment in progress: what it knows, and how it tells its stages.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::configuration::{self, Sources};
@@ -9,6 +10,7 @@ use super::fetch::Offer;
 use super::halt::{Halt, Step};
 use super::listing::Listing;
 use super::preflight::Need;
+use super::secrets::{self, Given};
 use super::site::Site;
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
@@ -46,6 +48,10 @@ pub struct Version {
     pub pillar: Pillar,
     /// What else the configuration depends on, as a short name.
     pub config_key: String,
+    /// The release that it is, if it is a kept one: it is given the secrets that it had.
+    pub release: Option<DeploymentId>,
+    /// Its secrets, once they were looked for.
+    pub given: OnceLock<Given>,
     /// The mode that it is deployed in.
     pub mode: Mode,
 }
@@ -73,7 +79,27 @@ impl Version {
         let pillar = sources.read(&recipe, &facts)?;
         let config_key = sources.key(&recipe, &facts)?;
         let pillar_commit = pillar_commit.cloned();
-        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit, pillar, config_key, mode })
+        let (release, given) = (None, OnceLock::new());
+        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit, pillar, config_key, release, given, mode })
+    }
+
+    /// The same version as a release that is kept.
+    #[must_use]
+    pub fn of_release(self, id: &DeploymentId) -> Self {
+        Self { release: Some(id.clone()), ..self }
+    }
+
+    /// Finds its secrets, unless that was done; returns what is to be told about them.
+    ///
+    /// # Errors
+    /// Which secret cannot be had, and why.
+    pub fn find_secrets(&self, site: &Site) -> Result<Vec<String>> {
+        if self.given.get().is_some() {
+            return Ok(Vec::new());
+        }
+        let found = secrets::find(site, self)?;
+        let _ = self.given.set(found.given);
+        Ok(found.notes)
     }
 
     /// The setting of this version's programs, at the path of `run`.
@@ -87,20 +113,23 @@ impl Version {
             run: site.place.run(),
             dumps: None,
             config: config_path(site, self.pillar_commit.as_ref(), &self.config_key),
+            given: self.given.get().cloned().unwrap_or_default(),
         }
     }
 
     /// The values of this version's secrets: nothing that is told may hold them.
     #[must_use]
     pub fn secret_values(&self) -> Vec<String> {
-        self.pillar.secrets().into_iter().map(|(_, value)| value).collect()
+        let of_pillar = self.pillar.secrets().into_iter().map(|(_, value)| value);
+        of_pillar.chain(self.given.get().into_iter().flat_map(Given::values)).collect()
     }
 
-    /// Makes sure that the configuration file of this version is there.
+    /// Makes sure that the configuration file and the secrets of this version are there.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it cannot be written, or a secret cannot be had.
     pub fn write_config(&self, site: &Site) -> Result<PathBuf> {
+        self.find_secrets(site)?;
         write_config(site, &self.setting(site, None).config, &self.pillar)
     }
 }
@@ -147,6 +176,7 @@ impl Live {
         let releases = Releases::new(&site.place);
         let provenance = releases.provenance(&serving.id)?;
         let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
+        let version = version.map(|version| version.of_release(&serving.id));
         let mut below = Opened::default();
         let manifest = releases.open_among(&serving.id, &mut below)?;
         Ok(Self { serving: serving.clone(), manifest, provenance, version, below })

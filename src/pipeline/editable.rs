@@ -73,6 +73,7 @@ impl Draft<'_> {
             if draft.options.stage_only {
                 return Err(Halt::refused("in editable mode nothing can be prepared apart from what runs"));
             }
+            draft.find_secrets()?;
             let next = draft.next.clone();
             let listing = draft.listed(&next, &draft.begin.commit.clone())?;
             let record = parking::read(draft.site)?;
@@ -312,6 +313,7 @@ impl Draft<'_> {
             pusher: self.begin.pusher.clone(),
             made: self.made()?,
         };
+        super::secrets::keep_record(self.site, &self.begin.id, self.next.given.get())?;
         Releases::new(&self.site.place).save(&provenance, &nothing, &nothing, None)?;
         Ok(())
     }

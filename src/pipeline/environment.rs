@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::secrets::Given;
 use super::site::{Rights, Site};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
@@ -29,6 +30,8 @@ pub struct Setting {
     pub dumps: Option<PathBuf>,
     /// The JSON file of the merged configuration.
     pub config: PathBuf,
+    /// The secrets.
+    pub given: Given,
 }
 
 /// Makes the environment of a step, a task or a command. Later sources win: node, recipe, pillar, step, ours.
@@ -48,6 +51,9 @@ pub fn environment(
     all.extend(site.node.config.env.clone());
     all.extend(recipe.env.clone());
     all.extend(pillar.exports());
+    let variables =
+        recipe.secrets.iter().filter_map(|(name, secret)| Some((name.clone(), setting.given.variable(secret)?)));
+    all.extend(variables);
     all.extend(step.clone());
     let text = |path: &Path| path.display().to_string();
     let mut ours = |name: &str, value: String| all.insert(name.to_string(), value);
@@ -62,6 +68,9 @@ pub fn environment(
     ours("MC_PROJECT_DIR", text(place.dir()));
     ours("MC_PILLAR", text(&place.pillar()));
     ours("MC_CONFIG", text(&setting.config));
+    if let Some(dir) = &setting.given.dir {
+        ours("MC_SECRETS_DIR", text(dir));
+    }
     ours("MC_DUMPS", setting.dumps.as_deref().map(|dumps| text(&dumps_seen_at(site, dumps))).unwrap_or_default());
     // One node until sets of nodes come: it is the primary of the only role.
     ours("MC_PRIMARY", "1".to_string());

@@ -294,6 +294,7 @@ pub fn destroy(site: &Site, with_data: bool) -> Result<Destroyed> {
     for link in ["srv/pillar/makina-projects", "srv/salt/makina-projects"] {
         fs::remove_file(&place.node().root().join(link).join(place.name().as_str()))?;
     }
+    super::secrets::forget(site)?;
     projects.remove_tree(Path::new(place.name().as_str()))?;
     if let Ok(logs) = Dir::open(&place.node().root().join("var/log/mc_project")) {
         logs.remove_tree(Path::new(place.name().as_str()))?;

@@ -34,6 +34,8 @@ pub mod proof;
 pub mod queue;
 pub mod recover;
 pub mod rights;
+pub mod secret_store;
+pub mod secrets;
 pub mod services;
 pub mod settle;
 pub mod setup;

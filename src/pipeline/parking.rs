@@ -378,13 +378,14 @@ pub fn held_version(site: &Site, record: &Editable) -> Option<Deployed> {
     let repo = site.repo().ok()?;
     let holds = &record.holds;
     let version = Version::load(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()?;
+    let version = version.of_release(&holds.id);
     Some(Deployed { version, id: holds.id.clone() })
 }
 
 /// Runs the steps of a stage outside of a deployment.
 fn run_stage(site: &Site, telling: &mut Reporter, version: &Version, stage: Stage) -> Result<()> {
-    telling.set_secrets(&version.secret_values());
     version.write_config(site)?;
+    telling.set_secrets(&version.secret_values());
     let place = Place { at: At::Run, setting: version.setting(site, None) };
     for step in super::steps::steps_of(version, stage, &Options::default()) {
         run_one(site, telling, version, (stage, &step), &place, false).map_err(|halt| {

@@ -8,6 +8,7 @@ use super::checkout::{GitOrigin, check_out_pillar, directory, seen, sync_seen};
 use super::draft::{Candidate, Draft, Goal, Seen, Spare, Version};
 use super::halt::{Halt, Step};
 use super::proof::Proof;
+use super::secrets::keep_record;
 use super::services;
 use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
@@ -80,6 +81,7 @@ impl Draft<'_> {
             self.kept = Some(Releases::new(&self.site.place).open_among(id, &mut opened)?);
         }
         let next = self.next.clone();
+        self.find_secrets()?;
         self.refuse_units()?;
         // A port that nothing names, a value that no service can be given: found out before anything changes.
         services::backend(self.site).refuse(&services::definitions(self.site, &self.next_deployed())?)?;
@@ -90,6 +92,26 @@ impl Draft<'_> {
         self.preflight()?;
         self.say_that_production_builds();
         Ok(None)
+    }
+
+    /// Finds what the new version and the one that serves are given, before anything changes; from here on no text holds it.
+    ///
+    /// # Errors
+    /// Which secret cannot be had, and why.
+    pub fn find_secrets(&mut self) -> Step {
+        for note in self.next.find_secrets(self.site)? {
+            self.warn(note);
+        }
+        let mut secrets = self.next.secret_values();
+        if let Some(live) = self.live.as_ref().and_then(|live| live.version.as_ref()) {
+            // What cannot be had any more of the old one is no reason against the new one.
+            if let Err(error) = live.find_secrets(self.site) {
+                tracing::warn!("of what serves: {}", error.one_line());
+            }
+            secrets.extend(live.secret_values());
+        }
+        self.telling.set_secrets(&secrets);
+        Ok(())
     }
 
     /// Production that has nowhere to fetch from builds by itself: told once, with the first deployment.
@@ -452,6 +474,7 @@ impl Draft<'_> {
         // Nothing stands on a record that is damaged.
         let intact = self.live.as_ref().filter(|live| live.manifest.intact().is_ok());
         let before = intact.map(|live| (&live.serving.id, &live.manifest));
+        keep_record(self.site, &self.begin.id, self.next.given.get())?;
         Releases::new(&self.site.place).save(&provenance, &candidate.manifest, &candidate.built, before)?;
         Dir::open(self.site.place.dir())?.sync_file_system()?;
         Ok(())

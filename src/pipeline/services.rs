@@ -167,11 +167,13 @@ pub fn stop(site: &Site, telling: &mut Reporter, left: &Staying, beats: bool) ->
 pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: How, beats: bool) -> Step<usize> {
     retire_supervisor(site, &mut Watcher { telling, beats })?;
     let backend = backend(site);
+    if let Some(of) = of.filter(|of| has_some(&of.version)) {
+        of.version.write_config(site)?;
+    }
     let wanted = of.map(|of| definitions(site, of)).transpose()?.unwrap_or_default();
     let known = backend.look()?;
     if let Some(of) = of.filter(|_| !wanted.is_empty()) {
         make_directories(site, &of.version)?;
-        of.version.write_config(site)?;
     } else {
         if !known.is_empty() {
             // Nothing is started, so nothing can fail to come up.

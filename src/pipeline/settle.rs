@@ -11,6 +11,7 @@ use super::draft::{Live, Version};
 use super::halt::Halt;
 use super::parking;
 use super::proof::Proof;
+use super::secrets;
 use super::site::Site;
 use super::steps::{run_one, steps_of};
 use crate::project::ids::{DeploymentId, ObjectId};
@@ -278,6 +279,8 @@ impl<'a> Settling<'a> {
         let live =
             self.live.as_ref().and_then(|live| live.version.as_ref()).map(|version| version.recipe.keep_archives);
         rotate(self.site, self.live.as_ref(), live.unwrap_or(self.recipe.keep_archives))?;
+        let releases = Releases::new(&self.site.place);
+        secrets::forget_old(self.site, &releases.ids()?, self.outcome.serves.as_ref().map(|serving| &serving.id))?;
         if let Some(serving) = &self.outcome.serves {
             Releases::new(&self.site.place).compact(&serving.id)?;
         }

@@ -101,6 +101,7 @@ pub fn run_one(
     place: &Place,
     beats: bool,
 ) -> Step {
+    telling.also_keep_secret(&version.secret_values());
     let title = step.title();
     telling.secure()?;
     telling.emit(Event::Step { stage, title: title.clone() })?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::activate::RestorePoint;
+use super::secret_store::SecretStore;
 use super::settle::{INFLIGHT, inflight_ref};
 use super::site::Site;
 use crate::project::ids::DeploymentId;
@@ -32,6 +33,7 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
             }
         }
     }
+    SecretStore::of_project(site).remove_temporary_files()?;
     let releases = place.releases();
     for name in fs::names(&releases)? {
         if name.ends_with(".tar.zst.new") {

@@ -300,6 +300,7 @@ fn attempt(
     let loaded = site.repo().and_then(|repo| {
         repo.hold(&inflight_ref(&begin.id)?, &begin.commit)?;
         let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
+        let next = Version { release: begin.target.clone(), ..next };
         boxes::refuse_demands(site, &next.recipe)?;
         Ok((repo, next))
     });

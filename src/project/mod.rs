@@ -14,6 +14,7 @@ pub mod pillar;
 pub mod place;
 pub mod recipe;
 pub mod request;
+pub mod secrets;
 pub mod service_limits;
 pub mod stage;
 pub mod system;

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::ids::ProjectName;
+use super::secrets::{self, Source, Sources};
 use super::yaml::is_secret_word;
 use super::yaml::scalar::{check_value, check_variable};
 use crate::sys::error::{Error, Result};
@@ -87,6 +88,7 @@ pub struct Pillar {
     project: Map<String, Value>,
     exports: BTreeMap<String, String>,
     secrets: Vec<(String, String)>,
+    sources: Sources,
     warnings: Vec<String>,
     is_makina: bool,
     /// Of the project's own mapping, and of its data.
@@ -286,6 +288,10 @@ impl Pillar {
         }
         own.extend(data);
         self.config = Value::Object(own);
+        self.sources = secrets::parse(&self.config).map_err(|(way, message)| {
+            let way: Vec<&str> = way.iter().map(String::as_str).collect();
+            self.error_at(&way, &message)
+        })?;
         collect_secrets(&self.config, "", false, &mut self.secrets);
         let mut seen = std::collections::HashSet::new();
         self.secrets.retain(|(_, value)| seen.insert(value.clone()));
@@ -320,6 +326,12 @@ impl Pillar {
     #[must_use]
     pub fn exports(&self) -> BTreeMap<String, String> {
         self.exports.clone()
+    }
+
+    /// Where the secrets come from that programs are given as files.
+    #[must_use]
+    pub fn secret_sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The secrets in the whole file as (way of keys, value), for those who must keep them out of what they write.
@@ -483,12 +495,25 @@ fn mapping_at(document: &Document, way: &[&str], value: &Value) -> Result<Map<St
     }
 }
 
+/// Collects the texts of `secrets`: what only names a secret is none.
+fn collect_named(secrets: &Value, way: &str, found: &mut Vec<(String, String)>) {
+    for (name, value) in secrets.as_object().into_iter().flatten() {
+        if !matches!(Source::parse(value), Ok(source) if !matches!(source, Source::Here(_))) {
+            collect_secrets(value, &format!("{way}.{name}"), true, found);
+        }
+    }
+}
+
 /// Collects the texts below keys that speak of something secret.
 fn collect_secrets(value: &Value, way: &str, is_secret: bool, found: &mut Vec<(String, String)>) {
     let below = |key: &str| if way.is_empty() { key.to_string() } else { format!("{way}.{key}") };
     match value {
         Value::Object(map) => {
             for (key, inner) in map {
+                if key == "secrets" && inner.is_object() {
+                    collect_named(inner, &below(key), found);
+                    continue;
+                }
                 collect_secrets(inner, &below(key), is_secret || is_secret_word(key), found);
             }
         }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::limits::{Demand, StepLimitsFile};
+use super::secrets::SecretName;
 use super::stage::Stage;
 use super::yaml::Source;
 use super::yaml::locate::Step as Way;
@@ -143,6 +144,8 @@ pub struct Recipe {
     pub config: Config,
     /// Files that are made from templates and the configuration.
     pub templates: Vec<Template>,
+    /// Variables that are secrets of the pillar.
+    pub secrets: BTreeMap<String, SecretName>,
 }
 
 impl Default for Recipe {
@@ -194,6 +197,7 @@ impl Recipe {
             demands: Vec::new(),
             config: Config::default(),
             templates: Vec::new(),
+            secrets: BTreeMap::new(),
         }
     }
 
@@ -226,6 +230,7 @@ struct RecipeFile {
     limits: StepLimitsFile,
     config: ConfigFile,
     templates: Vec<TemplateFile>,
+    secrets: config::SecretsFile,
 }
 
 #[derive(Default, Deserialize)]
@@ -304,6 +309,7 @@ impl RecipeFile {
             demands,
             config: self.config.resolve(source)?,
             templates: config::templates(source, self.templates)?,
+            secrets: self.secrets.0,
         })
     }
 }

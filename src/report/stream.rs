@@ -113,6 +113,11 @@ impl Reporter {
         self.mask = Mask::new(secrets);
     }
 
+    /// As [`Self::set_secrets`] for more of them.
+    pub fn also_keep_secret(&mut self, secrets: &[String]) {
+        self.mask.add(secrets);
+    }
+
     /// The text with the secrets replaced, for what is told on other ways (mail).
     #[must_use]
     pub fn masked(&self, text: &str) -> String {

@@ -43,6 +43,16 @@ impl Mask {
         Self { values }
     }
 
+    /// Masks these too.
+    pub fn add(&mut self, secrets: &[String]) {
+        let is_new = |value: &String| !self.values.contains(value);
+        let more: Vec<String> = Self::new(secrets).values.into_iter().filter(is_new).collect();
+        if !more.is_empty() {
+            self.values.extend(more);
+            self.values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        }
+    }
+
     /// Whether there is nothing to mask.
     #[must_use]
     pub fn is_empty(&self) -> bool {

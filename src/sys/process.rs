@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Context, Error, Result};
 
-pub use attached::run_attached;
+pub use attached::{run_attached, run_captured_in};
 pub use beside::{Beside, Input, run_beside};
 pub use captured::{CAPTURE_LIMIT, Captured, run_captured};
 pub use detached::{Detached, DetachedOrder, spawn_companion, spawn_detached, spawn_watched};

@@ -61,6 +61,7 @@ mod proof;
 mod push;
 mod recipe;
 mod rollback;
+mod secrets;
 mod service_commands;
 mod services;
 mod services_crash;

@@ -58,14 +58,34 @@ impl Document {
         if document.text.lines().all(|line| matches!(line.trim_start().chars().next(), None | Some('#'))) {
             return Ok(document);
         }
-        let source = document.source()?;
+        match document.fill() {
+            Ok(()) => Ok(document),
+            Err(error) => Err(document.without_made(&error)),
+        }
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let source = self.source()?;
         let Value::Object(by_new) = source.read()? else { return Err(source.error_at(&[], "expected a mapping")) };
-        let by_salt = match scalars::read(&document.text) {
+        if self.made.iter().any(|made| has_key(&by_new, made)) {
+            return Err(source.error_at(&[], "a password that is made up stands in a key"));
+        }
+        let by_salt = match scalars::read(&self.text) {
             Some((Value::Object(map), differences)) => Some((map, differences)),
             _ => None,
         };
-        (document.by_new, document.by_salt) = (by_new, by_salt);
-        Ok(document)
+        (self.by_new, self.by_salt) = (by_new, by_salt);
+        Ok(())
+    }
+
+    /// The error without passwords that were made up: keys are told, and one may stand in a key.
+    fn without_made(&self, error: &Error) -> Error {
+        let hide = |text: &str| self.made.iter().fold(text.to_string(), |text, made| text.replace(made, "********"));
+        let hidden = Error::new(error.kind(), hide(error.message()));
+        match error.hint_text() {
+            Some(hint) => hidden.hint(hide(hint)),
+            None => hidden,
+        }
     }
 
     /// What stands in it.
@@ -138,4 +158,16 @@ impl Document {
     fn source(&self) -> Result<Source<'_>> {
         Source::new_secret(&self.file, self.text.as_bytes())
     }
+}
+
+/// Whether a key anywhere in it holds the text.
+fn has_key(map: &Map<String, Value>, text: &str) -> bool {
+    fn below(value: &Value, text: &str) -> bool {
+        match value {
+            Value::Object(map) => has_key(map, text),
+            Value::Array(items) => items.iter().any(|item| below(item, text)),
+            _ => false,
+        }
+    }
+    map.iter().any(|(key, value)| key.contains(text) || below(value, text))
 }

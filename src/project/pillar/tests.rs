@@ -21,7 +21,7 @@ makina-projects.shop:
     env: {DATABASE_URL: 'postgres://u:canary-1@db', DEBUG: false, WORKERS: 4}
     db_password: canary-2-x
     short_password: abc
-    secrets: {one: canary-3-x, two: [canary-4-x]}
+    private: {one: canary-3-x, two: [canary-4-x]}
     plain: not-a-thing-to-hide
 makina-projects.other:
   data: {API_KEY: canary-5-x}
@@ -47,7 +47,7 @@ fn secrets_are_found_in_the_whole_file_and_never_printed() {
     let secrets = pillar.secrets();
     let values: Vec<&str> = secrets.iter().map(|(_, value)| value.as_str()).collect();
     assert_eq!(values, ["canary-2-x", "canary-3-x", "canary-4-x", "canary-5-x"]);
-    assert_eq!(secrets[2].0, "makina-projects.shop.data.secrets.two.0");
+    assert_eq!(secrets[2].0, "makina-projects.shop.data.private.two.0");
     assert!(!format!("{pillar:?}").contains("canary"));
 }
 

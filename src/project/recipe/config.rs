@@ -1,5 +1,6 @@
 //! `config:` and `templates:`: what a project says about its configuration.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -8,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::PathText;
 use crate::project::pillar::Merge;
-use crate::project::yaml::scalar::{Text, from_text, message_of};
+use crate::project::secrets::SecretName;
+use crate::project::yaml::scalar::{Text, check_variable, from_text, message_of};
 use crate::project::yaml::{Source, locate::Step as Way, with_hint};
 use crate::sys::error::Result;
 use crate::sys::path::TreePath;
@@ -101,6 +103,22 @@ impl ConfigFile {
             schema: self.schema.map(|path| path.path),
             template: self.template.map(|path| path.path),
         })
+    }
+}
+
+/// `secrets:` as written: a variable, and the secret that it is.
+#[derive(Default)]
+pub struct SecretsFile(pub BTreeMap<String, SecretName>);
+
+impl<'de> Deserialize<'de> for SecretsFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written: BTreeMap<String, Text> = BTreeMap::deserialize(deserializer)?;
+        let one = |(variable, name): (String, Text)| {
+            check_variable(&variable, false).map_err(D::Error::custom)?;
+            let name = name.0.parse().map_err(|error| D::Error::custom(message_of(&error)))?;
+            Ok((variable, name))
+        };
+        written.into_iter().map(one).collect::<Result<_, _>>().map(Self)
     }
 }
 

@@ -9,11 +9,13 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustix::fs::MemfdFlags;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::captured::{self, Captured};
 use crate::sys::cgroup::Group;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::step_exec::{self, StepOrder, Wire};
@@ -41,21 +43,39 @@ fn plain(order: &StepOrder) -> Result<ExitStatus> {
 }
 
 fn boxed(order: &StepOrder) -> Result<ExitStatus> {
-    let doing = || "cannot run the command in its box".to_string();
     let group = order.group.as_ref().map(Group::make).transpose()?.and_then(|(group, _)| group);
-    let join = group.as_ref().map(Group::doors).unwrap_or_default();
+    let made = boxed_command(order, group.as_ref()).context(|| "cannot run the command in its box".to_string());
+    let (command, file) = made?;
+    let status = super::runtime()?.block_on(wait_for(command));
+    // The group is killed and removed only now.
+    drop((group, file));
+    status
+}
+
+/// What makes the box and takes the program's place in it; the file holds its order and must outlive it.
+fn boxed_command(order: &StepOrder, group: Option<&Group>) -> std::io::Result<(Command, File)> {
+    let join = group.map(Group::doors).unwrap_or_default();
     let wire = Wire { order: order.clone(), detached: None, join, outlives: false };
-    let fd = rustix::fs::memfd_create("order", MemfdFlags::empty()).context(doing)?;
-    let mut file = File::from(fd);
-    file.write_all(&serde_json::to_vec(&wire).context(doing)?).context(doing)?;
-    file.seek(SeekFrom::Start(0)).context(doing)?;
+    let mut file = File::from(rustix::fs::memfd_create("order", MemfdFlags::empty())?);
+    file.write_all(&serde_json::to_vec(&wire)?)?;
+    file.seek(SeekFrom::Start(0))?;
     let mut command = Command::new(super::self_exe());
     let number = file.as_raw_fd().to_string();
     command.arg(step_exec::SUBCOMMAND).args([step_exec::ATTACHED, &number]).env_clear().current_dir("/");
-    let status = super::runtime()?.block_on(wait_for(command));
-    // The group is killed and removed only now.
-    drop(group);
-    status
+    Ok((command, file))
+}
+
+/// Runs a program in the box of its order and keeps what it prints; when its time is over, its group is killed.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn run_captured_in(order: &StepOrder, stdin: &[u8], timeout: Duration) -> Result<Captured> {
+    let doing = || "cannot run a program in its box".to_string();
+    let group = order.group.as_ref().map(Group::make).transpose()?.and_then(|(group, _)| group);
+    let (command, file) = boxed_command(order, group.as_ref()).context(doing)?;
+    let ended = captured::run_piped(command, false, stdin, timeout);
+    drop((group, file));
+    ended
 }
 
 async fn wait_for(command: Command) -> Result<ExitStatus> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -57,13 +58,21 @@ pub fn run_captured(
     timeout: Duration,
 ) -> Result<Captured> {
     let mut command = Command::new(program.as_ref());
-    command
-        .args(args)
-        .env_clear()
-        .envs(env)
-        .stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(args).env_clear().envs(env);
+    run_piped(command, true, stdin, timeout)
+}
+
+/// As [`run_captured`] for a command that was made elsewhere, and that makes a session of its own unless it is to be given a
+/// group (`own_group`).
+///
+/// # Errors
+/// If we cannot do our own part.
+pub fn run_piped(mut command: Command, own_group: bool, stdin: &[u8], timeout: Duration) -> Result<Captured> {
+    command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    if own_group {
+        command.process_group(0);
+    }
     super::runtime()?.block_on(run(command, stdin, timeout))
 }
 
@@ -71,7 +80,7 @@ async fn run(command: Command, stdin: &[u8], timeout: Duration) -> Result<Captur
     let program = crate::sys::escape::visible(&command.get_program().to_string_lossy());
     let doing = || format!("cannot run {program}");
     let mut command = tokio::process::Command::from(command);
-    let mut child = match command.process_group(0).kill_on_drop(true).spawn() {
+    let mut child = match command.kill_on_drop(true).spawn() {
         Ok(child) => child,
         Err(error) => {
             let status = StepStatus::CouldNotStart(format!("{program}: {error}"));
