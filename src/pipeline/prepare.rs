@@ -94,26 +94,6 @@ impl Draft<'_> {
         Ok(None)
     }
 
-    /// Finds what the new version and the one that serves are given, before anything changes; from here on no text holds it.
-    ///
-    /// # Errors
-    /// Which secret cannot be had, and why.
-    pub fn find_secrets(&mut self) -> Step {
-        for note in self.next.find_secrets(self.site)? {
-            self.warn(note);
-        }
-        let mut secrets = self.next.secret_values();
-        if let Some(live) = self.live.as_ref().and_then(|live| live.version.as_ref()) {
-            // What cannot be had any more of the old one is no reason against the new one.
-            if let Err(error) = live.find_secrets(self.site) {
-                tracing::warn!("of what serves: {}", error.one_line());
-            }
-            secrets.extend(live.secret_values());
-        }
-        self.telling.set_secrets(&secrets);
-        Ok(())
-    }
-
     /// Production that has nowhere to fetch from builds by itself: told once, with the first deployment.
     fn say_that_production_builds(&mut self) {
         let builds = self.begin.environment == Environment::Prod && self.next.mode == Mode::Cooking;

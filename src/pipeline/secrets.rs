@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::draft::Version;
+use super::draft::{Draft, Version};
 use super::environment::environment;
+use super::halt::Step;
 use super::secret_store::{MOST_BYTES, SecretStore};
 use super::site::{Rights, Site};
 use crate::project::ids::DeploymentId;
@@ -87,6 +88,28 @@ pub struct Found {
     pub given: Given,
     /// What a rollback cannot bring back, a sentence each.
     pub notes: Vec<String>,
+}
+
+impl Draft<'_> {
+    /// Finds what the new version and the one that serves are given, before anything changes; from here on no text holds it.
+    ///
+    /// # Errors
+    /// Which secret cannot be had, and why.
+    pub fn find_secrets(&mut self) -> Step {
+        for note in self.next.find_secrets(self.site)? {
+            self.warn(note);
+        }
+        let mut secrets = self.next.secret_values();
+        if let Some(live) = self.live.as_ref().and_then(|live| live.version.as_ref()) {
+            // What cannot be had any more of the old one is no reason against the new one.
+            if let Err(error) = live.find_secrets(self.site) {
+                tracing::warn!("of what serves: {}", error.one_line());
+            }
+            secrets.extend(live.secret_values());
+        }
+        self.telling.set_secrets(&secrets);
+        Ok(())
+    }
 }
 
 /// Finds the secrets of a version and puts them where its programs see them. Of a release that is kept, those that it was
