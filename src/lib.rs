@@ -13,7 +13,8 @@
 //!    hook only shows what it reads ([`entrance::relay`]), and may hang up.
 //! 4. The worker ([`pipeline::worker`]) waits for its turn ([`pipeline::queue`]), takes the project's lock, finishes what
 //!    was interrupted ([`pipeline::recover`]), and reads the ref again.
-//! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`]: what the spare is was proven when the last
+//! 5. [`pipeline::deploy`] is the main loop; it begins with [`pipeline::prepare`]: the configuration is put together
+//!    ([`pipeline::configuration`], [`project::pillar`]) and its secrets are found ([`pipeline::secrets`]); what the spare is was proven when the last
 //!    deployment had settled ([`pipeline::proof`]), or a thread walks it now ([`tree::scan`]), while [`pipeline::listing`]
 //!    takes from git what the commit changes, and [`pipeline::checkout`] turns that into a manifest;
 //!    [`pipeline::preflight`] refuses what would not fit on the disk.

@@ -64,9 +64,9 @@ fn a_project_of_makina_states_is_given_its_layers_and_says_where_each_value_come
     assert_eq!(second["workers"], 6);
     assert_eq!(second["db"], json!({"name": "shop", "port": 1, "host": "db1"}));
     assert_eq!(second["db_password"], password, "made up once");
-    let kept = world.project("shop").join("state/passwords");
+    let kept = world.project("shop").join("state/secrets");
     assert_eq!(kept.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    assert_eq!(kept.join("db").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(kept.join("db@1").metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
     let told = world.mc(&["config", "shop", "--explain", "workers"]).ok().stdout;
     let lines: Vec<&str> = told.lines().map(str::trim).collect();

@@ -188,6 +188,7 @@ fn the_readme_names_what_steps_get() {
         "MC_PROJECT_DIR",
         "MC_PILLAR",
         "MC_CONFIG",
+        "MC_SECRETS_DIR",
         "MC_DUMPS",
         "MC_SERVICE",
         "MC_INSTANCE",

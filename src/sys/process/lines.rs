@@ -3,6 +3,9 @@
 /// The longest piece of a line that is handed on.
 pub const LINE_LIMIT: usize = 64 * 1024;
 
+/// How far from the end of a piece a word may begin that is not cut.
+const WORD: usize = 4 * 1024;
+
 /// Collects the bytes of a line that is not complete yet.
 #[derive(Default)]
 pub struct Lines {
@@ -35,12 +38,21 @@ impl Lines {
         while self.part.len() + rest.len() > LINE_LIMIT {
             let (now, later) = rest.split_at(LINE_LIMIT - self.part.len());
             self.part.extend_from_slice(now);
-            on(&self.part);
-            self.part.clear();
+            let at = cut_of(&self.part);
+            on(&self.part[..at]);
+            self.part.drain(..at);
             rest = later;
         }
         self.part.extend_from_slice(rest);
     }
+}
+
+/// Where a line that is too long is cut: behind a blank or a quote near its end, so that no word comes in two halves of which
+/// neither is known as the secret that it is.
+fn cut_of(part: &[u8]) -> usize {
+    let from = part.len() - part.len().min(WORD);
+    let behind = |is_end: fn(&u8) -> bool| part[from..].iter().rposition(is_end).map(|at| from + at + 1);
+    behind(u8::is_ascii_whitespace).or_else(|| behind(|b| matches!(b, b'"' | b'\''))).unwrap_or(part.len())
 }
 
 #[cfg(test)]
@@ -69,5 +81,19 @@ mod tests {
         assert!(pieces.iter().all(|piece| piece.len() <= LINE_LIMIT));
         assert_eq!(pieces.concat().len(), long.len() + 1);
         assert_eq!(pieces.last().unwrap(), b"y");
+    }
+
+    #[test]
+    fn a_word_at_the_limit_is_not_cut_in_two() {
+        for separator in [b' ', b'"'] {
+            let mut long = vec![b'x'; LINE_LIMIT - 5];
+            long.push(separator);
+            long.extend_from_slice(b"correct-horse-battery");
+            long.push(separator);
+            long.extend(vec![b'y'; LINE_LIMIT]);
+            let pieces = cut(&[&long]);
+            assert!(pieces.iter().any(|piece| piece.windows(21).any(|word| word == b"correct-horse-battery")));
+            assert_eq!(pieces.concat(), long);
+        }
     }
 }
