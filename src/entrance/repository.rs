@@ -128,12 +128,18 @@ impl Repository {
         // A recipe that was deployed is valid, but perhaps not for this version of the program.
         let recipe =
             sources.recipe(&Defaults::default()).unwrap_or_else(|_| Recipe::without_file(&Defaults::default()));
-        let pillar = sources.read(&recipe, &facts_without_site(project, environment)).map_err(|error| match &live {
-            Some(live) if error.message().starts_with("pillar/") && error.hint_text().is_none() => {
-                error.hint(format!("it was held against {}, which serves", live.short()))
-            }
-            _ => error,
-        })?;
+        let pillar = sources
+            .read(&recipe, &facts_without_site(project, environment))
+            .and_then(|pillar| {
+                sources.check(&recipe, &pillar)?;
+                Ok(pillar)
+            })
+            .map_err(|error| match &live {
+                Some(live) if error.message().starts_with("pillar/") && error.hint_text().is_none() => {
+                    error.hint(format!("it was held against {}, which serves", live.short()))
+                }
+                _ => error,
+            })?;
         Ok(pillar.warnings().to_vec())
     }
 

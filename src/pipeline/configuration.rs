@@ -35,7 +35,7 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Reads the configuration and checks it against what the recipe asks for.
+    /// Reads the configuration.
     ///
     /// # Errors
     /// Of kind Invalid, with file, line and reason and without any value.
@@ -54,18 +54,24 @@ impl Sources<'_> {
             files: &files,
             facts,
         })?;
+        Ok(pillar)
+    }
+
+    /// Holds a configuration against what the recipe asks of it.
+    ///
+    /// # Errors
+    /// Of kind Invalid, with file, line and reason and without any value.
+    pub fn check(&self, recipe: &Recipe, pillar: &Pillar) -> Result<()> {
         if self.code.is_none() {
-            return Ok(pillar);
+            return Ok(());
         }
-        check::required(&pillar, &config.required)?;
+        let config = &recipe.config;
+        check::required(pillar, &config.required)?;
         let schema = match &config.schema {
             Some(path) => Some(self.wanted(path, "config.schema")?),
             None => self.first_of(&SCHEMAS)?,
         };
-        if let Some((file, schema)) = schema {
-            check::fits(&pillar, &file, &schema)?;
-        }
-        Ok(pillar)
+        schema.map_or(Ok(()), |(file, schema)| check::fits(pillar, &file, &schema))
     }
 
     /// The recipe of the code.

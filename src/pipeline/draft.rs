@@ -57,16 +57,41 @@ pub struct Version {
 }
 
 impl Version {
-    /// Reads recipe and pillar of a version from the repositories.
+    /// Reads recipe and pillar of a version from the repositories, and holds them against each other.
     ///
     /// # Errors
-    /// If the commit is gone, or recipe or pillar are invalid.
+    /// If the commit is gone, recipe or pillar are invalid, or they do not fit.
     pub fn load(
         site: &Site,
         repo: &Repo,
         commit: &ObjectId,
         pillar_commit: Option<&ObjectId>,
         mode: Mode,
+    ) -> Result<Self> {
+        Self::read(site, repo, (commit, pillar_commit), mode, true)
+    }
+
+    /// As [`Version::load`] for what was deployed once: nothing that is asked for today keeps anybody from stopping it, or
+    /// from going back to it.
+    ///
+    /// # Errors
+    /// If the commit is gone, or recipe or pillar cannot be read.
+    pub fn load_kept(
+        site: &Site,
+        repo: &Repo,
+        commit: &ObjectId,
+        pillar_commit: Option<&ObjectId>,
+        mode: Mode,
+    ) -> Result<Self> {
+        Self::read(site, repo, (commit, pillar_commit), mode, false)
+    }
+
+    fn read(
+        site: &Site,
+        repo: &Repo,
+        (commit, pillar_commit): (&ObjectId, Option<&ObjectId>),
+        mode: Mode,
+        is_checked: bool,
     ) -> Result<Self> {
         let private = site.pillar_repo()?;
         let sources = Sources {
@@ -77,6 +102,9 @@ impl Version {
         let recipe = sources.recipe(&site.node.config.defaults)?;
         let facts = configuration::facts(site);
         let pillar = sources.read(&recipe, &facts)?;
+        if is_checked {
+            sources.check(&recipe, &pillar)?;
+        }
         let config_key = sources.key(&recipe, &facts)?;
         let pillar_commit = pillar_commit.cloned();
         let (release, given) = (None, OnceLock::new());
@@ -175,7 +203,7 @@ impl Live {
     pub fn open(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
         let releases = Releases::new(&site.place);
         let provenance = releases.provenance(&serving.id)?;
-        let version = Version::load(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
+        let version = Version::load_kept(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
         let version = version.map(|version| version.of_release(&serving.id));
         let mut below = Opened::default();
         let manifest = releases.open_among(&serving.id, &mut below)?;

@@ -377,7 +377,7 @@ fn bring_checkout_back(dirs: &Dirs) -> Result<()> {
 pub fn held_version(site: &Site, record: &Editable) -> Option<Deployed> {
     let repo = site.repo().ok()?;
     let holds = &record.holds;
-    let version = Version::load(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()?;
+    let version = Version::load_kept(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()?;
     let version = version.of_release(&holds.id);
     Some(Deployed { version, id: holds.id.clone() })
 }

@@ -257,7 +257,7 @@ pub fn served_for(records: &[Record], now: &Now) -> u64 {
 /// Makes the draft of a deployment again from its journal.
 fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records: &[Record]) -> Result<Draft<'a>> {
     let repo = site.repo()?;
-    let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
+    let next = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
     let next = next.of_release(begin.target.as_ref().unwrap_or(&begin.id));
     let live = begin.serves.as_ref().map(|serving| Live::load(site, &repo, serving)).transpose()?;
     let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));

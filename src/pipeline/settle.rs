@@ -368,7 +368,7 @@ pub fn pack_release(site: &Site, id: &DeploymentId) -> Result<crate::tree::deliv
     let releases = Releases::new(place);
     let (provenance, built) = (releases.provenance(id)?, releases.built(id)?);
     let repo = site.repo()?;
-    let version = Version::load(site, &repo, &provenance.commit, provenance.pillar.as_ref(), provenance.mode)?;
+    let version = Version::load_kept(site, &repo, &provenance.commit, provenance.pillar.as_ref(), provenance.mode)?;
     let key = ReleaseKey::load_or_make(&place.node().keys())?;
     let secrets = version.pillar.secrets();
     let found = Deliverable::new(&place.releases(), place.name(), &provenance.commit);

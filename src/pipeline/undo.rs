@@ -115,7 +115,7 @@ impl Draft<'_> {
         let point = super::activate::RestorePoint::read(self.site, self.id())?;
         let Some(commit) = point.as_ref().and_then(|point| point.dumped_by.clone()) else { return Ok(()) };
         let with = point.and_then(|point| point.dumped_with);
-        let version = Version::load(self.site, &self.repo, &commit, with.as_ref(), self.next.mode)?;
+        let version = Version::load_kept(self.site, &self.repo, &commit, with.as_ref(), self.next.mode)?;
         if self.steps_of(&version, Stage::Restore).is_empty() {
             return Ok(());
         }

@@ -299,8 +299,11 @@ fn attempt(
 ) -> Outcome {
     let loaded = site.repo().and_then(|repo| {
         repo.hold(&inflight_ref(&begin.id)?, &begin.commit)?;
-        let next = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
-        let next = Version { release: begin.target.clone(), ..next };
+        let pillar = begin.pillar.as_ref();
+        let next = match &begin.target {
+            Some(id) => Version::load_kept(site, &repo, &begin.commit, pillar, begin.mode)?.of_release(id),
+            None => Version::load(site, &repo, &begin.commit, pillar, begin.mode)?,
+        };
         boxes::refuse_demands(site, &next.recipe)?;
         Ok((repo, next))
     });
@@ -345,7 +348,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         Some(serving) => Some(Live::open(site, &repo, serving)?),
         None => None,
     };
-    let version = Version::load(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
+    let version = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
     let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
     let mut settling = Settling {
         site,

@@ -299,3 +299,28 @@ fn a_service_is_given_its_secrets_and_started_again_when_one_changes() {
     assert_lacks(&logs, "canary");
     shop.mc(&["stop", "shop"]).ok();
 }
+
+#[test]
+fn a_version_whose_secret_is_gone_can_still_be_replaced() {
+    let shop = Shop::new();
+    let file = shop.home().path("token");
+    std::fs::write(&file, "canary-file-4").unwrap();
+    shop.push_pillar(&format!("secrets: {{db: {{file: {}}}}}\n", file.display())).ok();
+    let work = shop.clone_of("shop");
+    let recipe = "secrets: {TOKEN: db}\nstages: {stop: ['echo stopped >> $MC_DATA/stops']}\n";
+    work.commit("one", &[("mc_project.yaml", recipe)]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::remove_dir_all(memory(&shop)).unwrap();
+    work.commit("same", &[("a", "1")]);
+    work.push(&["main"]).fails().tells("secret `db` (file): there is no file");
+    shop.push_pillar("secrets: {db: canary-here-1}\n").ok();
+    work.push(&["main"]).ok().tells("the stop steps run without secrets");
+    shop.settle("shop");
+    let stops = std::fs::read_to_string(shop.project("shop").join("data/stops")).unwrap();
+    assert_eq!(stops, "stopped\n");
+    // Nor is it gone back to: that is refused before anything changes.
+    shop.mc(&["rollback", "shop"]).fails().says("secret `db` (file): there is no file");
+    shop.mc(&["verify", "shop"]).ok();
+}

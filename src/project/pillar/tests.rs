@@ -342,3 +342,62 @@ fn a_plain_pillar_stands_over_the_defaults_of_the_recipe() {
     assert_eq!(made.config(), json!({"workers": 2, "db": {"host": "db1", "port": 5432}, "word": "yes"}));
     assert!(!made.read().unwrap().is_makina());
 }
+
+#[test]
+fn a_sample_as_projects_of_makina_states_write_them_is_read() {
+    let sample = "\
+# defaults; real passwords belong into the pillar
+{#
+   also for the machine: {% set mail = 'makina-states.services.mail' %}
+   {{ mail }}.domain: x
+#}
+makina-projects.projectname:
+  data:
+    app_root: \"{project_root}/src\"
+    files:
+      {% for name in ['local.py', 'urls.py',] %}
+      \"{{name}}\":
+        target: \"{app_root}/settings/{{name}}\"
+        mode: 640
+      {%endfor%}
+      unit: {target: \"/etc/{service}.unit\", user: root}
+    service: \"{name}-web\"
+    #port: {{ 8000 + 1 }}
+    cron: \"0 */2 * * *\"
+    extent: 924861,6375196,985649,6448688
+    settings:
+      DEBUG: False
+      '()': plain.Key
+      '': root
+      HOSTS: [localhost, 127.0.0.1, \"{domain}\"]
+      SECRET_KEY: \"{{salt['mc_utils.generate_stored_password'](
+                             'web_secret_key', 64)}}\"
+    domain: \"{fqdn}\"
+    admins:
+      {% for who in ['sysadmin'] %}
+      - {{who}}:
+          mail: \"{{who}}+{name}@{fqdn}\"
+          password: {{salt['mc_utils.generate_stored_password'](
+                             'web_admin_'+who)}}
+      {%endfor %}
+    empty:
+  env_defaults:
+    dev:
+       testval: fooval
+# vim:set ft=sls:
+";
+    let mut made = Made::of(Some(sample), &[]);
+    made.facts.passwords = Some(Arc::new(|name, length| Ok(format!("{name}-{length}"))));
+    let config = made.config();
+    assert_eq!(config["files"]["urls.py"]["target"], "/srv/projects/shop/run/src/settings/urls.py");
+    assert_eq!(
+        (&config["files"]["local.py"]["mode"], &config["files"]["unit"]["target"]),
+        (&json!(640), &json!("/etc/shop-web.unit"))
+    );
+    assert_eq!(config["settings"]["HOSTS"], json!(["localhost", "127.0.0.1", "node.example.org"]));
+    assert_eq!(config["settings"]["SECRET_KEY"], "web_secret_key-64");
+    let admin = json!({"sysadmin": {"mail": "sysadmin+shop@node.example.org", "password": "web_admin_sysadmin-16"}});
+    assert_eq!(config["admins"], json!([admin]));
+    assert_eq!((&config["extent"], &config["empty"]), (&json!("924861,6375196,985649,6448688"), &Value::Null));
+    assert_eq!((&config["settings"][""], &config["settings"]["()"]), (&json!("root"), &json!("plain.Key")));
+}
