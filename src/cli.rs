@@ -273,6 +273,7 @@ impl Cli {
 #[must_use]
 pub fn entry() -> u8 {
     let args: Vec<OsString> = std::env::args_os().collect();
+    crate::sys::step_exec::forbid_core_dumps();
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
     }

@@ -377,11 +377,17 @@ fn running_version(site: &Site) -> Result<Option<Version>> {
 /// # Errors
 /// If its record is damaged.
 pub fn running(site: &Site) -> Result<Option<Deployed>> {
-    if let Some(record) = parking::read(site)? {
-        return Ok(parking::held_version(site, &record));
+    let found = match parking::read(site)? {
+        Some(record) => parking::held_version(site, &record),
+        None => {
+            let repo = site.repo()?;
+            crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed())
+        }
+    };
+    if let Some(running) = &found {
+        running.version.recall_secrets(site);
     }
-    let repo = site.repo()?;
-    Ok(crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed()))
+    Ok(found)
 }
 
 /// Takes the project's lock, and finishes what was interrupted.

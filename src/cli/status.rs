@@ -11,7 +11,9 @@ use crate::pipeline::binding::{self, Shown};
 use crate::pipeline::checks::{self, Answer, Health};
 use crate::pipeline::draft::Deployed;
 use crate::pipeline::site::Site;
+use crate::pipeline::worker::pillar_head;
 use crate::pipeline::{parking, services};
+use crate::project::ids::ObjectId;
 use crate::project::outcome::Serving;
 use crate::report::history::{self, Entry};
 use crate::report::ledger::Last;
@@ -20,6 +22,7 @@ use crate::sys::clock;
 use crate::sys::error::{ExitCode, Result};
 use crate::sys::escape::visible;
 use crate::sys::lock::{self, Holder};
+use crate::tree::release::Releases;
 
 /// What `status` tells of one project.
 #[derive(Debug, Serialize)]
@@ -44,6 +47,8 @@ struct Status {
     healed: bool,
     services: Vec<ServiceStatus>,
     health: Option<HealthStatus>,
+    /// The pillar that was pushed, where what serves has another one.
+    pillar_waits: Option<ObjectId>,
     #[serde(skip)]
     command: String,
 }
@@ -109,12 +114,20 @@ fn status_of(site: &Site, check: bool) -> Result<Status> {
         health: health_of(site, running.as_ref(), check, &all)?,
         services: all,
         healed,
+        pillar_waits: waiting_pillar(site, serves.as_ref())?,
         clone: clone_status(site)?,
         kept_clones: parking::kept_clones(site)?,
         command: site.command(),
         serves,
         busy,
     })
+}
+
+/// The pillar that the next deployment will use, unless what serves has it already.
+fn waiting_pillar(site: &Site, serves: Option<&Serving>) -> Result<Option<ObjectId>> {
+    let Some(serves) = serves else { return Ok(None) };
+    let has = Releases::new(&site.place).provenance(&serves.id).ok();
+    Ok(pillar_head(site)?.filter(|head| has.is_some_and(|has| has.pillar.as_ref() != Some(head))))
 }
 
 /// The newest entries of the history, as far back as the one that made live what serves: most often that is not far.
@@ -142,6 +155,13 @@ fn print_status(status: &Status) {
             ));
         }
         None => screen::line("  nothing is deployed yet"),
+    }
+    if let Some(pillar) = &status.pillar_waits {
+        let deploy = format!("{} deploy {} --force", status.command, status.project);
+        screen::line(format!(
+            "  pillar {} was pushed and is used by the next deployment; now: {deploy}",
+            pillar.short()
+        ));
     }
     print_clone(status);
     print_services(status);

@@ -130,7 +130,7 @@ impl Repository {
             sources.recipe(&Defaults::default()).unwrap_or_else(|_| Recipe::without_file(&Defaults::default()));
         let pillar = sources
             .read(&recipe, &facts_without_site(project, environment))
-            .and_then(|pillar| {
+            .and_then(|(pillar, _)| {
                 sources.check(&recipe, &pillar)?;
                 Ok(pillar)
             })

@@ -14,7 +14,7 @@ use crate::project::recipe::{Defaults, FILE as RECIPE, Recipe};
 use crate::sys::error::{Error, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
-use crate::sys::{fs, machine};
+use crate::sys::{fs, machine, process};
 use crate::tree::hash::Hash;
 
 /// Where a project of makina-states keeps the defaults of its pillar, the first one that is there.
@@ -35,11 +35,12 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Reads the configuration.
+    /// Reads the configuration; with it comes a short name of everything that it depends on beside the pillar: what changes
+    /// that changes the name of its file.
     ///
     /// # Errors
     /// Of kind Invalid, with file, line and reason and without any value.
-    pub fn read(&self, recipe: &Recipe, facts: &Facts) -> Result<Pillar> {
+    pub fn read(&self, recipe: &Recipe, facts: &Facts) -> Result<(Pillar, String)> {
         let sample = self.first_of(&SAMPLES)?;
         let files = |path: &str| match self.pillar {
             Some((repo, commit)) => repo.blob_at(commit, &TreePath::new(path.as_bytes())?, fs::CONFIG_LIMIT),
@@ -54,7 +55,10 @@ impl Sources<'_> {
             files: &files,
             facts,
         })?;
-        Ok(pillar)
+        let sample = sample.map(|(_, bytes)| Hash::of(&bytes).hex());
+        let project = Value::Object(facts.project.clone());
+        let all = format!("{sample:?} {config:?} {} {project} {:?}", facts.environment, facts.grains);
+        Ok((pillar, Hash::of(all.as_bytes()).hex()[..12].to_string()))
     }
 
     /// Holds a configuration against what the recipe asks of it.
@@ -111,17 +115,6 @@ impl Sources<'_> {
         let Some((repo, commit)) = self.code else { return Ok(None) };
         repo.blob_at(commit, &TreePath::new(path.as_bytes())?, fs::CONFIG_LIMIT)
     }
-
-    /// A short name of everything that a configuration depends on beside the pillar: what changes it changes its file's name.
-    ///
-    /// # Errors
-    /// If the commit cannot be read.
-    pub fn key(&self, recipe: &Recipe, facts: &Facts) -> Result<String> {
-        let sample = self.first_of(&SAMPLES)?.map(|(_, bytes)| Hash::of(&bytes).hex());
-        let project = Value::Object(facts.project.clone());
-        let all = format!("{sample:?} {:?} {} {} {:?}", recipe.config, facts.environment, project, facts.grains);
-        Ok(Hash::of(all.as_bytes()).hex()[..12].to_string())
-    }
 }
 
 /// What is known of a node and one of its projects.
@@ -133,7 +126,8 @@ pub fn facts(site: &Site) -> Facts {
     let place = &site.place;
     let mut facts = facts_without_site(place.name(), site.config.environment);
     let user = match &site.rights {
-        Rights::OneUser => std::env::var("USER").unwrap_or_default(),
+        // By the account, not by the environment: a hook has another one than a person.
+        Rights::OneUser => process::user_name(),
         Rights::Separate { project, .. } => project.name.clone(),
     };
     let node = place.node();

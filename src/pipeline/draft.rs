@@ -101,11 +101,10 @@ impl Version {
         };
         let recipe = sources.recipe(&site.node.config.defaults)?;
         let facts = configuration::facts(site);
-        let pillar = sources.read(&recipe, &facts)?;
+        let (pillar, config_key) = sources.read(&recipe, &facts)?;
         if is_checked {
             sources.check(&recipe, &pillar)?;
         }
-        let config_key = sources.key(&recipe, &facts)?;
         let pillar_commit = pillar_commit.cloned();
         let (release, given) = (None, OnceLock::new());
         Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit, pillar, config_key, release, given, mode })
@@ -115,6 +114,15 @@ impl Version {
     #[must_use]
     pub fn of_release(self, id: &DeploymentId) -> Self {
         Self { release: Some(id.clone()), ..self }
+    }
+
+    /// Its secrets as a kept release was given them, if they are still in memory: nobody is asked.
+    pub fn recall_secrets(&self, site: &Site) {
+        if let (None, Some(id)) = (self.given.get(), &self.release)
+            && let Some(given) = secrets::recall(site, id)
+        {
+            let _ = self.given.set(given);
+        }
     }
 
     /// Finds its secrets, unless that was done; returns what is to be told about them.

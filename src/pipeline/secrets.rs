@@ -367,6 +367,12 @@ fn put(site: &Site, given: &Given) -> Result<PathBuf> {
     written.map(|()| path)
 }
 
+/// What a kept release was given, if it is all still there.
+#[must_use]
+pub fn recall(site: &Site, id: &DeploymentId) -> Option<Given> {
+    still_there(site, &record_of(site, id).ok()??)
+}
+
 /// What a release was given, if it is all still there: then nobody is asked again.
 fn still_there(site: &Site, record: &Record) -> Option<Given> {
     let memory = if fs::exists(&memory(site)) { make_memory(site).ok()? } else { return None };
@@ -409,7 +415,15 @@ pub fn record_of(site: &Site, id: &DeploymentId) -> Result<Option<Record>> {
 pub fn forget(site: &Site) -> Result<()> {
     let path = memory(site);
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if fs::exists(&path) => Dir::open(parent)?.remove_tree(Path::new(name)),
+        (Some(parent), Some(name)) if fs::exists(&path) => {
+            let dir = Dir::open(parent)?;
+            dir.remove_tree(Path::new(name))?;
+            if let (Some(above), Some(name), true) = (parent.parent(), parent.file_name(), dir.names()?.is_empty()) {
+                // Other projects of the node may have come meanwhile; of a whole machine it stays.
+                let _ = Dir::open(above)?.remove_dir(Path::new(name));
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -443,6 +457,9 @@ pub fn forget_old(site: &Site, kept: &[DeploymentId], live: Option<&DeploymentId
             if live.as_ref().is_none_or(|live| name.as_os_str() != live.dir.as_str()) {
                 memory.remove_tree(Path::new(&name))?;
             }
+        }
+        if memory.names()?.is_empty() {
+            forget(site)?;
         }
     }
     Ok(())

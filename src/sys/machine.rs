@@ -39,7 +39,9 @@ pub fn grains() -> Map<String, Value> {
         let kib: u64 = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok()?;
         Some(kib / 1024)
     });
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // Of the machine, whatever share of it this process may use.
+    let cpus = fs::read_if_there(Path::new("/proc/cpuinfo")).ok().flatten().unwrap_or_default();
+    let cpus = String::from_utf8_lossy(&cpus).lines().filter(|line| line.starts_with("processor")).count().max(1);
     let mut grains = system_grains(&String::from_utf8_lossy(&release));
     for (key, value) in [("id", &*fqdn), ("fqdn", &fqdn), ("nodename", &name), ("host", host), ("domain", domain)] {
         grains.insert(key.into(), value.into());

@@ -319,6 +319,13 @@ pub fn reset_signals() {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
+/// No core of this process is dumped, nor of what it starts: it holds secrets.
+pub fn forbid_core_dumps() {
+    use nix::sys::resource::{Resource, setrlimit};
+    // Lowering needs no privilege.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+}
+
 /// Sets resource limits, and gives up the protection from the out-of-memory killer.
 ///
 /// # Errors

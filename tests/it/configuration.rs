@@ -91,6 +91,9 @@ fn a_project_of_makina_states_is_given_its_layers_and_says_where_each_value_come
     assert_eq!(seen(&world)["workers"], 4);
     let told = world.mc(&["config", "shop"]).ok().stderr;
     assert_has(&told, "what serves has the pillar none");
+    assert_has(&world.mc(&["status", "shop"]).ok().stdout, " was pushed and is used by the next deployment; now: ");
+    world.mc(&["deploy", "shop", "--force"]).ok();
+    assert_lacks(&world.mc(&["status", "shop"]).ok().stdout, "was pushed and is used");
 }
 
 #[test]

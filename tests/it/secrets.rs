@@ -287,6 +287,8 @@ fn a_service_is_given_its_secrets_and_started_again_when_one_changes() {
     work.push(&["main"]).ok();
     shop.settle("shop");
     assert_eq!(pid(&shop), first, "nothing of it changed");
+    let told = shop.mc(&["status", "shop"]).ok().stdout;
+    assert!(!told.contains("differ") && !told.contains("pillar"), "{told}");
     assert!(memory(&shop).join("shop").read_dir().unwrap().next().is_some(), "what it was given is still there");
     shop.set(&["db", "--project", "shop"], "canary-kept-new").ok();
     shop.mc(&["deploy", "shop", "--force"]).ok();
