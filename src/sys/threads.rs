@@ -32,6 +32,18 @@ pub fn helpers<'scope>(
     (0..count).filter(|_| Builder::new().spawn_scoped(scope, work.clone()).is_ok()).count()
 }
 
+/// Does work that may call itself very deeply in a thread with a stack of so many bytes, and waits for it.
+///
+/// # Errors
+/// If the system gives no such thread, or it panicked.
+pub fn with_stack<T: Send>(bytes: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = Builder::new().stack_size(bytes).spawn_scoped(scope, work);
+        let thread = thread.context(|| "cannot start a thread".to_string())?;
+        thread.join().map_err(|_| Error::bug("a thread died"))
+    })
+}
+
 /// Does work that nobody waits for in a thread that stands back behind everything else on the machine, and waits for it.
 ///
 /// # Errors

@@ -12,9 +12,15 @@ use serde_json::{Map, Value};
 use super::Pillar;
 use crate::project::yaml::{MAX_BYTES, is_secret_word};
 use crate::sys::error::{Error, Result};
+use crate::sys::threads;
 
 /// How many steps a template may take: far more than a pillar needs, far less than a second.
-const FUEL: u64 = 2_000_000;
+const FUEL: u64 = 200_000;
+/// The largest file that has templates, in bytes.
+const MOST_BYTES: usize = 64 << 10;
+/// The engine calls itself for each operator and for each value inside of another, and bounds neither: no template of
+/// [`MOST_BYTES`] that takes [`FUEL`] steps needs more stack than this. It is reserved, not used.
+const STACK: usize = 1 << 30;
 /// What a pillar of makina-states calls to have a password made up and kept.
 const PASSWORD: &str = "mc_utils.generate_stored_password";
 
@@ -116,7 +122,15 @@ pub fn first_pillar(file: &str, text: &str, facts: &Facts, random: fn(usize) -> 
 }
 
 /// Renders a text with these names; `hint` says which there are.
-fn render_in<C: Into<Shown>>(file: &str, text: &str, context: C, hint: &'static str) -> Result<String> {
+fn render_in<C: Into<Shown> + Send>(file: &str, text: &str, context: C, hint: &'static str) -> Result<String> {
+    if text.len() > MOST_BYTES {
+        return Err(Error::invalid(format!("{file}:1:1: a file with templates may have 64 KiB"))
+            .hint("what needs none can stand in a file of its own; `#!yaml` in the first line of a pillar says that it has none"));
+    }
+    threads::with_stack(STACK, || render_here(file, text, context, hint))?
+}
+
+fn render_here<C: Into<Shown>>(file: &str, text: &str, context: C, hint: &'static str) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);

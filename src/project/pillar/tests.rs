@@ -401,3 +401,31 @@ makina-projects.projectname:
     assert_eq!((&config["extent"], &config["empty"]), (&json!("924861,6375196,985649,6448688"), &Value::Null));
     assert_eq!((&config["settings"][""], &config["settings"]["()"]), (&json!("root"), &json!("plain.Key")));
 }
+
+#[test]
+fn no_template_exhausts_the_stack_or_the_memory() {
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let most = 60_000;
+    for (text, words) in [
+        (format!("{deep}\na: 1\n"), "too long"),
+        (format!("{}\na: {{{{ ns.x | json }}}}\n", deep.replace("90000", "15000")), ""),
+        (format!("{}\na: {{{{ ns.x == ns.x }}}}\n", deep.replace("90000", "15000")), ""),
+        (format!("a: {{{{ {}1 }}}}\n", "-".repeat(most)), ""),
+        (format!("a: {{{{ {}1 }}}}\n", "1+".repeat(most / 2)), ""),
+        (format!("a: {{{{ {}1 }}}}\n", "not ".repeat(most / 4)), ""),
+        (format!("a: {{{{ 1{} }}}}\n", "|abs".repeat(most / 4)), ""),
+        (format!("a: {{{{ x{} }}}}\n", ".y".repeat(most / 2)), ""),
+        (format!("a: {{{{ 'a'{} }}}}\n", " ~ 'a'".repeat(most / 6)), ""),
+        (format!("a: {{{{ 1{} }}}}\n", " if 1 else 1".repeat(most / 12)), ""),
+        (format!("{}{}a: 1\n", "{% if 1 %}".repeat(most / 21), "{% endif %}".repeat(most / 21)), ""),
+        (format!("a: {{{{ 'x' * 100000000000 }}}}\n"), ""),
+        (format!("a: {{{{ range(100000000) | list | length }}}}\n"), ""),
+        (format!("{{% set x = 1 %}}{}", "a".repeat(70_000)), "may have 64 KiB"),
+    ] {
+        // To come back at all is what counts.
+        match parse(&text) {
+            Ok(_) => assert!(words.is_empty(), "{}", &text[..60]),
+            Err(error) => assert!(error.message().contains(words), "{}: {error}", &text[..60]),
+        }
+    }
+}
