@@ -277,6 +277,9 @@ pub fn entry() -> u8 {
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
     }
+    if args.get(1).is_some_and(|word| word == crate::pipeline::configuration::SCHEMA_CHECK) {
+        return ended(std::panic::catch_unwind(crate::pipeline::configuration::schema_check));
+    }
     if let [_, option, root, word] = args.as_slice()
         && option == "--root"
         && word == crate::entrance::launch::WATCH

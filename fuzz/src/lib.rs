@@ -133,7 +133,7 @@ impl Desk for FuzzDesk {
     fn check_space(&self) -> Result<()> {
         Ok(())
     }
-    fn validate_pillar(&self, _: Environment, _: &ObjectId) -> Result<Vec<String>> {
+    fn validate_pillar(&self, _: Environment, _: &ObjectId, _: bool) -> Result<Vec<String>> {
         Ok(vec!["a word".to_string()])
     }
     fn project_head(&self) -> Result<Option<ObjectId>> {

@@ -235,7 +235,9 @@ fn step_by_hand(
     stage: Stage,
     step: &crate::project::recipe::Step,
 ) -> Result<Option<u8>> {
-    version.write_config(site)?;
+    if let Some(warning) = crate::pipeline::steps::ready_for(site, version, stage)? {
+        screen::error_line(format!("warning: {}", crate::sys::escape::visible(&warning)));
+    }
     let place = Place { at: At::Run, setting: version.setting(site, None) };
     let work = |telling: &mut Reporter| run_one(site, telling, version, (stage, step), &place, false);
     by_hand(site, version, &step.title(), work)
@@ -377,12 +379,11 @@ fn running_version(site: &Site) -> Result<Option<Version>> {
 /// # Errors
 /// If its record is damaged.
 pub fn running(site: &Site) -> Result<Option<Deployed>> {
-    let found = match parking::read(site)? {
-        Some(record) => parking::held_version(site, &record),
-        None => {
-            let repo = site.repo()?;
-            crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed())
-        }
+    let found = if let Some(record) = parking::read(site)? {
+        parking::held_version(site, &record)
+    } else {
+        let repo = site.repo()?;
+        crate::pipeline::activate::live_of(site, &repo)?.and_then(|live| live.deployed())
     };
     if let Some(running) = &found {
         running.version.recall_secrets(site);

@@ -116,9 +116,7 @@ fn get(cli: &Cli, args: &OneSecret) -> Result<u8> {
 fn remove(cli: &Cli, args: &OneSecret) -> Result<u8> {
     let store = store(cli, args.project.as_ref())?;
     let kept = store.list()?.into_iter().find(|kept| kept.name == args.name).ok_or_else(|| unknown(&args.name))?;
-    for version in &kept.versions {
-        store.remove(&kept.name, *version)?;
-    }
+    store.forget(&kept)?;
     screen::line(format!("{} is forgotten; what runs has it until it is deployed again", args.name));
     Ok(0)
 }

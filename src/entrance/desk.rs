@@ -109,8 +109,8 @@ impl Desk for NodeDesk {
         preflight::refuse_full(&self.site)
     }
 
-    fn validate_pillar(&self, environment: Environment, commit: &ObjectId) -> Result<Vec<String>> {
-        self.repository.validate_pillar(self.site.place.name(), environment, commit)
+    fn validate_pillar(&self, environment: Environment, commit: &ObjectId, fits: bool) -> Result<Vec<String>> {
+        self.repository.validate_pillar(self.site.place.name(), environment, commit, fits)
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {

@@ -185,7 +185,7 @@ impl Desk for FakeDesk {
         if self.no_space { Err(Error::refused("no space: 5 MiB are missing")) } else { Ok(()) }
     }
 
-    fn validate_pillar(&self, _environment: Environment, _commit: &ObjectId) -> Result<Vec<String>> {
+    fn validate_pillar(&self, _environment: Environment, _commit: &ObjectId, _fits: bool) -> Result<Vec<String>> {
         if self.pillar_error { Err(Error::invalid("init.sls:3:5: a tab").hint("use spaces")) } else { Ok(Vec::new()) }
     }
 

@@ -155,12 +155,12 @@ pub trait Desk {
     /// If there is too little space, with what is missing and what to do.
     fn check_space(&self) -> Result<()>;
 
-    /// Checks the configuration that this commit of the pillar makes, with the code that serves; returns what whoever wrote it
-    /// may not have meant.
+    /// Checks the configuration that this commit of the pillar makes, and with `fits` against what the code that serves asks for;
+    /// returns what whoever wrote it may not have meant.
     ///
     /// # Errors
     /// Of kind `Invalid` with file, line and reason.
-    fn validate_pillar(&self, environment: Environment, commit: &ObjectId) -> Result<Vec<String>>;
+    fn validate_pillar(&self, environment: Environment, commit: &ObjectId, fits: bool) -> Result<Vec<String>>;
 
     /// The commit that a pillar push with `-o deploy` deploys when nothing serves yet: the head of the deploy branch.
     ///

@@ -168,8 +168,8 @@ impl Desk for RemoteDesk {
         self.ask_done(&Ask::CheckSpace { of: self.of.clone() })
     }
 
-    fn validate_pillar(&self, environment: Environment, commit: &ObjectId) -> Result<Vec<String>> {
-        self.repository.validate_pillar(&self.of.project, environment, commit)
+    fn validate_pillar(&self, environment: Environment, commit: &ObjectId, fits: bool) -> Result<Vec<String>> {
+        self.repository.validate_pillar(&self.of.project, environment, commit, fits)
     }
 
     fn project_head(&self) -> Result<Option<ObjectId>> {

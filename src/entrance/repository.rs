@@ -10,6 +10,7 @@ use crate::project::ids::{ObjectId, ProjectName, RefName};
 use crate::project::mode::Environment;
 use crate::project::recipe::{Defaults, Recipe};
 use crate::project::request::RefUpdate;
+use crate::report::notes::CURRENT;
 use crate::sys::error::Result;
 use crate::sys::escape::visible_bounded;
 use crate::sys::git::{CommitInfo, Repo};
@@ -121,25 +122,23 @@ impl Repository {
         project: &ProjectName,
         environment: Environment,
         commit: &ObjectId,
+        fits: bool,
     ) -> Result<Vec<String>> {
         let (private, code) = (self.open()?, self.code()?);
-        let live = code.as_ref().map(|code| code.read_ref(&"refs/deploys/current".parse()?)).transpose()?.flatten();
-        let sources = Sources { project, code: code.as_ref().zip(live.as_ref()), pillar: Some((&private, commit)) };
+        let live = code.as_ref().map(|code| code.read_ref(&CURRENT.parse()?)).transpose()?.flatten();
+        let code = code.as_ref().zip(live.as_ref());
+        let sources = Sources { project, code, pillar: Some((&private, commit)) };
         // A recipe that was deployed is valid, but perhaps not for this version of the program.
-        let recipe =
-            sources.recipe(&Defaults::default()).unwrap_or_else(|_| Recipe::without_file(&Defaults::default()));
-        let pillar = sources
-            .read(&recipe, &facts_without_site(project, environment))
-            .and_then(|(pillar, _)| {
-                sources.check(&recipe, &pillar)?;
-                Ok(pillar)
-            })
-            .map_err(|error| match &live {
-                Some(live) if error.message().starts_with("pillar/") && error.hint_text().is_none() => {
-                    error.hint(format!("it was held against {}, which serves", live.short()))
-                }
-                _ => error,
+        let defaults = Defaults::default();
+        let recipe = sources.recipe(&defaults).unwrap_or_else(|_| Recipe::without_file(&defaults));
+        let (pillar, _) = sources.read(&recipe, &facts_without_site(project, environment))?;
+        if let Some(live) = live.as_ref().filter(|_| fits) {
+            sources.check(&recipe, &pillar).map_err(|error| {
+                let said = error.hint_text().map(|hint| format!("{hint}\n")).unwrap_or_default();
+                let against = format!("it was held against {}, which serves", live.short());
+                error.hint(format!("{said}{against}; if the code changes too: git push -o no-deploy, then the code"))
             })?;
+        }
         Ok(pillar.warnings().to_vec())
     }
 

@@ -68,7 +68,9 @@ impl Session<'_> {
             self.examine_force(update)?;
         }
         if self.call.kind == RepoKind::Pillar {
-            let warnings = self.desk.validate_pillar(self.facts.environment, &commit)?;
+            // Code and pillar may have to change together: without a deployment it need not fit what serves.
+            let fits = !self.options.no_deploy;
+            let warnings = self.desk.validate_pillar(self.facts.environment, &commit, fits)?;
             warnings.iter().take(MOST_WARNINGS).for_each(|text| self.tell.line(&format!("warning: {text}")));
             if let Some(more) = warnings.len().checked_sub(MOST_WARNINGS).filter(|more| *more > 0) {
                 self.tell.line(&format!("warning: and {more} more; mc_project config {} shows them", self.facts.name));

@@ -341,7 +341,9 @@ impl Draft<'_> {
     pub fn restore_dumps(&mut self, from: &DeploymentId) -> Step {
         let Some(point) = RestorePoint::read(self.site, from)? else { return Ok(()) };
         let Some(commit) = &point.dumped_by else { return Ok(()) };
-        let version = Version::load_kept(self.site, &self.repo, commit, point.dumped_with.as_ref(), self.next.mode)?;
+        let by = point.before.as_ref().map_or(from, |before| &before.id);
+        let with = point.dumped_with.as_ref();
+        let version = Version::load_kept(self.site, &self.repo, commit, with, (self.next.mode, by))?;
         let dumps = dumps_of(self.site, from);
         rights::give_dumps(self.site, &dumps)?;
         let place = in_run(self.site, &version, self.id(), Some(dumps));

@@ -1,6 +1,10 @@
 //! The configuration of a version, from the commit, its recipe, the pillar's commit, and what is known of the node.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -8,12 +12,15 @@ use super::secret_store::{SecretStore, made_up};
 use super::site::{Rights, Site};
 use crate::project::ids::{ObjectId, ProjectName};
 use crate::project::mode::Environment;
+use crate::project::pillar::check::{self, Misfits};
 use crate::project::pillar::template::{self, Facts, Passwords};
-use crate::project::pillar::{Inputs, Pillar, check};
+use crate::project::pillar::{Inputs, Pillar};
 use crate::project::recipe::{Defaults, FILE as RECIPE, Recipe};
-use crate::sys::error::{Error, Result};
+use crate::project::secrets::SecretName;
+use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
+use crate::sys::process::StepStatus;
 use crate::sys::{fs, machine, process};
 use crate::tree::hash::Hash;
 
@@ -57,7 +64,9 @@ impl Sources<'_> {
         })?;
         let sample = sample.map(|(_, bytes)| Hash::of(&bytes).hex());
         let project = Value::Object(facts.project.clone());
-        let all = format!("{sample:?} {config:?} {} {project} {:?}", facts.environment, facts.grains);
+        // What the machine is counts only where something asks for it.
+        let grains = if pillar.uses_facts() { format!("{:?}", facts.grains) } else { String::new() };
+        let all = format!("{sample:?} {config:?} {} {project} {grains}", facts.environment);
         Ok((pillar, Hash::of(all.as_bytes()).hex()[..12].to_string()))
     }
 
@@ -75,7 +84,9 @@ impl Sources<'_> {
             Some(path) => Some(self.wanted(path, "config.schema")?),
             None => self.first_of(&SCHEMAS)?,
         };
-        schema.map_or(Ok(()), |(file, schema)| check::fits(pillar, &file, &schema))
+        let Some((file, schema)) = schema else { return Ok(()) };
+        let schema = check::read_schema(&file, &schema)?;
+        check::refuse(pillar, &file, &held_against(pillar.config(), &file, &schema)?)
     }
 
     /// The recipe of the code.
@@ -117,12 +128,49 @@ impl Sources<'_> {
     }
 }
 
+/// The hidden command that holds a configuration against a schema.
+pub const SCHEMA_CHECK: &str = "schema-check";
+/// How long that may take, and how much memory.
+const SCHEMA_TIME: Duration = Duration::from_secs(10);
+const SCHEMA_MEMORY: u64 = 512 << 20;
+
+/// Asks a process of its own, which can be ended: a small schema may ask for more than there is of time and memory.
+fn held_against(config: &Value, file: &str, schema: &Value) -> Result<Misfits> {
+    let doing = || format!("cannot check {file}");
+    let asked = serde_json::to_vec(&(config, schema)).context(doing)?;
+    let env = process::base_environment(Path::new("/nonexistent"));
+    let ended = process::run_captured(process::self_exe(), &[SCHEMA_CHECK], &env, &asked, SCHEMA_TIME)?;
+    match ended.status {
+        StepStatus::Ok => serde_json::from_slice(&ended.stdout).context(doing),
+        status => Err(Error::invalid(format!(
+            "{file}: the schema asks for too much: its check ended with {}",
+            status.words()
+        ))
+        .hint("definitions that refer to each other many times multiply")),
+    }
+}
+
+/// The hidden `schema-check`: reads configuration and schema, and answers what does not fit.
+///
+/// # Errors
+/// If nobody asks as [`Sources::check`] does.
+pub fn schema_check() -> Result<u8> {
+    let doing = || "cannot check a schema".to_string();
+    crate::sys::step_exec::limit_memory(SCHEMA_MEMORY);
+    let mut asked = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut asked).context(doing)?;
+    let (config, schema): (Value, Value) = serde_json::from_slice(&asked).context(doing)?;
+    let answer = serde_json::to_vec(&check::misfits(&config, schema)).context(doing)?;
+    std::io::stdout().lock().write_all(&answer).context(doing)?;
+    Ok(0)
+}
+
 /// What is known of a node and one of its projects.
 ///
 /// # Errors
 /// Never; what cannot be found out is left out.
 #[must_use]
-pub fn facts(site: &Site) -> Facts {
+pub fn facts(site: &Site, passwords: &Given) -> Facts {
     let place = &site.place;
     let mut facts = facts_without_site(place.name(), site.config.environment);
     let user = match &site.rights {
@@ -145,7 +193,7 @@ pub fn facts(site: &Site) -> Facts {
     for (name, text) in paths.chain([("user", user.clone()), ("group", user)]) {
         facts.project.insert(name.to_string(), text.into());
     }
-    facts.passwords = Some(kept_passwords(site));
+    facts.passwords = Some(kept_passwords(site, passwords.clone()));
     facts
 }
 
@@ -157,19 +205,55 @@ pub fn facts_without_site(project: &ProjectName, environment: Environment) -> Fa
     known.insert("name".into(), project.as_str().into());
     known.insert("fqdn".into(), grains.get("fqdn").cloned().unwrap_or_default());
     known.insert("default_env".into(), environment.name().into());
-    let placeholder: Passwords = Arc::new(|_, length| Ok("x".repeat(length.min(LONGEST))));
+    let placeholder: Passwords = Arc::new(|name, length| {
+        good_password(name, length)?;
+        Ok("x".repeat(length))
+    });
     Facts { environment: environment.name().into(), grains, project: known, passwords: Some(placeholder) }
 }
 
+/// The name of a password that may be made up with so many characters.
+fn good_password(name: &str, length: usize) -> Result<SecretName> {
+    if !(8..=LONGEST).contains(&length) {
+        return Err(Error::invalid(format!("a password that is made up has 8 to {LONGEST} characters")));
+    }
+    name.parse().map_err(|error: Error| Error::invalid(error.message()))
+}
+
+/// Which version of each made-up password a configuration was given. It is filled while templates are rendered; of a kept
+/// release it is what that one was given.
+#[derive(Debug, Clone, Default)]
+pub struct Given(Arc<Mutex<BTreeMap<SecretName, u64>>>);
+
+impl Given {
+    /// What a kept release was given.
+    #[must_use]
+    pub fn before(versions: BTreeMap<SecretName, u64>) -> Self {
+        Self(Arc::new(Mutex::new(versions)))
+    }
+
+    /// The versions.
+    #[must_use]
+    pub fn versions(&self) -> BTreeMap<SecretName, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, name: SecretName, version: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, version);
+    }
+}
+
 /// Passwords that were made up for this project: made once, kept as its secrets are.
-fn kept_passwords(site: &Site) -> Passwords {
+fn kept_passwords(site: &Site, given: Given) -> Passwords {
     let store = SecretStore::of_project(site);
     Arc::new(move |name, length| {
-        let name = name.parse().map_err(|error: Error| Error::invalid(error.message()))?;
-        if !(8..=LONGEST).contains(&length) {
-            return Err(Error::invalid(format!("a password that is made up has 8 to {LONGEST} characters")));
-        }
-        let (_, password) = store.newest_or_made(&name, length)?;
+        let name = good_password(name, length)?;
+        let before = match given.versions().get(&name) {
+            Some(version) => store.get(&name, *version)?.map(|password| (*version, password)),
+            None => None,
+        };
+        let (version, password) = before.map_or_else(|| store.newest_or_made(&name, length), Ok)?;
+        given.note(name, version);
         Ok(String::from_utf8_lossy(&password).trim_end().to_string())
     })
 }
@@ -181,5 +265,5 @@ fn kept_passwords(site: &Site) -> Passwords {
 /// Of kind Invalid, with file and line.
 pub fn first_pillar(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::invalid(format!("{file}: the file is not UTF-8")))?;
-    template::first_pillar(file, text, &facts(site), made_up)
+    template::first_pillar(file, text, &facts(site, &Given::default()), made_up)
 }

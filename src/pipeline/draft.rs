@@ -1,5 +1,6 @@
 //! A deployment in progress: what it knows, and how it tells its stages.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use crate::project::outcome::{Serving, SwitchKind};
 use crate::project::pillar::Pillar;
 use crate::project::recipe::Recipe;
 use crate::project::request::Options;
+use crate::project::secrets::SecretName;
 use crate::project::stage::Stage;
 use crate::report::event::{Begin, Event};
 use crate::report::stream::Reporter;
@@ -48,6 +50,8 @@ pub struct Version {
     pub pillar: Pillar,
     /// What else the configuration depends on, as a short name.
     pub config_key: String,
+    /// Which made-up passwords its configuration has.
+    pub passwords: BTreeMap<SecretName, u64>,
     /// The release that it is, if it is a kept one: it is given the secrets that it had.
     pub release: Option<DeploymentId>,
     /// Its secrets, once they were looked for.
@@ -68,7 +72,7 @@ impl Version {
         pillar_commit: Option<&ObjectId>,
         mode: Mode,
     ) -> Result<Self> {
-        Self::read(site, repo, (commit, pillar_commit), mode, true)
+        Self::read(site, repo, (commit, pillar_commit), mode, None)
     }
 
     /// As [`Version::load`] for what was deployed once: nothing that is asked for today keeps anybody from stopping it, or
@@ -81,9 +85,9 @@ impl Version {
         repo: &Repo,
         commit: &ObjectId,
         pillar_commit: Option<&ObjectId>,
-        mode: Mode,
+        (mode, id): (Mode, &DeploymentId),
     ) -> Result<Self> {
-        Self::read(site, repo, (commit, pillar_commit), mode, false)
+        Self::read(site, repo, (commit, pillar_commit), mode, Some(id))
     }
 
     fn read(
@@ -91,7 +95,7 @@ impl Version {
         repo: &Repo,
         (commit, pillar_commit): (&ObjectId, Option<&ObjectId>),
         mode: Mode,
-        is_checked: bool,
+        release: Option<&DeploymentId>,
     ) -> Result<Self> {
         let private = site.pillar_repo()?;
         let sources = Sources {
@@ -100,20 +104,21 @@ impl Version {
             pillar: pillar_commit.map(|commit| (&private, commit)),
         };
         let recipe = sources.recipe(&site.node.config.defaults)?;
-        let facts = configuration::facts(site);
-        let (pillar, config_key) = sources.read(&recipe, &facts)?;
-        if is_checked {
+        let before = release.and_then(|id| secrets::record_of(site, id).ok().flatten());
+        let passwords = configuration::Given::before(before.unwrap_or_default().passwords);
+        let facts = configuration::facts(site, &passwords);
+        let (pillar, mut config_key) = sources.read(&recipe, &facts)?;
+        let passwords = passwords.versions();
+        if !passwords.is_empty() {
+            config_key = blake3::hash(format!("{config_key} {passwords:?}").as_bytes()).to_hex()[..12].to_string();
+        }
+        if release.is_none() {
             sources.check(&recipe, &pillar)?;
         }
         let pillar_commit = pillar_commit.cloned();
-        let (release, given) = (None, OnceLock::new());
-        Ok(Self { commit: repo.commit(commit)?, recipe, pillar_commit, pillar, config_key, release, given, mode })
-    }
-
-    /// The same version as a release that is kept.
-    #[must_use]
-    pub fn of_release(self, id: &DeploymentId) -> Self {
-        Self { release: Some(id.clone()), ..self }
+        let (release, given) = (release.cloned(), OnceLock::new());
+        let commit = repo.commit(commit)?;
+        Ok(Self { commit, recipe, pillar_commit, pillar, config_key, passwords, release, given, mode })
     }
 
     /// Its secrets as a kept release was given them, if they are still in memory: nobody is asked.
@@ -211,8 +216,9 @@ impl Live {
     pub fn open(site: &Site, repo: &Repo, serving: &Serving) -> Result<Self> {
         let releases = Releases::new(&site.place);
         let provenance = releases.provenance(&serving.id)?;
-        let version = Version::load_kept(site, repo, &serving.commit, provenance.pillar.as_ref(), provenance.mode).ok();
-        let version = version.map(|version| version.of_release(&serving.id));
+        let version =
+            Version::load_kept(site, repo, &serving.commit, provenance.pillar.as_ref(), (provenance.mode, &serving.id))
+                .ok();
         let mut below = Opened::default();
         let manifest = releases.open_among(&serving.id, &mut below)?;
         Ok(Self { serving: serving.clone(), manifest, provenance, version, below })

@@ -377,14 +377,16 @@ fn bring_checkout_back(dirs: &Dirs) -> Result<()> {
 pub fn held_version(site: &Site, record: &Editable) -> Option<Deployed> {
     let repo = site.repo().ok()?;
     let holds = &record.holds;
-    let version = Version::load_kept(site, &repo, &holds.commit, holds.pillar.as_ref(), Mode::Editable).ok()?;
-    let version = version.of_release(&holds.id);
+    let version =
+        Version::load_kept(site, &repo, &holds.commit, holds.pillar.as_ref(), (Mode::Editable, &holds.id)).ok()?;
     Some(Deployed { version, id: holds.id.clone() })
 }
 
 /// Runs the steps of a stage outside of a deployment.
 fn run_stage(site: &Site, telling: &mut Reporter, version: &Version, stage: Stage) -> Result<()> {
-    version.write_config(site)?;
+    if let Some(text) = super::steps::ready_for(site, version, stage)? {
+        telling.emit(Event::Warning { text })?;
+    }
     telling.set_secrets(&version.secret_values());
     let place = Place { at: At::Run, setting: version.setting(site, None) };
     for step in super::steps::steps_of(version, stage, &Options::default()) {

@@ -14,7 +14,6 @@ use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
 use crate::project::ids::DeploymentId;
 use crate::project::mode::{Environment, Mode};
-use crate::project::recipe::Template;
 use crate::project::recipe::{BuildAt, Recipe};
 use crate::project::stage::Stage;
 use crate::report::event::Event;
@@ -221,7 +220,7 @@ impl Draft<'_> {
             return Err(Halt::failed(format!("the build made a device, fifo or socket: `{path}`"))
                 .hint("remove it in post_build, or name it under sync: {exclude: […]}"));
         }
-        self.refuse_anothers(&told, &[], "the build", tree)?;
+        self.refuse_anothers(&told, &Manifest::default(), "the build", tree)?;
         let built = without_excluded(&next.recipe, &told.manifest)?;
         let built = with_blobs(built, source)?;
         self.take_contents_in(&dir, &built, store)?;
@@ -231,10 +230,13 @@ impl Draft<'_> {
 
     /// On a whole-machine node a step of the project's account cannot make a file of another user: such a file is a second name
     /// of one that the account may not even read, and it must not come back as a file of the project.
-    fn refuse_anothers(&self, told: &Identified, but: &[Template], who: &str, tree: &Path) -> Step {
+    fn refuse_anothers(&self, told: &Identified, ours: &Manifest, who: &str, tree: &Path) -> Step {
         let own = self.site.own;
-        let is_made = |path: &TreePath| but.iter().any(|template| template.to == *path);
-        let found = self.site.owners().and_then(|_| told.of_another(own, is_made));
+        // A template that we made for root is as we made it, or it is none of ours.
+        let is_ours = |entry: &Entry| {
+            ours.get(&entry.path).is_some_and(|made| made.owner == entry.owner && made.hash() == entry.hash())
+        };
+        let found = self.site.owners().and_then(|_| told.of_another(own, is_ours));
         let Some((entry, (uid, _))) = found.and_then(|entry| Some((entry, entry.owner?))) else { return Ok(()) };
         let path = tree.join(entry.path.as_path());
         let path = crate::sys::escape::visible_bounded(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()), 4096);
@@ -424,7 +426,7 @@ impl Draft<'_> {
         if let Some(path) = told.specials.first() {
             return Err(Halt::failed(format!("configure made a device, fifo or socket: `{path}`")));
         }
-        self.refuse_anothers(&told, &next.recipe.templates, "configure", &path)?;
+        self.refuse_anothers(&told, &manifest, "configure", &path)?;
         let configured = with_blobs(told.manifest, &manifest)?;
         self.take_contents_in(&spare, &configured, store)?;
         let sealed = seal(&spare, self.site.own, &configured)?;

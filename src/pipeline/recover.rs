@@ -172,7 +172,26 @@ fn resolve(site: &Site, telling: &mut Reporter, begin: &Begin, records: &[Record
     }) {
         return Ok(outcome);
     }
-    let mut draft = rebuild(site, telling, begin, records)?;
+    let mut draft = match rebuild(site, telling, begin, records) {
+        Ok(draft) => draft,
+        // Nothing that runs was touched: what was to be deployed need not even be readable.
+        Err(error)
+            if !is(|event| matches!(event, Event::Stopping | Event::Switching { .. } | Event::Commit { .. })) =>
+        {
+            let reason = format!("the worker died; what it was to deploy cannot be read: {}", error.one_line());
+            let stage = last_stage(records);
+            let (serves, hints) = (begin.serves.clone(), Vec::new());
+            return Ok(Outcome {
+                verdict: Verdict::Interrupted,
+                stage,
+                reason: Some(reason),
+                serves,
+                hints,
+                exit: None,
+            });
+        }
+        Err(error) => return Err(error),
+    };
     if let Some(serving) = records.iter().find_map(|record| match &record.event {
         Event::Commit { serves } => Some(serves.clone()),
         _ => None,
@@ -257,8 +276,8 @@ pub fn served_for(records: &[Record], now: &Now) -> u64 {
 /// Makes the draft of a deployment again from its journal.
 fn rebuild<'a>(site: &'a Site, telling: &'a mut Reporter, begin: &Begin, records: &[Record]) -> Result<Draft<'a>> {
     let repo = site.repo()?;
-    let next = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode)?;
-    let next = next.of_release(begin.target.as_ref().unwrap_or(&begin.id));
+    let id = begin.target.as_ref().unwrap_or(&begin.id);
+    let next = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), (begin.mode, id))?;
     let live = begin.serves.as_ref().map(|serving| Live::load(site, &repo, serving)).transpose()?;
     let is = |wanted: fn(&Event) -> bool| records.iter().any(|record| wanted(&record.event));
     let goal = match &begin.target {

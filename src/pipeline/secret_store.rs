@@ -15,6 +15,8 @@ use crate::sys::fs;
 pub const MOST_BYTES: usize = 1 << 20;
 /// What secrets that are made up consist of: nothing that a shell, a URL or YAML reads otherwise.
 const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+/// What stands behind the name of a secret that was forgotten; in the file, the highest number of its versions.
+const FORGOTTEN: &str = "@forgotten";
 /// How often a version that somebody else took is tried again as the next one.
 const TRIES: usize = 100;
 
@@ -104,7 +106,7 @@ impl SecretStore {
             if let Some((version, _)) = newest.as_ref().filter(|(_, kept)| kept == value) {
                 return Ok(*version);
             }
-            let version = newest.map_or(0, |(version, _)| version) + 1;
+            let version = newest.map_or(0, |(version, _)| version).max(self.forgotten(name)?) + 1;
             if self.write_new(&file_of(name, version), value)? {
                 return Ok(version);
             }
@@ -121,7 +123,8 @@ impl SecretStore {
             return Ok(found);
         }
         fs::ensure_dir(&self.dir, 0o700)?;
-        self.write_new(&file_of(name, 1), made_up(length)?.as_bytes())?;
+        let version = self.forgotten(name)? + 1;
+        self.write_new(&file_of(name, version), made_up(length)?.as_bytes())?;
         self.newest(name)?.ok_or_else(|| Error::failed(format!("the secret {name} was removed while it was made")))
     }
 
@@ -131,6 +134,22 @@ impl SecretStore {
     /// If it cannot be removed.
     pub fn remove(&self, name: &SecretName, version: u64) -> Result<()> {
         fs::remove_file(&self.dir.join(file_of(name, version)))
+    }
+
+    /// Forgets a secret with all its versions; their numbers are not used again.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn forget(&self, kept: &Kept) -> Result<()> {
+        let newest = kept.versions.last().copied().unwrap_or(0).max(self.forgotten(&kept.name)?);
+        fs::write_durable(&self.dir.join(format!("{}{FORGOTTEN}", kept.name)), newest.to_string().as_bytes(), 0o600)?;
+        kept.versions.iter().try_for_each(|version| self.remove(&kept.name, *version))
+    }
+
+    /// The highest number that a version of a forgotten secret had.
+    fn forgotten(&self, name: &SecretName) -> Result<u64> {
+        let text = fs::read_if_there(&self.dir.join(format!("{name}{FORGOTTEN}")))?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
     }
 
     /// Removes what was never renamed to its name.

@@ -19,12 +19,14 @@ use crate::project::secrets::{SecretName, Source};
 use crate::sys::dir::Dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::path::TreePath;
-use crate::sys::process::{StepStatus, run_captured_in};
+use crate::sys::process::{self, StepStatus, run_captured_in};
 use crate::sys::step_exec::StepOrder;
 use crate::sys::{fs, seal};
 
 /// The file beside a release that says which secrets it was given.
 const RECORD: &str = "secrets.json";
+/// The largest variable, in bytes: Linux takes 128 KiB.
+const MOST_OF_A_VARIABLE: usize = 100 << 10;
 /// How long a program may take that finds a secret.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -47,6 +49,9 @@ pub struct Record {
     pub dir: String,
     /// Each by its name.
     pub which: BTreeMap<SecretName, Which>,
+    /// Which made-up passwords its configuration has.
+    #[serde(default)]
+    pub passwords: BTreeMap<SecretName, u64>,
 }
 
 /// Secrets as programs are given them.
@@ -102,10 +107,12 @@ impl Draft<'_> {
         let mut secrets = self.next.secret_values();
         if let Some(live) = self.live.as_ref().and_then(|live| live.version.as_ref()) {
             // What cannot be had any more of the old one is no reason against the new one.
-            if let Err(error) = live.find_secrets(self.site) {
-                tracing::warn!("of what serves: {}", error.one_line());
-            }
+            let lost = live.find_secrets(self.site).err();
             secrets.extend(live.secret_values());
+            if let Some(error) = lost {
+                let text = error.one_line();
+                self.warn(format!("what serves cannot be started again if this fails: {text}"));
+            }
         }
         self.telling.set_secrets(&secrets);
         Ok(())
@@ -121,13 +128,17 @@ pub fn find(site: &Site, version: &Version) -> Result<Found> {
     let sources = version.pillar.secret_sources();
     refuse_unknown(version)?;
     if sources.is_empty() {
-        return Ok(Found { given: Given::default(), notes: Vec::new() });
+        let mut given = Given::default();
+        given.record.passwords.clone_from(&version.passwords);
+        return Ok(Found { given, notes: Vec::new() });
     }
-    let pinned = version.release.as_ref().map(|id| record_of(site, id)).transpose()?.flatten();
+    // Of a damaged record nothing is known: then the present ones are given.
+    let pinned = version.release.as_ref().and_then(|id| record_of(site, id).ok().flatten());
     if let Some(given) = pinned.as_ref().and_then(|record| still_there(site, record)) {
         return Ok(Found { given, notes: Vec::new() });
     }
     let (mut given, mut notes) = (Given::default(), Vec::new());
+    given.record.passwords.clone_from(&version.passwords);
     for (name, source) in sources {
         let before = pinned.as_ref().and_then(|record| record.which.get(name));
         let failed = |error: Error| {
@@ -135,9 +146,13 @@ pub fn find(site: &Site, version: &Version) -> Result<Found> {
             Error::new(error.kind(), format!("secret `{name}` ({}): {}", source.word(), error.one_line())).hint(hint)
         };
         let (which, value) = one(site, version, (name, source), before).map_err(failed)?;
-        if value.is_empty() || value.len() > MOST_BYTES {
-            return Err(failed(Error::invalid("it is empty, or larger than 1 MiB")));
+        if value.is_empty() {
+            return Err(failed(Error::invalid("it is empty")));
         }
+        if value.len() > MOST_BYTES {
+            return Err(failed(Error::invalid("it is larger than 1 MiB")));
+        }
+        refuse_as_variable(version, name, &value).map_err(failed)?;
         if let Some(note) = before.filter(|before| **before != which).map(|before| lost(name, before)) {
             notes.push(note);
         }
@@ -146,6 +161,10 @@ pub fn find(site: &Site, version: &Version) -> Result<Found> {
     }
     given.record.dir = print(site, &given.values)?[..16].to_string();
     given.dir = Some(put(site, &given)?);
+    if let (Some(id), true) = (&version.release, pinned.is_some_and(|pinned| pinned != given.record)) {
+        // What it is given from now on is what must stay.
+        keep_record(site, id, Some(&given))?;
+    }
     Ok(Found { given, notes })
 }
 
@@ -170,6 +189,19 @@ fn refuse_unknown(version: &Version) -> Result<()> {
     .hint(format!(
         "write it in the pillar: secrets: {{{name}: {{secret: {name}}}}}, or {{generate: 32}}, {{file: /PATH}}, …"
     )))
+}
+
+/// What the recipe wants as a variable must be able to be one (execve(2)).
+fn refuse_as_variable(version: &Version, name: &SecretName, value: &[u8]) -> Result<()> {
+    let Some((variable, _)) = version.recipe.secrets.iter().find(|(_, secret)| *secret == name) else { return Ok(()) };
+    let why = match std::str::from_utf8(value) {
+        Err(_) => "it is not UTF-8",
+        Ok(text) if text.contains('\0') => "it holds a zero byte",
+        Ok(text) if text.len() > MOST_OF_A_VARIABLE => "it is larger than 100 KiB",
+        Ok(_) => return Ok(()),
+    };
+    Err(Error::invalid(format!("{why}, and cannot be the variable {variable}"))
+        .hint("programs can read it from the file of its name in $MC_SECRETS_DIR"))
 }
 
 /// Which secret it is, and its value; `before` is the one that this release was given.
@@ -220,11 +252,24 @@ fn one(
 /// A file, read with the rights of the project's account: the pillar's author gets no more by a name than by a step.
 fn read_file(site: &Site, version: &Version, path: &Path) -> Result<Vec<u8>> {
     if matches!(site.rights, Rights::OneUser) {
-        let bytes = fs::read_bounded(path, MOST_BYTES as u64)?;
+        // No other rights than ours are in play: links are followed, as everywhere.
+        let bytes = fs::read_if_there(path)?;
         return bytes.ok_or_else(|| Error::invalid(format!("there is no file {}", path.display())));
     }
     let argv = ["/bin/cat".to_string(), "--".to_string(), path.display().to_string()];
-    printed_by(site, version, &argv, None)
+    printed_by(site, version, &argv, None).map_err(|_| {
+        let user = user_of(site);
+        Error::invalid(format!("{user} cannot read {}", path.display()))
+            .hint(format!("it is read with the rights of the project: sudo -u {user} cat {}", path.display()))
+    })
+}
+
+/// Who runs what finds a secret.
+fn user_of(site: &Site) -> String {
+    match &site.rights {
+        Rights::Separate { project, .. } => project.name.clone(),
+        Rights::OneUser => process::user_name(),
+    }
 }
 
 /// A variable that the node sets for this project.
@@ -251,11 +296,11 @@ fn printed_by(site: &Site, version: &Version, argv: &[String], input: Option<&st
     super::boxes::close_for_secret(site, &mut order);
     let ended = run_captured_in(&order, &stdin, PATIENCE)?;
     if ended.status != StepStatus::Ok {
-        // What it prints may be half of a secret: only its complaint is told, and that is not trusted with much.
-        let words = String::from_utf8_lossy(&ended.stderr).lines().next_back().unwrap_or_default().to_string();
-        let words = crate::sys::escape::in_sentence(&crate::sys::escape::visible(words.trim()));
-        let said = if words.is_empty() { String::new() } else { format!(": {words}") };
-        return Err(Error::invalid(format!("{} ended with {}{said}", argv[0], ended.status.words())));
+        // Whatever it prints may hold a secret: nothing of that is told.
+        let user = user_of(site);
+        let shown = crate::sys::escape::visible(&argv[0]);
+        return Err(Error::invalid(format!("{shown} ended with {}", ended.status.words()))
+            .hint(format!("what it says is not told, because it may hold a secret; run it by hand as {user}")));
     }
     Ok(ended.stdout)
 }
@@ -275,16 +320,17 @@ fn credential(site: &Site, name: &SecretName) -> Result<Vec<u8>> {
         if fs::exists(&path) {
             let option = format!("--name={full}");
             let args = ["decrypt", &option, &path.display().to_string(), "-"];
-            let env = crate::sys::process::base_environment(Path::new("/nonexistent"));
-            let ended = crate::sys::process::run_captured("systemd-creds", &args, &env, &[], PATIENCE)?;
+            let env = process::base_environment(Path::new("/nonexistent"));
+            let ended = process::run_captured("systemd-creds", &args, &env, &[], PATIENCE)?;
             if ended.status == StepStatus::Ok {
                 return Ok(ended.stdout);
             }
             return Err(Error::invalid(format!("systemd-creds cannot open {}", path.display())));
         }
     }
-    Err(Error::invalid(format!("the machine has no credential `{full}`"))
-        .hint(format!("systemd-creds encrypt --name={full} - /etc/credstore.encrypted/{full}")))
+    let store = root.join("etc/credstore.encrypted");
+    Err(Error::invalid(format!("there is no credential `{full}`"))
+        .hint(format!("systemd-creds encrypt --name={full} - {}", store.join(&full).display())))
 }
 
 /// A digest of secrets that nobody can guess them by: it is keyed with what only this project's state holds.
@@ -315,33 +361,42 @@ fn memory(site: &Site) -> PathBuf {
     }
 }
 
-/// Makes the directory, each part of it ours alone to write: somebody else may have put something in its place.
-fn make_memory(site: &Site) -> Result<Dir> {
+/// The directory, each part of it ours alone to write and none a link: somebody else may have put something in its place.
+/// `None` where it is not there and is not to be made.
+fn open_memory(site: &Site, is_made: bool) -> Result<Option<Dir>> {
     let path = memory(site);
-    let (base, below) = match site.rights {
-        Rights::Separate { .. } => (site.place.node().root().join("run"), 3),
-        Rights::OneUser => (PathBuf::from("/dev/shm"), 3),
+    let base = match site.rights {
+        Rights::Separate { .. } => site.place.node().root().join("run"),
+        Rights::OneUser => PathBuf::from("/dev/shm"),
     };
-    fs::ensure_dir(&base, 0o755)?;
+    if is_made {
+        fs::ensure_dir(&base, 0o755)?;
+    } else if !fs::exists(&base) {
+        return Ok(None);
+    }
     let mut dir = Dir::open(&base)?;
-    let names: Vec<_> = path.components().rev().take(below).collect();
-    for name in names.into_iter().rev() {
-        dir = dir.ensure_dir(Path::new(name.as_os_str()), 0o711)?;
+    let below = path.strip_prefix(&base).map_err(|_| Error::bug("secrets lie somewhere else"))?;
+    for name in below.components() {
+        let name = Path::new(name.as_os_str());
+        dir = match dir.stat(name)? {
+            None if !is_made => return Ok(None),
+            None => dir.ensure_dir(name, 0o711)?,
+            Some(_) => dir.dir(name)?,
+        };
         let meta = dir.stat_self()?;
         if meta.uid != rustix::process::geteuid().as_raw() || meta.mode & 0o022 != 0 {
-            return Err(Error::failed(format!(
-                "{} belongs to somebody else, and secrets go there",
-                dir.path().display()
-            )));
+            let shown = dir.path().display().to_string();
+            return Err(Error::failed(format!("{shown} belongs to somebody else, and secrets go there"))
+                .hint(format!("whoever it is blocks you: ls -ld {shown}")));
         }
     }
-    Ok(dir)
+    Ok(Some(dir))
 }
 
 /// Puts the secrets into their directory: a file of mode 0400 each, which the project's account can read. What is there
 /// already under this name is the same.
 fn put(site: &Site, given: &Given) -> Result<PathBuf> {
-    let memory = make_memory(site)?;
+    let memory = open_memory(site, true)?.ok_or_else(|| Error::bug("it was made"))?;
     let name = Path::new(&given.record.dir);
     let path = memory.path().join(name);
     let temporary = format!(".{}", uuid::Uuid::now_v7());
@@ -375,7 +430,7 @@ pub fn recall(site: &Site, id: &DeploymentId) -> Option<Given> {
 
 /// What a release was given, if it is all still there: then nobody is asked again.
 fn still_there(site: &Site, record: &Record) -> Option<Given> {
-    let memory = if fs::exists(&memory(site)) { make_memory(site).ok()? } else { return None };
+    let memory = if record.which.is_empty() { return None } else { open_memory(site, false).ok()?? };
     let dir = memory.dir(Path::new(&record.dir)).ok()?;
     let mut values = BTreeMap::new();
     for name in record.which.keys() {
@@ -394,7 +449,8 @@ fn still_there(site: &Site, record: &Record) -> Option<Given> {
 /// # Errors
 /// If it cannot be written.
 pub fn keep_record(site: &Site, id: &DeploymentId, given: Option<&Given>) -> Result<()> {
-    let Some(given) = given.filter(|given| given.dir.is_some()) else { return Ok(()) };
+    let says = |given: &&Given| given.dir.is_some() || !given.record.passwords.is_empty();
+    let Some(given) = given.filter(says) else { return Ok(()) };
     let dir = site.place.release(id);
     fs::ensure_dir(&dir, 0o750)?;
     fs::write_durable(&dir.join(RECORD), &seal::pretty(&given.record, "a record of secrets")?, 0o600)
@@ -413,19 +469,18 @@ pub fn record_of(site: &Site, id: &DeploymentId) -> Result<Option<Record>> {
 /// # Errors
 /// If it cannot be removed.
 pub fn forget(site: &Site) -> Result<()> {
-    let path = memory(site);
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if fs::exists(&path) => {
-            let dir = Dir::open(parent)?;
-            dir.remove_tree(Path::new(name))?;
-            if let (Some(above), Some(name), true) = (parent.parent(), parent.file_name(), dir.names()?.is_empty()) {
-                // Other projects of the node may have come meanwhile; of a whole machine it stays.
-                let _ = Dir::open(above)?.remove_dir(Path::new(name));
-            }
-            Ok(())
-        }
-        _ => Ok(()),
+    let Some(memory) = open_memory(site, false)? else { return Ok(()) };
+    for name in memory.names()? {
+        memory.remove_tree(Path::new(&name))?;
     }
+    // Empty now; of a node in a directory the one above may be, too.
+    let path = memory.path().to_path_buf();
+    for path in [Some(path.as_path()), path.parent()].into_iter().flatten() {
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+            let _ = Dir::open_real(parent).and_then(|parent| parent.remove_dir(Path::new(name)));
+        }
+    }
+    Ok(())
 }
 
 /// Removes directories of secrets that nothing is given any more, and versions that no kept release was given.
@@ -435,12 +490,21 @@ pub fn forget(site: &Site) -> Result<()> {
 pub fn forget_old(site: &Site, kept: &[DeploymentId], live: Option<&DeploymentId>) -> Result<()> {
     let mut records = Vec::new();
     for id in kept {
-        records.extend(record_of(site, id)?);
+        match record_of(site, id) {
+            Ok(record) => records.extend(record),
+            // Nobody knows which versions it was given: all stay.
+            Err(error) => {
+                tracing::warn!("{}", error.one_line());
+                return Ok(());
+            }
+        }
     }
     let store = SecretStore::of_project(site);
     let is_given = |name: &SecretName, version: u64| {
         let which = Which::OfProject(name.clone(), version);
-        records.iter().any(|record| record.which.values().any(|given| *given == which))
+        records.iter().any(|record| {
+            record.which.values().any(|given| *given == which) || record.passwords.get(name) == Some(&version)
+        })
     };
     for kept in store.list()? {
         let newest = kept.versions.last().copied();
@@ -451,15 +515,11 @@ pub fn forget_old(site: &Site, kept: &[DeploymentId], live: Option<&DeploymentId
         }
     }
     let live = live.map(|id| record_of(site, id)).transpose()?.flatten();
-    if fs::exists(&memory(site)) {
-        let memory = make_memory(site)?;
+    if let Some(memory) = open_memory(site, false)? {
         for name in memory.names()? {
             if live.as_ref().is_none_or(|live| name.as_os_str() != live.dir.as_str()) {
                 memory.remove_tree(Path::new(&name))?;
             }
-        }
-        if memory.names()?.is_empty() {
-            forget(site)?;
         }
     }
     Ok(())

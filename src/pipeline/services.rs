@@ -3,7 +3,7 @@
 //! Whatever is done here may be repeated, by a recovery or by a person: which version's services run is decided by the
 //! last call alone, never by what ran before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use super::halt::{Halt, Step};
 use super::prepare::make_shared;
 use super::site::{Rights, Site};
 use super::steps::{Watcher, argv_of, steps_words};
+use crate::project::ids::DeploymentId;
 use crate::project::recipe::Service;
 use crate::project::recipe::service::{Unchanged, WorkDir};
 use crate::project::stage::Stage;
@@ -29,6 +30,7 @@ use crate::sys::error::Result;
 use crate::sys::process::{self, StepStatus, StepWatcher};
 use crate::sys::step_exec::StepOrder;
 use crate::sys::{clock, fault, fs, machine};
+use crate::tree::release::Releases;
 
 /// Instances with the digests of their definitions: those that a deployment leaves running.
 pub type Staying = HashSet<(Instance, String)>;
@@ -99,7 +101,8 @@ fn definition(site: &Site, of: &Deployed, service: &Service, number: u32) -> Res
         unchanged: service.unchanged,
         order: order(site, of, service, number)?.0,
         running: Running { deployment: Some(of.id.clone()), commit: Some(of.version.commit.id.clone()) },
-        secrets: of.version.secret_values(),
+        // What it is given in memory is read from there: it is written to no disk.
+        secrets: of.version.pillar.secrets().into_iter().map(|(_, value)| value).collect(),
     })
 }
 
@@ -224,7 +227,22 @@ fn is_known(wanted: &[Definition], known: &[Look]) -> Result<bool> {
 /// # Errors
 /// If the back end cannot do its part; what does not come up is left to be started again by itself.
 pub fn start_known(site: &Site) -> Result<()> {
-    backend(site).start(&|_, _| true, &mut Silent).map(|_| ())
+    let backend = backend(site);
+    // A boot has emptied the memory that their secrets were in.
+    let ran: BTreeSet<DeploymentId> = backend.look()?.into_iter().filter_map(|look| look.running.deployment).collect();
+    for id in ran {
+        if let Err(error) = secrets_of(site, &id) {
+            tracing::warn!("the services of {id} start without secrets: {}", error.one_line());
+        }
+    }
+    backend.start(&|_, _| true, &mut Silent).map(|_| ())
+}
+
+fn secrets_of(site: &Site, id: &DeploymentId) -> Result<()> {
+    let provenance = Releases::new(&site.place).provenance(id)?;
+    let (repo, pillar) = (site.repo()?, provenance.pillar.as_ref());
+    let version = Version::load_kept(site, &repo, &provenance.commit, pillar, (provenance.mode, id))?;
+    version.find_secrets(site).map(|_| ())
 }
 
 /// Starts what keeps services running again, if it was killed and none of them is watched; tells whether it was.

@@ -72,18 +72,29 @@ impl Draft<'_> {
     /// # Errors
     /// The failed step with the tail of its output.
     pub fn run_steps(&mut self, version: &Version, stage: Stage, steps: &[recipe::Step], place: &Place) -> Step<usize> {
-        match version.write_config(self.site) {
-            // Nobody may be kept from stopping what serves by a secret that cannot be had any more.
-            Err(error) if stage == Stage::Stop && version.release.is_some() => {
-                self.warn(format!("the stop steps run without secrets: {}", error.one_line()));
-            }
-            other => drop(other?),
+        if let Some(warning) = ready_for(self.site, version, stage)? {
+            self.warn(warning);
         }
         for step in steps {
             let beats = self.switching.is_some();
             run_one(self.site, self.telling, version, (stage, step), place, beats)?;
         }
         Ok(steps.len())
+    }
+}
+
+/// Makes configuration and secrets of a version ready for a stage. Nobody is kept from stopping and saving what serves by a
+/// secret that cannot be had any more: then the warning is returned.
+///
+/// # Errors
+/// If they cannot be made ready, and the stage needs them.
+pub fn ready_for(site: &Site, version: &Version, stage: Stage) -> Result<Option<String>> {
+    match version.write_config(site) {
+        Ok(_) => Ok(None),
+        Err(error) if version.release.is_some() && matches!(stage, Stage::Stop | Stage::Backup | Stage::Restore) => {
+            Ok(Some(format!("the {} steps run without secrets: {}", stage.name(), error.one_line())))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -113,7 +113,13 @@ impl Draft<'_> {
         ] {
             mc.insert(key.to_string(), Value::String(value));
         }
-        Ok(render_file(&name, text, &next.pillar, &configuration::facts(self.site), &mc)?)
+        Ok(render_file(
+            &name,
+            text,
+            &next.pillar,
+            &configuration::facts(self.site, &configuration::Given::default()),
+            &mc,
+        )?)
     }
 }
 

@@ -114,8 +114,10 @@ impl Draft<'_> {
     fn dump_failed(&mut self) -> Step {
         let point = super::activate::RestorePoint::read(self.site, self.id())?;
         let Some(commit) = point.as_ref().and_then(|point| point.dumped_by.clone()) else { return Ok(()) };
+        let before = point.as_ref().and_then(|point| point.before.as_ref());
+        let by = before.map_or_else(|| self.id().clone(), |before| before.id.clone());
         let with = point.and_then(|point| point.dumped_with);
-        let version = Version::load_kept(self.site, &self.repo, &commit, with.as_ref(), self.next.mode)?;
+        let version = Version::load_kept(self.site, &self.repo, &commit, with.as_ref(), (self.next.mode, &by))?;
         if self.steps_of(&version, Stage::Restore).is_empty() {
             return Ok(());
         }

@@ -301,7 +301,7 @@ fn attempt(
         repo.hold(&inflight_ref(&begin.id)?, &begin.commit)?;
         let pillar = begin.pillar.as_ref();
         let next = match &begin.target {
-            Some(id) => Version::load_kept(site, &repo, &begin.commit, pillar, begin.mode)?.of_release(id),
+            Some(id) => Version::load_kept(site, &repo, &begin.commit, pillar, (begin.mode, id))?,
             None => Version::load(site, &repo, &begin.commit, pillar, begin.mode)?,
         };
         boxes::refuse_demands(site, &next.recipe)?;
@@ -348,7 +348,7 @@ pub fn close(site: &Site, telling: &mut Reporter, begin: &Begin, outcome: &Outco
         Some(serving) => Some(Live::open(site, &repo, serving)?),
         None => None,
     };
-    let version = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), begin.mode).ok();
+    let version = Version::load_kept(site, &repo, &begin.commit, begin.pillar.as_ref(), (begin.mode, &begin.id)).ok();
     let recipe = version.as_ref().map_or_else(|| live_recipe(live.as_ref()), |version| version.recipe.clone());
     let mut settling = Settling {
         site,

@@ -91,6 +91,7 @@ pub struct Pillar {
     sources: Sources,
     warnings: Vec<String>,
     is_makina: bool,
+    uses_facts: bool,
     /// Of the project's own mapping, and of its data.
     layers: [Layers; 2],
 }
@@ -160,7 +161,8 @@ impl Pillar {
                 sample.is_some() || documents.iter().map(has_own).collect::<Result<Vec<_>>>()?.contains(&true)
             }
         };
-        let mut pillar = Self { is_makina, ..Self::empty() };
+        let uses_facts = is_makina || documents.iter().any(|document| document.is_rendered());
+        let mut pillar = Self { is_makina, uses_facts, ..Self::empty() };
         let words = if is_makina { Words::Salt } else { Words::New };
         for document in documents.iter().map(AsRef::as_ref).chain(&sample) {
             collect_secrets(&Value::Object(document.keys(words)?.clone()), "", false, &mut pillar.secrets);
@@ -316,6 +318,12 @@ impl Pillar {
         self.is_makina
     }
 
+    /// Whether what it comes to may depend on the machine: by templates or by names in braces.
+    #[must_use]
+    pub fn uses_facts(&self) -> bool {
+        self.uses_facts
+    }
+
     /// What whoever wrote it may not have meant: a sentence each, with its place and without any value.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -349,7 +357,13 @@ impl Pillar {
     }
 
     fn mask(&self, value: &mut Value) {
+        self.mask_below(value, false);
+    }
+
+    /// Hides secrets wherever they stand, and everything below a key that speaks of one, however short.
+    fn mask_below(&self, value: &mut Value, is_secret: bool) {
         match value {
+            Value::String(_) | Value::Number(_) if is_secret => *value = MASK.into(),
             Value::String(text) => {
                 let mut found: Vec<&str> = self.secrets.iter().map(|(_, secret)| secret.as_str()).collect();
                 found.retain(|secret| text.contains(secret));
@@ -359,8 +373,14 @@ impl Pillar {
                     *text = text.replace(secret, MASK);
                 }
             }
-            Value::Array(list) => list.iter_mut().for_each(|value| self.mask(value)),
-            Value::Object(map) => map.values_mut().for_each(|value| self.mask(value)),
+            Value::Array(list) => list.iter_mut().for_each(|value| self.mask_below(value, is_secret)),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    // What only names a secret is none.
+                    let is_named = key == "secrets" && value.is_object();
+                    self.mask_below(value, !is_named && (is_secret || is_secret_word(key)));
+                }
+            }
             _ => {}
         }
     }
@@ -392,10 +412,11 @@ impl Pillar {
         let layers = &self.layers[usize::from(has(&self.layers[1]))];
         let mut said = layers.said_of(key);
         let is_resolved = said.first().is_none_or(|said| said.value != *value);
+        let is_secret = key.first() != Some(&"secrets") && key.iter().any(|name| is_secret_word(name));
         let mut value = value.clone();
-        self.mask(&mut value);
+        self.mask_below(&mut value, is_secret);
         for said in &mut said {
-            self.mask(&mut said.value);
+            self.mask_below(&mut said.value, is_secret);
         }
         all.push(Explained { key: key.join("."), value, said, is_resolved });
     }

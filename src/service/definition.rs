@@ -1,6 +1,8 @@
 //! What a back end is told to keep running: one instance of a service with everything decided.
 
 use std::fmt;
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::recipe::ServiceName;
 use crate::project::recipe::service::{Kind, Restart, ServiceLimits, StopSignal, Unchanged};
+use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Result};
 use crate::sys::step_exec::StepOrder;
 
@@ -63,6 +66,16 @@ pub struct Definition {
     pub secrets: Vec<String>,
 }
 
+/// The most that is read of a secret, in bytes.
+const LARGEST_SECRET: u64 = 1 << 20;
+
+/// A secret that is given as a file; bounded, as everything that is read.
+fn secret_in(dir: &Dir, name: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    dir.open_file(name).ok()?.take(LARGEST_SECRET).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 impl fmt::Debug for Definition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = &mut f.debug_struct("Definition");
@@ -72,6 +85,17 @@ impl fmt::Debug for Definition {
 }
 
 impl Definition {
+    /// The values that no log may hold: those of the pillar, and those that it is given in memory.
+    #[must_use]
+    pub fn all_secrets(&self) -> Vec<String> {
+        let dir = self.order.env.iter().find(|(name, _)| name == "MC_SECRETS_DIR").map(|(_, dir)| Path::new(dir));
+        let given = dir.and_then(|dir| Dir::open_real(dir).ok()).and_then(|dir| {
+            let names = dir.names().ok()?;
+            Some(names.into_iter().filter_map(|name| secret_in(&dir, Path::new(&name))).collect::<Vec<_>>())
+        });
+        self.secrets.iter().cloned().chain(given.unwrap_or_default()).collect()
+    }
+
     /// A digest of everything that decides how the service runs, without what changes with every deployment: two equal
     /// digests are the same service.
     ///

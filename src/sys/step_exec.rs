@@ -326,6 +326,12 @@ pub fn forbid_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
+/// Bounds the memory of this process (setrlimit(2), `RLIMIT_AS`): what asks for more aborts.
+pub fn limit_memory(bytes: u64) {
+    use nix::sys::resource::{Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_AS, bytes, bytes);
+}
+
 /// Sets resource limits, and gives up the protection from the out-of-memory killer.
 ///
 /// # Errors

@@ -71,10 +71,8 @@ impl Identified {
     /// The first entry that belongs to another user than `own`, and is none of the known ones. What a program of that user made cannot be such a file:
     /// it is a second name of somebody else's.
     #[must_use]
-    pub fn of_another(&self, own: Own, is_known: impl Fn(&TreePath) -> bool) -> Option<&Entry> {
-        self.manifest
-            .entries()
-            .find(|entry| entry.owner.is_some_and(|(uid, _)| uid != own.uid) && !is_known(&entry.path))
+    pub fn of_another(&self, own: Own, is_known: impl Fn(&Entry) -> bool) -> Option<&Entry> {
+        self.manifest.entries().find(|entry| entry.owner.is_some_and(|(uid, _)| uid != own.uid) && !is_known(entry))
     }
 }
 

@@ -124,6 +124,11 @@ fn a_pillar_that_the_code_cannot_work_with_is_refused_with_file_line_and_reason(
         let push = pillar.push(&["--force", "main"]).fails().does_not_tell("canary");
         assert_has(&push.stderr, &format!("{place}: {reason}"));
     }
+    // Code and pillar that have to change together: without a deployment it need not fit what serves.
+    pillar.commit("for later", &[("init.sls", &good.replace("  host: db1\n", ""))]);
+    let hint = "if the code changes too: git push -o no-deploy, then the code";
+    assert_has(&pillar.push(&["--force", "main"]).fails().stderr, hint);
+    pillar.push(&["--force", "-o", "no-deploy", "main"]).ok();
     // With a newer recipe it is held against that one, before anything is built.
     pillar.commit("good", &[("init.sls", good)]);
     pillar.push(&["--force", "main"]).ok();
@@ -134,6 +139,12 @@ fn a_pillar_that_the_code_cannot_work_with_is_refused_with_file_line_and_reason(
     assert_ne!(world.serves("shop"), Some(commit));
     work.commit("three", &[("mc_project.yaml", recipe), ("pillar.schema", "type: 5\n")]);
     assert_has(&work.push(&["main"]).rejected("main -> main"), "pillar.schema: this is no JSON Schema");
+    let twice = |n: i32| format!("{{allOf: [{{$ref: '#/$defs/a{n}'}}, {{$ref: '#/$defs/a{n}'}}]}}");
+    let doubling: Vec<String> = (1..44).map(|n| format!("  a{n}: {}\n", twice(n - 1))).collect();
+    let doubling = doubling.concat();
+    let bomb = format!("$ref: '#/$defs/a43'\n$defs:\n  a0: {{type: object}}\n{doubling}");
+    work.commit("bomb", &[("pillar.schema", &bomb)]);
+    assert_has(&work.push(&["main"]).rejected("main -> main"), "the schema asks for too much");
     let far = "$ref: file:///etc/passwd\n";
     work.commit("four", &[("pillar.schema", far)]);
     let refused = work.push(&["main"]).fails().does_not_tell("root:x");

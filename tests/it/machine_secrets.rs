@@ -47,10 +47,10 @@ fn secrets_are_the_projects_alone_and_come_back_with_a_boot() {
     let blog = server.work("bob", "blog");
     blog.commit("one", &[("a", "1")]);
     for (source, told) in [
-        ("{file: /root/key}", "Permission denied"),
-        ("{file: /srv/projects/shop/state/secrets/db@1}", "Permission denied"),
-        ("{exec: [cat, /root/key]}", "Permission denied"),
-        ("{exec: [sh, -c, 'id -un; cat /root/key']}", "Permission denied"),
+        ("{file: /root/key}", "mc-blog cannot read /root/key"),
+        ("{file: /srv/projects/shop/state/secrets/db@1}", "mc-blog cannot read "),
+        ("{exec: [cat, /root/key]}", "cat ended with exit 1"),
+        ("{exec: [sh, -c, 'id -un; cat /root/key']}", "sh ended with exit 1"),
         ("{secret: db}", "nobody has set `db` on this node"),
     ] {
         other.commit("pillar", &[("init.sls", &format!("secrets: {{x: {source}}}\n"))]);

@@ -245,8 +245,11 @@ fn a_secret_that_cannot_be_had_refuses_the_push_before_anything_changes() {
         ("{secret: nobody}", "secret `db` (secret): nobody has set `nobody` on this node"),
         ("{file: /nowhere/at/all}", "secret `db` (file): there is no file /nowhere/at/all"),
         ("{env: NO_SUCH_VARIABLE}", "secret `db` (env): the node has no variable NO_SUCH_VARIABLE"),
-        ("{credential: tls}", "secret `db` (credential): the machine has no credential `mc_project.shop.tls`"),
-        ("{exec: [sh, -c, 'echo canary; echo why >&2; exit 4']}", "secret `db` (exec): sh ended with exit 4: why"),
+        ("{credential: tls}", "secret `db` (credential): there is no credential `mc_project.shop.tls`"),
+        (
+            "{exec: [sh, -c, 'echo canary; echo canary >&2; exit 4']}",
+            "secret `db` (exec): sh ended with exit 4; run still serves",
+        ),
         ("{exec: [no-such-program-here]}", "secret `db` (exec): no-such-program-here ended with"),
         ("{exec: ['true']}", "secret `db` (exec): it is empty"),
         ("{exec: [cat], input: none.age}", "secret `db` (exec): the pillar has no file `none.age`"),
@@ -325,4 +328,102 @@ fn a_version_whose_secret_is_gone_can_still_be_replaced() {
     // Nor is it gone back to: that is refused before anything changes.
     shop.mc(&["rollback", "shop"]).fails().says("secret `db` (file): there is no file");
     shop.mc(&["verify", "shop"]).ok();
+}
+
+#[test]
+fn what_serves_keeps_its_secrets_whatever_fails_beside_it() {
+    let shop = Shop::new();
+    let file = shop.home().path("token");
+    std::fs::write(&file, "canary-file-4").unwrap();
+    shop.push_pillar(&format!("secrets: {{db: {{file: {}}}}}\n", file.display())).ok();
+    let work = shop.clone_of("shop");
+    let recipe = "services: {web: {dir: data, run: 'while :; do cat $MC_SECRETS_DIR/db > seen || touch lost; sleep 0.1; done'}}\n";
+    work.commit("one", &[("mc_project.yaml", recipe)]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    // A reboot empties the memory, and meanwhile the secret has changed.
+    std::fs::remove_dir_all(memory(&shop)).unwrap();
+    std::fs::write(&file, "canary-file-new").unwrap();
+    shop.mc(&["restart", "shop"]).ok();
+    let data = shop.project("shop").join("data");
+    wait_until("it is given the new one", || {
+        std::fs::read(data.join("seen")).is_ok_and(|seen| seen == b"canary-file-new")
+    });
+    let _ = std::fs::remove_file(data.join("lost"));
+    work.commit("broken", &[("mc_project.yaml", &format!("{recipe}stages: {{build: ['false']}}\n"))]);
+    work.push(&["main"]).fails();
+    shop.settle("shop");
+    std::fs::remove_file(data.join("seen")).unwrap();
+    wait_until("it reads it again", || data.join("seen").exists());
+    assert!(!data.join("lost").exists(), "what it was given was taken away");
+    // Nothing of it came to a disk with the definition of the service.
+    let kept = holding(&shop.project("shop").join("state"), &["canary"]);
+    assert!(kept.is_empty(), "{kept:?}");
+    shop.mc(&["stop", "shop"]).ok();
+}
+
+#[test]
+fn a_secret_of_the_same_name_is_never_taken_for_the_one_that_was_forgotten() {
+    let (shop, _) = with_all();
+    let work = shop.clone_of("shop");
+    work.commit("one", &[("mc_project.yaml", RECIPE)]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    shop.mc(&["secret", "remove", "kept", "--project", "shop"]).ok();
+    shop.set(&["kept", "--project", "shop"], "canary-other").says("kept for shop, version 2");
+    work.commit("two", &[("a", "2")]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    let back = shop.mc(&["rollback", "shop"]).ok();
+    assert_has(&back.to_string(), "the secret kept cannot be brought back: its version 1 is not kept any more");
+}
+
+#[test]
+fn a_deliverable_with_a_found_secret_is_not_packed() {
+    let shop = Shop::new();
+    shop.push_pillar("secrets: {made: {generate: 30}}\n").ok();
+    let work = shop.clone_of("shop");
+    work.commit("one", &[("mc_project.yaml", "stages: {build: ['cat $MC_SECRETS_DIR/made > built.txt']}\n")]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    assert_has(&shop.mc(&["logs", "shop"]).ok().stdout, "built.txt");
+    let packed = std::fs::read_dir(shop.project("shop").join("releases")).unwrap().count();
+    assert_eq!(packed, 0, "a deliverable holds a secret");
+}
+
+#[test]
+fn a_password_that_a_template_made_comes_back_with_a_rollback() {
+    let shop = Shop::new();
+    let text =
+        "makina-projects.shop: {data: {login: \"{{ salt['mc_utils.generate_stored_password']('web', 20) }}\"}}\n";
+    shop.push_pillar(text).ok();
+    let work = shop.clone_of("shop");
+    work.commit("one", &[("mc_project.yaml", "stages: {configure: ['cp $MC_CONFIG seen.json']}\n")]);
+    work.push(&["main"]).ok();
+    shop.settle("shop");
+    let given = |shop: &Shop| shop.mc(&["run", "shop", "--", "sh", "-c", "sha256sum < $MC_CONFIG"]).ok().stdout;
+    let first = (shop.run_text("shop", "seen.json"), given(&shop));
+    shop.set(&["web", "--project", "shop"], "canary-new-password").ok();
+    assert_eq!(given(&shop), first.1, "what serves has what it was deployed with");
+    shop.mc(&["deploy", "shop", "--force"]).ok();
+    shop.settle("shop");
+    assert_has(&shop.run_text("shop", "seen.json"), "canary-new-password");
+    shop.mc(&["rollback", "shop"]).ok();
+    assert_eq!((shop.run_text("shop", "seen.json"), given(&shop)), first);
+}
+
+#[test]
+fn memory_that_is_somebody_elses_is_neither_used_nor_emptied() {
+    let shop = Shop::new();
+    let precious = shop.home().path("precious");
+    std::fs::create_dir_all(precious.join("shop")).unwrap();
+    std::fs::create_dir_all(memory(&shop).parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(&precious, memory(&shop)).unwrap();
+    shop.push_pillar("secrets: {made: {generate: 30}}\n").ok();
+    let work = shop.clone_of("shop");
+    work.commit("one", &[("a", "1")]);
+    work.push(&["main"]).fails();
+    shop.mc(&["destroy", "shop", "--yes"]);
+    assert!(precious.join("shop").exists(), "a link was followed");
+    std::fs::remove_file(memory(&shop)).unwrap();
 }

@@ -2,6 +2,7 @@
 //! schema that refers to another file is refused.
 
 use boon::{Compiler, ErrorKind, InstanceToken, Schemas, UrlLoader, ValidationError};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Pillar;
@@ -37,38 +38,66 @@ pub fn required(pillar: &Pillar, keys: &[String]) -> Result<()> {
     Err(pillar.error_at(&names, &message).hint("the recipe says so: config: {required: […]}"))
 }
 
-/// Checks the configuration against a JSON Schema, which is written as JSON or YAML; `file` is its name.
-///
-/// # Errors
-/// Of kind Invalid: the schema is none, or the configuration does not fit; each complaint has its place and no value.
-pub fn fits(pillar: &Pillar, file: &str, schema: &[u8]) -> Result<()> {
-    let source = Source::new(file, schema)?;
-    let schema: Value = source.read()?;
+/// What a configuration does not fit, each with the way of keys to it and without any value.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Misfits {
+    /// Why the schema is none; then nothing was checked.
+    pub no_schema: Option<String>,
+    /// What does not fit.
+    pub complaints: Vec<(Vec<String>, String)>,
+}
+
+/// Holds a configuration against a JSON Schema. It takes as long as the schema likes: whoever asks must be able to end it.
+#[must_use]
+pub fn misfits(config: &Value, schema: Value) -> Misfits {
     let bad = |error: &dyn std::fmt::Display| {
-        let text = visible_bounded(error.to_string().as_bytes(), 300).replace(URL, file);
-        Error::invalid(format!("{file}: this is no JSON Schema: {text}"))
+        let text = visible_bounded(error.to_string().as_bytes(), 300);
+        Misfits { no_schema: Some(text), complaints: Vec::new() }
     };
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
     compiler.use_loader(Box::new(Nowhere));
-    compiler.add_resource(URL, schema).map_err(|error| bad(&error))?;
-    let index = compiler.compile(URL, &mut schemas).map_err(|error| bad(&error))?;
-    let Err(error) = schemas.validate(pillar.config(), index) else { return Ok(()) };
-    let mut complaints = Vec::new();
-    collect(&error, &mut complaints);
+    if let Err(error) = compiler.add_resource(URL, schema) {
+        return bad(&error);
+    }
+    let index = match compiler.compile(URL, &mut schemas) {
+        Ok(index) => index,
+        Err(error) => return bad(&error),
+    };
+    let mut found = Misfits::default();
+    if let Err(error) = schemas.validate(config, index) {
+        collect(&error, &mut found.complaints);
+    }
+    found.complaints.dedup();
+    found.complaints.truncate(MOST + 1);
+    found
+}
+
+/// Reads a schema, which is written as JSON or YAML.
+///
+/// # Errors
+/// Of kind Invalid, with file, line and column.
+pub fn read_schema(file: &str, schema: &[u8]) -> Result<Value> {
+    Source::new(file, schema)?.read()
+}
+
+/// Says what does not fit, at its place in the pillar.
+///
+/// # Errors
+/// Of kind Invalid, unless everything fits.
+pub fn refuse(pillar: &Pillar, file: &str, misfits: &Misfits) -> Result<()> {
+    if let Some(why) = &misfits.no_schema {
+        return Err(Error::invalid(format!("{file}: this is no JSON Schema: {}", why.replace(URL, file))));
+    }
     let mut told: Vec<Error> = Vec::new();
-    for (key, message) in &complaints {
+    for (key, message) in &misfits.complaints {
         let key: Vec<&str> = key.iter().map(String::as_str).collect();
-        let at = if key.is_empty() {
-            String::new()
-        } else {
-            format!("`{}`: ", visible_bounded(key.join(".").as_bytes(), 200))
-        };
+        let shown = visible_bounded(key.join(".").as_bytes(), 200);
+        let at = if key.is_empty() { String::new() } else { format!("`{shown}`: ") };
         told.push(pillar.error_at(&key, &format!("{at}{message}")));
     }
-    let mut lines: Vec<&str> = told.iter().map(Error::message).collect();
-    lines.dedup();
-    let first = lines.first().copied().unwrap_or("the configuration does not fit");
-    let mut hint: Vec<String> = lines.iter().skip(1).take(MOST).map(ToString::to_string).collect();
+    let mut lines = told.iter().map(Error::message);
+    let Some(first) = lines.next() else { return Ok(()) };
+    let mut hint: Vec<String> = lines.take(MOST).map(ToString::to_string).collect();
     hint.push(format!("{file} says what it must be"));
     Err(Error::invalid(first.to_string()).hint(hint.join("\n")))
 }

@@ -116,6 +116,12 @@ impl Document {
         })
     }
 
+    /// Whether it has templates.
+    #[must_use]
+    pub fn is_rendered(&self) -> bool {
+        self.is_rendered
+    }
+
     /// The name of the file for messages.
     #[must_use]
     pub fn file(&self) -> String {

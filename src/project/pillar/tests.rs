@@ -418,8 +418,8 @@ fn no_template_exhausts_the_stack_or_the_memory() {
         (format!("a: {{{{ 'a'{} }}}}\n", " ~ 'a'".repeat(most / 6)), ""),
         (format!("a: {{{{ 1{} }}}}\n", " if 1 else 1".repeat(most / 12)), ""),
         (format!("{}{}a: 1\n", "{% if 1 %}".repeat(most / 21), "{% endif %}".repeat(most / 21)), ""),
-        (format!("a: {{{{ 'x' * 100000000000 }}}}\n"), ""),
-        (format!("a: {{{{ range(100000000) | list | length }}}}\n"), ""),
+        ("a: {{ 'x' * 100000000000 }}\n".to_string(), ""),
+        ("a: {{ range(100000000) | list | length }}\n".to_string(), ""),
         (format!("{{% set x = 1 %}}{}", "a".repeat(70_000)), "may have 64 KiB"),
     ] {
         // To come back at all is what counts.

@@ -280,6 +280,6 @@ impl Keeper {
 
 /// What no log may hold of these.
 fn mask_of<'a>(definitions: impl Iterator<Item = &'a Definition>) -> Mask {
-    let secrets: BTreeSet<&String> = definitions.flat_map(|definition| &definition.secrets).collect();
-    Mask::new(&secrets.into_iter().cloned().collect::<Vec<_>>())
+    let secrets: BTreeSet<String> = definitions.flat_map(Definition::all_secrets).collect();
+    Mask::new(&secrets.into_iter().collect::<Vec<_>>())
 }

@@ -365,7 +365,7 @@ impl Backend for Systemd {
         let instances = in_order(&known, &self.on_disk()?);
         let units: Vec<(String, Instance)> =
             instances.iter().filter(wanted).map(|instance| (self.unit(instance), instance.clone())).collect();
-        let secrets: Vec<String> = known.iter().flat_map(|it| it.secrets.iter().cloned()).collect();
+        let secrets: Vec<String> = known.iter().flat_map(Definition::all_secrets).collect();
         journal::read(&units, query, &secrets, each)
     }
 
