@@ -87,6 +87,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
         let _ = telling.emit(Event::Note { text: text.clone() });
     }
     let recovered = recover::finish_interrupted(site)?;
+    let was_interrupted = recovered.is_some();
     if let Some(outcome) = &recovered {
         let _ = telling
             .emit(Event::Note { text: format!("an interrupted deployment was finished first: {}", outcome.line()) });
@@ -108,6 +109,12 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     // The place in the queue is kept to the end: who waited before us must see that a newer push had its turn.
     drop(ticket);
     drop(lock);
+    if was_interrupted {
+        // What the dead worker had started may have held its place in the queue a moment longer than itself.
+        if let Err(error) = super::queue::sweep(&site.place) {
+            tracing::warn!("{}", error.one_line());
+        }
+    }
     Ok(outcome)
 }
 
