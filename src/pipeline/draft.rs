@@ -97,11 +97,11 @@ impl Version {
         mode: Mode,
         release: Option<&DeploymentId>,
     ) -> Result<Self> {
-        let private = site.pillar_repo()?;
+        let private = pillar_commit.map(|_| site.pillar_repo()).transpose()?;
         let sources = Sources {
             project: site.place.name(),
             code: Some((repo, commit)),
-            pillar: pillar_commit.map(|commit| (&private, commit)),
+            pillar: private.as_ref().zip(pillar_commit),
         };
         let recipe = sources.recipe(&site.node.config.defaults)?;
         let before = release.and_then(|id| secrets::record_of(site, id).ok().flatten());
