@@ -131,7 +131,10 @@ impl Repository {
         // A recipe that was deployed is valid, but perhaps not for this version of the program.
         let defaults = Defaults::default();
         let recipe = sources.recipe(&defaults).unwrap_or_else(|_| Recipe::without_file(&defaults));
-        let (pillar, _) = sources.read(&recipe, &facts_without_site(project, environment))?;
+        // The pillar's repository is `git/pillar` of the project's directory.
+        let path = fs::canonical(&self.path)?;
+        let dir = path.ancestors().nth(2).unwrap_or(&path);
+        let (pillar, _) = sources.read(&recipe, &facts_without_site(project, environment, dir))?;
         if let Some(live) = live.as_ref().filter(|_| fits) {
             sources.check(&recipe, &pillar).map_err(|error| {
                 let said = error.hint_text().map(|hint| format!("{hint}\n")).unwrap_or_default();

@@ -17,6 +17,7 @@ use crate::project::pillar::template::{self, Facts, Passwords};
 use crate::project::pillar::{Inputs, Pillar};
 use crate::project::recipe::{Defaults, FILE as RECIPE, Recipe};
 use crate::project::secrets::SecretName;
+use crate::project::system::System;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
@@ -172,39 +173,43 @@ pub fn schema_check() -> Result<u8> {
 #[must_use]
 pub fn facts(site: &Site, passwords: &Given) -> Facts {
     let place = &site.place;
-    let mut facts = facts_without_site(place.name(), site.config.environment);
     let user = match &site.rights {
         // By the account, not by the environment: a hook has another one than a person.
         Rights::OneUser => process::user_name(),
         Rights::Separate { project, .. } => project.name.clone(),
     };
-    let node = place.node();
-    let paths = [
-        ("project_dir", place.dir().to_path_buf()),
-        // What makina-states deployed from `project` runs from `run` here.
-        ("project_root", place.run()),
-        ("data_root", place.data()),
-        ("pillar_root", place.pillar()),
-        ("salt_root", place.run().join(".salt")),
-        ("archives_root", place.archives()),
-        ("projects_dir", node.projects().to_path_buf()),
-    ];
-    let paths = paths.into_iter().map(|(name, path)| (name, path.display().to_string()));
-    for (name, text) in paths.chain([("user", user.clone()), ("group", user)]) {
-        facts.project.insert(name.to_string(), text.into());
+    let mut facts = facts_without_site(place.name(), site.config.environment, place.dir());
+    for name in ["user", "group"] {
+        facts.project.insert(name.to_string(), user.clone().into());
     }
     facts.passwords = Some(kept_passwords(site, passwords.clone()));
     facts
 }
 
-/// The same where nothing of the project's state can be read: passwords are stood for by others.
+/// The same where nothing of the project's state can be read: passwords and accounts are stood for by others.
 #[must_use]
-pub fn facts_without_site(project: &ProjectName, environment: Environment) -> Facts {
+pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: &Path) -> Facts {
     let grains: Map<String, Value> = machine::grains();
     let mut known = Map::new();
-    known.insert("name".into(), project.as_str().into());
+    let account = System::project_account(project);
+    let texts =
+        [("name", project.as_str()), ("user", &account), ("group", &account), ("default_env", environment.name())];
+    for (name, text) in texts {
+        known.insert(name.to_string(), text.into());
+    }
     known.insert("fqdn".into(), grains.get("fqdn").cloned().unwrap_or_default());
-    known.insert("default_env".into(), environment.name().into());
+    let run = dir.join("run");
+    let paths = [
+        ("project_dir", dir.to_path_buf()),
+        // What makina-states deployed from `project` runs from `run` here.
+        ("project_root", run.clone()),
+        ("salt_root", run.join(".salt")),
+        ("data_root", dir.join("data")),
+        ("pillar_root", dir.join("pillar")),
+        ("archives_root", dir.join("archives")),
+        ("projects_dir", dir.parent().unwrap_or(dir).to_path_buf()),
+    ];
+    known.extend(paths.map(|(name, path)| (name.to_string(), path.display().to_string().into())));
     let placeholder: Passwords = Arc::new(|name, length| {
         good_password(name, length)?;
         Ok("x".repeat(length))

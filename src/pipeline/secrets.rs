@@ -27,6 +27,8 @@ use crate::sys::{fs, seal};
 const RECORD: &str = "secrets.json";
 /// The largest variable, in bytes: Linux takes 128 KiB.
 const MOST_OF_A_VARIABLE: usize = 100 << 10;
+/// How often the directory in memory is opened again when it went away meanwhile.
+const TRIES: usize = 10;
 /// How long a program may take that finds a secret.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -364,6 +366,17 @@ fn memory(site: &Site) -> PathBuf {
 /// The directory, each part of it ours alone to write and none a link: somebody else may have put something in its place.
 /// `None` where it is not there and is not to be made.
 fn open_memory(site: &Site, is_made: bool) -> Result<Option<Dir>> {
+    // Another project of the node may take an empty directory away in this very moment.
+    for _ in 0..TRIES {
+        match try_memory(site, is_made) {
+            Err(error) if error.is_not_found() => {}
+            other => return other,
+        }
+    }
+    try_memory(site, is_made)
+}
+
+fn try_memory(site: &Site, is_made: bool) -> Result<Option<Dir>> {
     let path = memory(site);
     let base = match site.rights {
         Rights::Separate { .. } => site.place.node().root().join("run"),

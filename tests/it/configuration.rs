@@ -54,6 +54,10 @@ fn a_project_of_makina_states_is_given_its_layers_and_says_where_each_value_come
     assert_eq!((password.len(), &first["url"]), (24, &json!(format!("postgres://{password}@localhost"))));
 
     let pillar = world.pillar_of("shop");
+    let names = "{{ cfg.name }} {{ cfg.user }} {{ cfg.project_root }} {{ cfg.data_root }} {{ opts.default_env }} {{ grains.os }}";
+    pillar.commit("every name", &[("init.sls", &format!("makina-projects.shop: {{data: {{all: '{names}'}}}}\n"))]);
+    pillar.push(&["main"]).ok();
+    assert_has(config(&world, &["all"]).as_str().unwrap(), world.project("shop").join("run").to_str().unwrap());
     let text =
         "include: [more]\nmakina-projects.shop:\n  data: {db: {host: db1}}\n  env_defaults: {staging: {workers: 6}}\n";
     pillar.commit("pillar", &[("init.sls", text), ("more.sls", "makina-projects.shop: {data: {db: {port: 1}}}\n")]);
