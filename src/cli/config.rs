@@ -151,6 +151,10 @@ fn explain(found: &Found, key: &str, json: bool) -> Result<u8> {
         screen::json(&shown)?;
         return Ok(0);
     }
+    if key.is_empty() && found.pillar.config().as_object().is_none_or(serde_json::Map::is_empty) {
+        screen::line("the configuration is empty");
+        return Ok(0);
+    }
     for one in &all {
         explained_lines(one).iter().for_each(screen::line);
     }
@@ -225,7 +229,10 @@ fn flatten(key: &str, value: &Value, lines: &mut Vec<String>) {
 fn first_pillar(site: &Site) -> Result<u8> {
     let repo = site.repo()?;
     let code = code_of(site, &repo)?;
-    let code = code.ok_or_else(|| Error::usage("nothing was pushed yet, so there is no template"))?;
+    let code = code.ok_or_else(|| {
+        Error::usage("nothing was pushed yet, so there is no template")
+            .hint("git push -o no-deploy node main stores the code and deploys nothing")
+    })?;
     let sources = Sources { project: site.place.name(), code: Some((&repo, &code)), pillar: None };
     let recipe: Recipe = sources.recipe(&site.node.config.defaults)?;
     let Some(path) = &recipe.config.template else {

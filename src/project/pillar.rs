@@ -376,9 +376,20 @@ impl Pillar {
             Value::Array(list) => list.iter_mut().for_each(|value| self.mask_below(value, is_secret)),
             Value::Object(map) => {
                 for (key, value) in map {
-                    // What only names a secret is none.
-                    let is_named = key == "secrets" && value.is_object();
-                    self.mask_below(value, !is_named && (is_secret || is_secret_word(key)));
+                    match value {
+                        Value::Object(named) if key == "secrets" => {
+                            // What only says where a secret is found is none.
+                            for source in named.values_mut() {
+                                match source {
+                                    Value::Object(words) => {
+                                        words.values_mut().for_each(|word| self.mask_below(word, false));
+                                    }
+                                    text => self.mask_below(text, true),
+                                }
+                            }
+                        }
+                        value => self.mask_below(value, is_secret || is_secret_word(key)),
+                    }
                 }
             }
             _ => {}
@@ -412,7 +423,10 @@ impl Pillar {
         let layers = &self.layers[usize::from(has(&self.layers[1]))];
         let mut said = layers.said_of(key);
         let is_resolved = said.first().is_none_or(|said| said.value != *value);
-        let is_secret = key.first() != Some(&"secrets") && key.iter().any(|name| is_secret_word(name));
+        let is_secret = match key {
+            ["secrets", rest @ ..] => rest.len() == 1,
+            _ => key.iter().any(|name| is_secret_word(name)),
+        };
         let mut value = value.clone();
         self.mask_below(&mut value, is_secret);
         for said in &mut said {

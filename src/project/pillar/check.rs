@@ -13,6 +13,9 @@ use crate::sys::escape::visible_bounded;
 
 /// The name under which the schema is known to the engine.
 const URL: &str = "mc:///pillar.schema";
+/// What to do about a key that is missing.
+const REQUIRED_HINT: &str =
+    "config: {required: […]} in the recipe asks for it; push init.sls to the repository git/pillar first";
 /// How many complaints are told at once.
 const MOST: usize = 10;
 
@@ -35,7 +38,7 @@ pub fn required(pillar: &Pillar, keys: &[String]) -> Result<()> {
     let message = format!("{} {words} not set", missing.join(", "));
     let names: Vec<&str> =
         keys.iter().find(|key| is_missing(key)).map(|key| key.split('.').collect()).unwrap_or_default();
-    Err(pillar.error_at(&names, &message).hint("the recipe says so: config: {required: […]}"))
+    Err(pillar.error_at(&names, &message).hint(REQUIRED_HINT))
 }
 
 /// What a configuration does not fit, each with the way of keys to it and without any value.

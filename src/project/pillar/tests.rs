@@ -429,3 +429,25 @@ fn no_template_exhausts_the_stack_or_the_memory() {
         }
     }
 }
+
+#[test]
+fn what_is_shown_hides_values_by_their_keys_and_not_where_a_secret_is_found() {
+    let text = "db_password: 12345\ntoken: {pin: 1}\nplain: 5\nsecrets: {api: {file: /etc/key}, db_password: {secret: db}, old: short}\n";
+    let pillar = parse(text).unwrap();
+    let hidden = "********";
+    let wanted = json!({
+        "db_password": hidden, "token": {"pin": hidden}, "plain": 5,
+        "secrets": {"api": {"file": "/etc/key"}, "db_password": {"secret": "db"}, "old": hidden}
+    });
+    assert_eq!(pillar.masked(), wanted);
+    let shown: Vec<(String, Value)> = pillar.explain("").unwrap().into_iter().map(|one| (one.key, one.value)).collect();
+    let wanted = [
+        ("db_password", json!(hidden)),
+        ("token.pin", json!(hidden)),
+        ("plain", json!(5)),
+        ("secrets.api.file", json!("/etc/key")),
+        ("secrets.db_password.secret", json!("db")),
+        ("secrets.old", json!(hidden)),
+    ];
+    assert_eq!(shown, wanted.map(|(key, value)| (key.to_string(), value)));
+}
