@@ -188,7 +188,7 @@ fn find(site: &Site) -> Result<Found> {
         pillar: head.as_ref().map(|head| (&private, head)),
     };
     let recipe = sources.recipe(&site.node.config.defaults)?;
-    let (pillar, _) = sources.read(&recipe, &configuration::facts(site, &configuration::Given::default()))?;
+    let (pillar, _) = sources.read(&recipe, &configuration::facts(site, &configuration::Given::default())?)?;
     Ok(Found { pillar, code, private: head })
 }
 

@@ -134,7 +134,7 @@ impl Repository {
         // The pillar's repository is `git/pillar` of the project's directory.
         let path = fs::canonical(&self.path)?;
         let dir = path.ancestors().nth(2).unwrap_or(&path);
-        let (pillar, _) = sources.read(&recipe, &facts_without_site(project, environment, dir))?;
+        let (pillar, _) = sources.read(&recipe, &facts_without_site(project, environment, dir)?)?;
         if let Some(live) = live.as_ref().filter(|_| fits) {
             sources.check(&recipe, &pillar).map_err(|error| {
                 let said = error.hint_text().map(|hint| format!("{hint}\n")).unwrap_or_default();

@@ -64,10 +64,9 @@ impl Sources<'_> {
             facts,
         })?;
         let sample = sample.map(|(_, bytes)| Hash::of(&bytes).hex());
-        let project = Value::Object(facts.project.clone());
-        // What the machine is counts only where something asks for it.
-        let grains = if pillar.uses_facts() { format!("{:?}", facts.grains) } else { String::new() };
-        let all = format!("{sample:?} {config:?} {} {project} {grains}", facts.environment);
+        // What is known counts only where something asks for it.
+        let known = if pillar.uses_facts() { format!("{:?} {:?}", facts.project, facts.grains) } else { String::new() };
+        let all = format!("{sample:?} {config:?} {} {known}", facts.environment);
         Ok((pillar, Hash::of(all.as_bytes()).hex()[..12].to_string()))
     }
 
@@ -169,27 +168,28 @@ pub fn schema_check() -> Result<u8> {
 /// What is known of a node and one of its projects.
 ///
 /// # Errors
-/// Never; what cannot be found out is left out.
-#[must_use]
-pub fn facts(site: &Site, passwords: &Given) -> Facts {
+/// If the machine cannot be asked.
+pub fn facts(site: &Site, passwords: &Given) -> Result<Facts> {
     let place = &site.place;
     let user = match &site.rights {
         // By the account, not by the environment: a hook has another one than a person.
         Rights::OneUser => process::user_name(),
         Rights::Separate { project, .. } => project.name.clone(),
     };
-    let mut facts = facts_without_site(place.name(), site.config.environment, place.dir());
+    let mut facts = facts_without_site(place.name(), site.config.environment, place.dir())?;
     for name in ["user", "group"] {
         facts.project.insert(name.to_string(), user.clone().into());
     }
     facts.passwords = Some(kept_passwords(site, passwords.clone()));
-    facts
+    Ok(facts)
 }
 
 /// The same where nothing of the project's state can be read: passwords and accounts are stood for by others.
-#[must_use]
-pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: &Path) -> Facts {
-    let grains: Map<String, Value> = machine::grains();
+///
+/// # Errors
+/// If the machine cannot be asked.
+pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: &Path) -> Result<Facts> {
+    let grains: Map<String, Value> = machine::grains()?;
     let mut known = Map::new();
     let account = System::project_account(project);
     let texts =
@@ -214,7 +214,7 @@ pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: 
         good_password(name, length)?;
         Ok("x".repeat(length))
     });
-    Facts { environment: environment.name().into(), grains, project: known, passwords: Some(placeholder) }
+    Ok(Facts { environment: environment.name().into(), grains, project: known, passwords: Some(placeholder) })
 }
 
 /// The name of a password that may be made up with so many characters.
@@ -270,5 +270,5 @@ fn kept_passwords(site: &Site, given: Given) -> Passwords {
 /// Of kind Invalid, with file and line.
 pub fn first_pillar(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::invalid(format!("{file}: the file is not UTF-8")))?;
-    template::first_pillar(file, text, &facts(site, &Given::default()), made_up)
+    template::first_pillar(file, text, &facts(site, &Given::default())?, made_up)
 }

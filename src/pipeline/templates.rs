@@ -117,7 +117,7 @@ impl Draft<'_> {
             &name,
             text,
             &next.pillar,
-            &configuration::facts(self.site, &configuration::Given::default()),
+            &configuration::facts(self.site, &configuration::Given::default())?,
             &mc,
         )?)
     }

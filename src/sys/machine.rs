@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::error::Result;
 use super::fs;
 
 /// Whether systemd runs this machine (sd_booted(3)).
@@ -27,11 +28,13 @@ pub fn host_name() -> Option<String> {
 }
 
 /// What Salt calls the grains, as far as pillars use them: the system, its names, its size.
-#[must_use]
-pub fn grains() -> Map<String, Value> {
-    let release = fs::read_if_there(Path::new("/etc/os-release")).ok().flatten().unwrap_or_default();
-    let hosts = fs::read_if_there(Path::new("/etc/hosts")).ok().flatten().unwrap_or_default();
-    let memory = fs::read_if_there(Path::new("/proc/meminfo")).ok().flatten().unwrap_or_default();
+///
+/// # Errors
+/// If a file that says so is there and cannot be read: nobody may deploy with half of it.
+pub fn grains() -> Result<Map<String, Value>> {
+    let read = |path: &str| fs::read_if_there(Path::new(path)).map(Option::unwrap_or_default);
+    let (release, hosts) = (read("/etc/os-release")?, read("/etc/hosts")?);
+    let (memory, cpus) = (read("/proc/meminfo")?, read("/proc/cpuinfo")?);
     let name = host_name().unwrap_or_else(|| "localhost".to_string());
     let fqdn = full_name(&name, &String::from_utf8_lossy(&hosts));
     let (host, domain) = fqdn.split_once('.').unwrap_or((&fqdn, ""));
@@ -40,7 +43,6 @@ pub fn grains() -> Map<String, Value> {
         Some(kib / 1024)
     });
     // Of the machine, whatever share of it this process may use.
-    let cpus = fs::read_if_there(Path::new("/proc/cpuinfo")).ok().flatten().unwrap_or_default();
     let cpus = String::from_utf8_lossy(&cpus).lines().filter(|line| line.starts_with("processor")).count().max(1);
     let mut grains = system_grains(&String::from_utf8_lossy(&release));
     for (key, value) in [("id", &*fqdn), ("fqdn", &fqdn), ("nodename", &name), ("host", host), ("domain", domain)] {
@@ -50,7 +52,7 @@ pub fn grains() -> Map<String, Value> {
     grains.insert("cpuarch".into(), std::env::consts::ARCH.into());
     grains.insert("num_cpus".into(), cpus.into());
     grains.insert("mem_total".into(), memory.unwrap_or(0).into());
-    grains
+    Ok(grains)
 }
 
 /// The name with its domain, where /etc/hosts knows one (hosts(5): the first name of a line is the canonical one).
@@ -114,7 +116,7 @@ mod tests {
         let ubuntu = system_grains("NAME=Ubuntu\nID=ubuntu\nID_LIKE=debian\nVERSION_ID='24.04'\n");
         assert_eq!((ubuntu["os"].as_str(), ubuntu["os_family"].as_str()), (Some("Ubuntu"), Some("Debian")));
         assert_eq!(system_grains("NAME=Rocky\nID=rocky\nID_LIKE=\"rhel centos fedora\"\n")["os_family"], "RedHat");
-        let here = grains();
+        let here = grains().unwrap();
         assert!(here["mem_total"].as_u64() > Some(0) && here["num_cpus"].as_u64() > Some(0), "{here:?}");
     }
 
