@@ -1,8 +1,7 @@
 //! `config`: the configuration that a version is given, and where each value comes from.
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cli, screen};
 use crate::pipeline::configuration::{self, Sources};
@@ -71,7 +70,7 @@ pub fn config(cli: &Cli, args: &ConfigArgs) -> Result<u8> {
     let found = find(&site)?;
     let key = args.explain.as_deref().filter(|key| !key.is_empty()).or(args.key.as_deref()).unwrap_or("");
     if args.explain.is_some() {
-        return explain(&found, key, args.json);
+        return explain(&site, &found, key, args.json);
     }
     let config = if args.secrets { found.pillar.config().clone() } else { found.pillar.masked() };
     let value = at(&config, key).ok_or_else(|| unknown(&site, key))?;
@@ -114,40 +113,10 @@ fn tell_about(site: &Site, found: &Found) -> Result<()> {
     Ok(())
 }
 
-/// Where each value comes from, as JSON.
-#[derive(Serialize)]
-struct Shown<'a> {
-    key: &'a str,
-    value: &'a Value,
-    resolved: bool,
-    said: Vec<ShownSaid<'a>>,
-}
-
-#[derive(Serialize)]
-struct ShownSaid<'a> {
-    place: &'a str,
-    layer: &'static str,
-    value: &'a Value,
-}
-
-fn explain(found: &Found, key: &str, json: bool) -> Result<u8> {
-    let Some(all) = found.pillar.explain(key) else {
-        return Err(Error::usage(format!("the configuration has no key `{}`", visible(key))));
-    };
+fn explain(site: &Site, found: &Found, key: &str, json: bool) -> Result<u8> {
+    let all = found.pillar.explain(key).ok_or_else(|| unknown(site, key))?;
     if json {
-        let said = |said: &'_ [Said]| -> Vec<(String, &'static str, Value)> {
-            said.iter().map(|said| (said.place.clone(), said.origin.word(), said.value.clone())).collect()
-        };
-        let told: Vec<_> = all.iter().map(|one| (one, said(&one.said))).collect();
-        let shown: Vec<Shown<'_>> = told
-            .iter()
-            .map(|(one, said)| Shown {
-                key: &one.key,
-                value: &one.value,
-                resolved: one.is_resolved,
-                said: said.iter().map(|(place, layer, value)| ShownSaid { place, layer, value }).collect(),
-            })
-            .collect();
+        let shown: Vec<Value> = all.iter().map(explained_json).collect();
         screen::json(&shown)?;
         return Ok(0);
     }
@@ -159,6 +128,13 @@ fn explain(found: &Found, key: &str, json: bool) -> Result<u8> {
         explained_lines(one).iter().for_each(screen::line);
     }
     Ok(0)
+}
+
+/// A value and what the layers say of it, as JSON.
+fn explained_json(one: &Explained) -> Value {
+    let said = |said: &Said| json!({"place": said.place, "layer": said.origin.word(), "value": said.value});
+    let said: Vec<Value> = one.said.iter().map(said).collect();
+    json!({"key": one.key, "value": one.value, "resolved": one.is_resolved, "said": said})
 }
 
 /// A value, the place that it comes from, and below it what it stands over.
@@ -188,7 +164,8 @@ fn find(site: &Site) -> Result<Found> {
         pillar: head.as_ref().map(|head| (&private, head)),
     };
     let recipe = sources.recipe(&site.node.config.defaults)?;
-    let (pillar, _) = sources.read(&recipe, &configuration::facts(site, &configuration::Given::default())?)?;
+    let (pillar, _) =
+        sources.read(&recipe, &configuration::facts(site, &configuration::PasswordVersions::default())?)?;
     Ok(Found { pillar, code, private: head })
 }
 

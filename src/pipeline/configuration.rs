@@ -16,7 +16,7 @@ use crate::project::pillar::check::{self, Misfits};
 use crate::project::pillar::template::{self, Facts, Passwords};
 use crate::project::pillar::{Inputs, Pillar};
 use crate::project::recipe::{Defaults, FILE as RECIPE, Recipe};
-use crate::project::secrets::SecretName;
+use crate::project::secrets::{LENGTHS, SecretName};
 use crate::project::system::System;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::git::Repo;
@@ -29,8 +29,7 @@ use crate::tree::hash::Hash;
 const SAMPLES: [&str; 2] = [".salt/PILLAR.sample", "PILLAR.sample"];
 /// Where a schema is looked for when the recipe names none.
 const SCHEMAS: [&str; 2] = ["pillar.schema", ".salt/pillar.schema"];
-/// The longest password that is made up.
-const LONGEST: usize = 1024;
+
 /// Where the parts of a configuration are read.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
@@ -169,7 +168,7 @@ pub fn schema_check() -> Result<u8> {
 ///
 /// # Errors
 /// If the machine cannot be asked.
-pub fn facts(site: &Site, passwords: &Given) -> Result<Facts> {
+pub fn facts(site: &Site, passwords: &PasswordVersions) -> Result<Facts> {
     let place = &site.place;
     let user = match &site.rights {
         // By the account, not by the environment: a hook has another one than a person.
@@ -189,7 +188,7 @@ pub fn facts(site: &Site, passwords: &Given) -> Result<Facts> {
 /// # Errors
 /// If the machine cannot be asked.
 pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: &Path) -> Result<Facts> {
-    let grains: Map<String, Value> = machine::grains()?;
+    let grains = machine::grains()?.clone();
     let mut known = Map::new();
     let account = System::project_account(project);
     let texts =
@@ -219,8 +218,9 @@ pub fn facts_without_site(project: &ProjectName, environment: Environment, dir: 
 
 /// The name of a password that may be made up with so many characters.
 fn good_password(name: &str, length: usize) -> Result<SecretName> {
-    if !(8..=LONGEST).contains(&length) {
-        return Err(Error::invalid(format!("a password that is made up has 8 to {LONGEST} characters")));
+    if !u64::try_from(length).is_ok_and(|length| LENGTHS.contains(&length)) {
+        let (least, most) = (LENGTHS.start(), LENGTHS.end());
+        return Err(Error::invalid(format!("a password that is made up has {least} to {most} characters")));
     }
     name.parse().map_err(|error: Error| Error::invalid(error.message()))
 }
@@ -228,9 +228,9 @@ fn good_password(name: &str, length: usize) -> Result<SecretName> {
 /// Which version of each made-up password a configuration was given. It is filled while templates are rendered; of a kept
 /// release it is what that one was given.
 #[derive(Debug, Clone, Default)]
-pub struct Given(Arc<Mutex<BTreeMap<SecretName, u64>>>);
+pub struct PasswordVersions(Arc<Mutex<BTreeMap<SecretName, u64>>>);
 
-impl Given {
+impl PasswordVersions {
     /// What a kept release was given.
     #[must_use]
     pub fn before(versions: BTreeMap<SecretName, u64>) -> Self {
@@ -249,7 +249,7 @@ impl Given {
 }
 
 /// Passwords that were made up for this project: made once, kept as its secrets are.
-fn kept_passwords(site: &Site, given: Given) -> Passwords {
+fn kept_passwords(site: &Site, given: PasswordVersions) -> Passwords {
     let store = SecretStore::of_project(site);
     Arc::new(move |name, length| {
         let name = good_password(name, length)?;
@@ -270,5 +270,5 @@ fn kept_passwords(site: &Site, given: Given) -> Passwords {
 /// Of kind Invalid, with file and line.
 pub fn first_pillar(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::invalid(format!("{file}: the file is not UTF-8")))?;
-    template::first_pillar(file, text, &facts(site, &Given::default())?, made_up)
+    template::first_pillar(file, text, &facts(site, &PasswordVersions::default())?, made_up)
 }

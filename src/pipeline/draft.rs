@@ -105,7 +105,7 @@ impl Version {
         };
         let recipe = sources.recipe(&site.node.config.defaults)?;
         let before = release.and_then(|id| secrets::record_of(site, id).ok().flatten());
-        let passwords = configuration::Given::before(before.unwrap_or_default().passwords);
+        let passwords = configuration::PasswordVersions::before(before.unwrap_or_default().passwords);
         let facts = configuration::facts(site, &passwords)?;
         let (pillar, mut config_key) = sources.read(&recipe, &facts)?;
         let passwords = passwords.versions();

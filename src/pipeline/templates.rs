@@ -8,7 +8,6 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::checkout::directory;
-use super::configuration;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
 use super::settle::with_contents;
@@ -17,8 +16,8 @@ use crate::project::pillar::template::render_file;
 use crate::project::recipe::{Template, TemplateOwner};
 use crate::sys::dir::{Dir, FileKind};
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::fs;
 use crate::sys::path::TreePath;
+use crate::sys::{fs, machine};
 use crate::tree::manifest::{Content, Entry, Manifest, Stamp};
 use crate::tree::scan::Own;
 use crate::tree::store::Store;
@@ -113,13 +112,7 @@ impl Draft<'_> {
         ] {
             mc.insert(key.to_string(), Value::String(value));
         }
-        Ok(render_file(
-            &name,
-            text,
-            &next.pillar,
-            &configuration::facts(self.site, &configuration::Given::default())?,
-            &mc,
-        )?)
+        Ok(render_file(&name, text, &next.pillar, machine::grains()?, &mc)?)
     }
 }
 

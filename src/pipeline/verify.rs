@@ -332,7 +332,9 @@ impl Check<'_> {
             let known =
                 name == "data" || name == "store" || name.starts_with("editable-") || name.starts_with("aside-");
             if !known
-                && !name.parse::<DeploymentId>().is_ok_and(|id| fs::exists(&place.archive(&id).join("before.json")))
+                && !name
+                    .parse::<DeploymentId>()
+                    .is_ok_and(|id| fs::exists(&place.archive(&id).join(super::activate::RestorePoint::FILE)))
             {
                 self.problem("litter", format!("archives/{name}"));
             }

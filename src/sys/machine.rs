@@ -1,6 +1,7 @@
 //! What is known of the machine that we run on.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
@@ -31,7 +32,17 @@ pub fn host_name() -> Option<String> {
 ///
 /// # Errors
 /// If a file that says so is there and cannot be read: nobody may deploy with half of it.
-pub fn grains() -> Result<Map<String, Value>> {
+pub fn grains() -> Result<&'static Map<String, Value>> {
+    // A deployment asks several times; the machine does not change meanwhile.
+    static KNOWN: OnceLock<Map<String, Value>> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known);
+    }
+    let found = look()?;
+    Ok(KNOWN.get_or_init(|| found))
+}
+
+fn look() -> Result<Map<String, Value>> {
     let read = |path: &str| fs::read_if_there(Path::new(path)).map(Option::unwrap_or_default);
     let (release, hosts) = (read("/etc/os-release")?, read("/etc/hosts")?);
     let (memory, cpus) = (read("/proc/meminfo")?, read("/proc/cpuinfo")?);

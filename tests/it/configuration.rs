@@ -79,6 +79,14 @@ fn a_project_of_makina_states_is_given_its_layers_and_says_where_each_value_come
     assert_has(lines[2], "over .salt/PILLAR.sample (rendered):11");
     assert_has(lines[3], "data  2");
     assert_has(&world.mc(&["config", "shop", "--explain", "db.port"]).ok().stdout, "from pillar/more.sls:1");
+    let told = world.mc(&["config", "shop", "--explain", "db.port", "--json"]).ok().json();
+    assert_eq!(
+        (&told[0]["key"], &told[0]["value"], &told[0]["resolved"]),
+        (&json!("db.port"), &json!(1), &json!(false))
+    );
+    let first = json!({"place": "pillar/more.sls:1", "layer": "data", "value": 1});
+    assert_eq!((&told[0]["said"][0], told[0]["said"].as_array().unwrap().len()), (&first, 2));
+    world.mc(&["config", "shop", "--explain", "no.key"]).code(2).says("no key `no.key`");
     assert_eq!(config(&world, &["db.host"]), "db1");
     let all = world.mc(&["config", "shop"]).ok();
     assert_has(&all.stdout, "db.port = 1\n");

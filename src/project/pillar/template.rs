@@ -90,13 +90,19 @@ pub fn render(file: &str, text: &str, facts: &Facts, known: &Value) -> Result<Re
 ///
 /// # Errors
 /// Of kind Invalid with file and line, and without any value.
-pub fn render_file(file: &str, text: &str, pillar: &Pillar, facts: &Facts, mc: &Map<String, Value>) -> Result<String> {
+pub fn render_file(
+    file: &str,
+    text: &str,
+    pillar: &Pillar,
+    grains: &Map<String, Value>,
+    mc: &Map<String, Value>,
+) -> Result<String> {
     let plain = |value: &Value| Shown::from(Serde(value));
     let keys = pillar.config().as_object().into_iter().flatten();
     let mut context: BTreeMap<String, Shown> = keys.map(|(key, value)| (key.clone(), plain(value))).collect();
     context.insert("config".into(), plain(pillar.config()));
     context.insert("cfg".into(), plain(&Value::Object(pillar.project().clone())));
-    context.insert("grains".into(), plain(&Value::Object(facts.grains.clone())));
+    context.insert("grains".into(), plain(&Value::Object(grains.clone())));
     context.insert("mc".into(), plain(&Value::Object(mc.clone())));
     let mut rendered =
         render_in(file, text, context, "there are the keys of the configuration, config, cfg, grains and mc")?;
