@@ -63,6 +63,9 @@ pub struct SetupArgs {
     /// With --node: install git and the ssh server there if they are missing
     #[arg(long)]
     pub packages: bool,
+    /// Install Salt too, from PyPI into an environment of its own; of a node in a directory (--root) this is all
+    #[arg(long)]
+    pub salt: bool,
     /// With --node: send this program instead of the running one, for another kind of machine
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
@@ -136,6 +139,12 @@ pub struct DeployArgs {
     /// Deploy even if this commit is live already
     #[arg(long)]
     pub force: bool,
+    /// Run the steps of these stages only, as -o only=…
+    #[arg(long, value_name = "STAGES")]
+    pub only: Option<String>,
+    /// Of the states of Salt that are installed, run these only, as -o only-steps=…
+    #[arg(long, value_name = "NAMES")]
+    pub only_steps: Option<String>,
     /// Another of the modes that the node allows, and other push options: -o mode=…, -o skip=…, -o reason=…
     #[arg(short = 'o', value_name = "OPTION")]
     pub options: Vec<String>,

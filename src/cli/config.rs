@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Cli, screen};
-use crate::pipeline::configuration::{self, Sources};
+use crate::pipeline::configuration::{self, Sources, Trust};
 use crate::pipeline::site::{Rights, Site};
 use crate::pipeline::worker::pillar_head;
 use crate::project::ids::{ObjectId, ProjectName};
@@ -163,7 +163,7 @@ fn find(site: &Site) -> Result<Found> {
         code: code.as_ref().map(|code| (&repo, code)),
         pillar: head.as_ref().map(|head| (&private, head)),
     };
-    let recipe = sources.recipe(&site.node.config.defaults)?;
+    let recipe = sources.recipe(&site.node.config.defaults, Trust::of(site))?;
     let (pillar, _) =
         sources.read(&recipe, &configuration::facts(site, &configuration::PasswordVersions::default())?)?;
     Ok(Found { pillar, code, private: head })
@@ -211,7 +211,7 @@ fn first_pillar(site: &Site) -> Result<u8> {
             .hint("git push -o no-deploy node main stores the code and deploys nothing")
     })?;
     let sources = Sources { project: site.place.name(), code: Some((&repo, &code)), pillar: None };
-    let recipe: Recipe = sources.recipe(&site.node.config.defaults)?;
+    let recipe: Recipe = sources.recipe(&site.node.config.defaults, Trust::of(site))?;
     let Some(path) = &recipe.config.template else {
         return Err(Error::usage("the recipe names no template for a pillar")
             .hint("config: {template: pillar.sample.j2} in mc_project.yaml names one"));

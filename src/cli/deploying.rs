@@ -34,7 +34,10 @@ use crate::sys::process;
 /// If the commit does not exist or the worker cannot be started.
 pub fn deploy(cli: &Cli, args: &DeployArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
-    let mut options = options::parse(&args.options)?;
+    let named = [("only", &args.only), ("only-steps", &args.only_steps)];
+    let named = named.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+    let given: Vec<String> = args.options.iter().cloned().chain(named).collect();
+    let mut options = options::parse(&given)?;
     options.deploy |= args.force;
     let commit = commit_of(&site, args.commit.as_deref())?;
     let request = Request { wait_seconds: args.wait, ..request(&site, Want::Deploy { commit }, options) };
@@ -201,7 +204,9 @@ pub fn task(cli: &Cli, args: &TaskArgs) -> Result<u8> {
         names.iter().for_each(screen::line);
         return Ok(0);
     };
-    let Some(steps) = version.recipe.tasks.get(task) else {
+    // As makina-states takes it: with the ending of its file.
+    let steps = version.recipe.tasks.get(task.strip_suffix(".sls").unwrap_or(task));
+    let Some(steps) = steps.or_else(|| version.recipe.tasks.get(&format!("task_{task}"))) else {
         let known = if names.is_empty() { "the recipe has none".to_string() } else { names.join(", ") };
         return Err(Error::usage(format!("there is no task `{}`", crate::sys::escape::visible(task)))
             .hint(format!("tasks: {known}")));
@@ -239,7 +244,7 @@ fn step_by_hand(
         screen::error_line(format!("warning: {}", crate::sys::escape::visible(&warning)));
     }
     let place = Place { at: At::Run, setting: version.setting(site, None) };
-    let work = |telling: &mut Reporter| run_one(site, telling, version, (stage, step), &place, false);
+    let work = |telling: &mut Reporter| run_one(site, telling, version, (stage, step), &place, false).map(drop);
     by_hand(site, version, &step.title(), work)
 }
 

@@ -220,6 +220,9 @@ fn setup(far: &Far, args: &SetupArgs) -> Result<u8> {
     if let Some(environment) = args.environment {
         words.extend(["--environment".to_string(), environment.name().to_string()]);
     }
+    if args.salt {
+        words.push("--salt".to_string());
+    }
     let wanted = install::Wanted {
         plan: args.plan,
         packages: args.packages,

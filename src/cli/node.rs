@@ -1,11 +1,14 @@
 //! Commands about a whole machine: making it a node, and finishing everything that its last stop interrupted.
 
+use std::path::Path;
+
 use super::deploying;
 use super::screen;
 use super::{Cli, SetupArgs};
 use crate::entrance::unit;
 use crate::pipeline::draft::Version;
 use crate::pipeline::outbox;
+use crate::pipeline::setup::salt::{SaltSetup, VERSION};
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::worker;
@@ -13,6 +16,7 @@ use crate::pipeline::{parking, recover, services};
 use crate::project::ids::ProjectName;
 use crate::project::mode::Environment;
 use crate::project::outcome::Verdict;
+use crate::project::place::NodePlace;
 use crate::project::request::{Options, Request, Want};
 use crate::project::stage::Stage;
 use crate::project::system::System;
@@ -38,6 +42,10 @@ pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
         receiver: args.receiver.clone().unwrap_or_else(|| System::RECEIVER.to_string()),
         environment: args.environment.unwrap_or(Environment::Staging),
     };
+    let is_directory = wish.root != Path::new("/") && !fs::exists(&NodePlace::new(&wish.root).system());
+    if args.salt && is_directory {
+        return set_up_salt(&NodePlace::new(&wish.root), args.plan).map(|()| 0);
+    }
     let plan = setup::plan(&wish)?;
     for change in &plan.changes {
         if args.plan {
@@ -53,7 +61,27 @@ pub fn setup(cli: &Cli, args: &SetupArgs) -> Result<u8> {
         (false, true) => screen::line("this is a plan; nothing was done"),
         (false, false) => screen::line(format!("this machine is a node; next: {NEXT}")),
     }
+    if args.salt {
+        set_up_salt(&NodePlace::new(&wish.root), args.plan)?;
+    }
     Ok(0)
+}
+
+/// Salt, where it is wanted.
+fn set_up_salt(place: &NodePlace, is_plan: bool) -> Result<()> {
+    let salt = SaltSetup::of(place);
+    if salt.is_done() {
+        screen::line(format!("Salt {VERSION} is there"));
+        return Ok(());
+    }
+    if is_plan {
+        screen::line(format!("would {}", salt.words()));
+        return Ok(());
+    }
+    screen::line(format!("{} (this takes a minute or two)", salt.words()));
+    salt.install()?;
+    screen::line(format!("done: {}", salt.words()));
+    Ok(())
 }
 
 /// `recover --all`: every project, one line each; the worst exit code.

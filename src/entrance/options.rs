@@ -2,6 +2,8 @@
 
 use crate::entrance::ProjectFacts;
 use crate::project::mode::Mode;
+use crate::project::recipe::SlsName;
+use crate::project::recipe::salt::PREFIX;
 use crate::project::request::Options;
 use crate::project::stage::Stage;
 use crate::sys::error::{Error, Result};
@@ -15,11 +17,12 @@ pub const MAX_OPTION: usize = 64 * 1024;
 pub const MAX_REASON: usize = 500;
 
 /// Every option, as it is told to people.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "mode=",
     "plan",
     "stage-only",
     "only=",
+    "only-steps=",
     "skip=",
     "reason=",
     "async",
@@ -106,7 +109,8 @@ fn take(options: &mut Options, bytes: &[u8]) -> Result<()> {
         ("reason", Some(value)) => set_once(&mut options.reason, parse_reason(value)?, name),
         ("only", Some(value)) => add_stages(&mut options.only, name, value),
         ("skip", Some(value)) => add_stages(&mut options.skip, name, value),
-        ("mode" | "reason" | "only" | "skip", None) => {
+        ("only-steps", Some(value)) => add_states(&mut options.only_steps, value),
+        ("mode" | "reason" | "only" | "only-steps" | "skip", None) => {
             Err(Error::usage(format!("push option `{name}` needs a value")).hint(format!("git push -o {name}=…")))
         }
         ("plan" | "stage-only" | "async" | "no-deploy" | "deploy" | "keep-aside", Some(_)) => {
@@ -166,6 +170,20 @@ fn add_stages(stages: &mut Vec<Stage>, option: &str, value: &str) -> Result<()> 
         })?;
         if !stages.contains(&stage) {
             stages.push(stage);
+        }
+    }
+    Ok(())
+}
+
+fn add_states(states: &mut Vec<SlsName>, value: &str) -> Result<()> {
+    for name in value.split(',').map(str::trim) {
+        let name = name.strip_prefix(PREFIX).unwrap_or(name);
+        let state: SlsName = name.parse().map_err(|error: Error| {
+            let error_of = Error::usage(format!("push option `only-steps=`: {}", error.message()));
+            error_of.hint("the names of files in .salt, as -o only-steps=000_prepare,100_app")
+        })?;
+        if !states.contains(&state) {
+            states.push(state);
         }
     }
     Ok(())
@@ -233,10 +251,18 @@ mod tests {
 
     #[test]
     fn every_option_is_understood() {
-        let all =
-            ["mode=final", "only=build, post_build", "only=build", "skip=upgrade", "reason= new prices ", "async"];
+        let all = [
+            "mode=final",
+            "only=build, post_build",
+            "only=build",
+            "skip=upgrade",
+            "reason= new prices ",
+            "async",
+            "only-steps=000_a, salt:b.sls",
+        ];
         let options = parse(&all).unwrap();
         assert_eq!(options.mode, Some(Mode::Final));
+        assert_eq!(options.only_steps.iter().map(SlsName::as_str).collect::<Vec<_>>(), ["000_a", "b"]);
         assert_eq!(options.only, [Stage::Build, Stage::PostBuild]);
         assert_eq!(options.skip, [Stage::Upgrade]);
         assert_eq!(options.reason.as_deref(), Some("new prices"));
@@ -256,7 +282,7 @@ mod tests {
         assert!(text.starts_with("unknown push option `pln`; did you mean `plan`?"), "{text}");
         assert!(
             text.contains(
-                "mode=, plan, stage-only, only=, skip=, reason=, async, no-deploy, deploy, keep-aside, events="
+                "mode=, plan, stage-only, only=, only-steps=, skip=, reason=, async, no-deploy, deploy, keep-aside, events="
             ),
             "{text}"
         );
@@ -277,6 +303,8 @@ mod tests {
             (vec!["only=biuld"], "did you mean `build`?"),
             (vec!["only=post-build"], "did you mean `post_build`?"),
             (vec!["only="], "no stage"),
+            (vec!["only-steps=../a"], "is no name of a file of states"),
+            (vec!["only-steps"], "needs a value"),
             (vec!["skip=accept"], "no stage with steps"),
             (vec!["only=build", "skip=build"], "in both"),
             (vec!["events=2"], "this node speaks `events=1`"),

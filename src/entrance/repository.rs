@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::entrance::RepoKind;
 use crate::entrance::call::Call;
-use crate::pipeline::configuration::{Sources, facts_without_site};
+use crate::pipeline::configuration::{Sources, Trust, facts_without_site};
 use crate::project::ids::{ObjectId, ProjectName, RefName};
 use crate::project::mode::Environment;
 use crate::project::recipe::{Defaults, Recipe};
@@ -130,7 +130,7 @@ impl Repository {
         let sources = Sources { project, code, pillar: Some((&private, commit)) };
         // A recipe that was deployed is valid, but perhaps not for this version of the program.
         let defaults = Defaults::default();
-        let recipe = sources.recipe(&defaults).unwrap_or_else(|_| Recipe::without_file(&defaults));
+        let recipe = sources.recipe(&defaults, Trust::Project).unwrap_or_else(|_| Recipe::without_file(&defaults));
         // The pillar's repository is `git/pillar` of the project's directory.
         let path = fs::canonical(&self.path)?;
         let dir = path.ancestors().nth(2).unwrap_or(&path);

@@ -196,7 +196,7 @@ impl Draft<'_> {
         rights::give_dumps(self.site, dumps)?;
         let steps = self.steps_of(version, Stage::Backup);
         let place = in_run(self.site, version, self.id(), Some(dumps.to_path_buf()));
-        self.run_steps(version, Stage::Backup, &steps, &place)
+        self.run_steps(version, Stage::Backup, &steps, &place).map(|ran| ran.count)
     }
 
     /// Switches, starts the new version, upgrades and asks for its health.
@@ -233,6 +233,7 @@ impl Draft<'_> {
         for stage in after {
             self.live_stage(&next, stage, &place)?;
         }
+        self.take_made(&next)?;
         fault::point("upgrade.done")?;
         Ok(())
     }

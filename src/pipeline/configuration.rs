@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::salt;
 use super::secret_store::{SecretStore, made_up};
 use super::site::{Rights, Site};
 use crate::project::ids::{ObjectId, ProjectName};
@@ -29,6 +30,26 @@ use crate::tree::hash::Hash;
 const SAMPLES: [&str; 2] = [".salt/PILLAR.sample", "PILLAR.sample"];
 /// Where a schema is looked for when the recipe names none.
 const SCHEMAS: [&str; 2] = ["pillar.schema", ".salt/pillar.schema"];
+
+/// Who runs the states of a project without a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The project's own account.
+    Project,
+    /// Root, because `node.yaml` says so.
+    Root,
+}
+
+impl Trust {
+    /// What holds for a project: in a directory node everything is one user's anyway.
+    #[must_use]
+    pub fn of(site: &Site) -> Self {
+        match site.rights {
+            Rights::Separate { .. } if site.config.trust_root => Self::Root,
+            _ => Self::Project,
+        }
+    }
+}
 
 /// Where the parts of a configuration are read.
 #[derive(Debug, Clone, Copy)]
@@ -88,15 +109,21 @@ impl Sources<'_> {
         check::refuse(pillar, &file, &held_against(pillar.config(), &file, &schema)?)
     }
 
-    /// The recipe of the code.
+    /// The recipe of the code: its `mc_project.yaml`, else what its `.salt` means, which root runs where the project is trusted
+    /// so far.
     ///
     /// # Errors
     /// If it is invalid.
-    pub fn recipe(&self, defaults: &Defaults) -> Result<Recipe> {
-        match self.code_file(RECIPE)? {
-            Some(bytes) => Recipe::parse_with(RECIPE, &bytes, defaults),
-            None => Ok(Recipe::without_file(defaults)),
+    pub fn recipe(&self, defaults: &Defaults, trust: Trust) -> Result<Recipe> {
+        if let Some(bytes) = self.code_file(RECIPE)? {
+            return Recipe::parse_with(RECIPE, &bytes, defaults);
         }
+        let names = match self.code {
+            Some((repo, commit)) => salt::names_of(repo, commit)?,
+            None => Vec::new(),
+        };
+        let of_salt = Recipe::of_salt(&names, trust == Trust::Root, defaults)?;
+        Ok(of_salt.unwrap_or_else(|| Recipe::without_file(defaults)))
     }
 
     /// A file of the commit that the recipe names.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use super::configuration::{self, Sources};
+use super::configuration::{self, Sources, Trust};
 use super::environment::{Setting, config_path, write_config};
 use super::fetch::Offer;
 use super::halt::{Halt, Step};
@@ -103,7 +103,7 @@ impl Version {
             code: Some((repo, commit)),
             pillar: private.as_ref().zip(pillar_commit),
         };
-        let recipe = sources.recipe(&site.node.config.defaults)?;
+        let recipe = sources.recipe(&site.node.config.defaults, Trust::of(site))?;
         let before = release.and_then(|id| secrets::record_of(site, id).ok().flatten());
         let passwords = configuration::PasswordVersions::before(before.unwrap_or_default().passwords);
         let facts = configuration::facts(site, &passwords)?;

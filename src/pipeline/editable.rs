@@ -17,7 +17,6 @@ use super::preflight::{Need, Part, What, refuse_beyond_cap};
 use super::prepare::make_shared;
 use super::services::{How, Staying};
 use super::site::{Rights, Site};
-use super::steps::steps_words;
 use crate::project::ids::ObjectId;
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -243,8 +242,8 @@ impl Draft<'_> {
             }
             draft.link_shared()?;
             let steps = draft.steps_of(&next, Stage::PreInstall);
-            let count = draft.run_steps(&next, Stage::PreInstall, &steps, &place)?;
-            Ok(((), (count > 0).then(|| steps_words(count))))
+            let ran = draft.run_steps(&next, Stage::PreInstall, &steps, &place)?;
+            Ok(((), (ran.count > 0).then(|| ran.words())))
         })?;
         for stage in STAGES.into_iter().filter(|stage| *stage != Stage::PreInstall) {
             if stage == Stage::Configure {

@@ -57,7 +57,8 @@ impl Draft<'_> {
             }
         };
         let is_kept = self.goal != Goal::Commit;
-        let manifest = if is_kept { manifest } else { with_shared(self.site, &next.recipe, manifest)? };
+        let manifest =
+            if is_kept { manifest } else { with_shared(self.site, &next.recipe, self.with_made(&next, manifest)?)? };
         let manifest = self.stage(Stage::Candidate, |draft| {
             // A kept release has the files that were made from its own configuration.
             let manifest = if is_kept { manifest } else { draft.with_templates(&next, manifest, &store)? };
@@ -82,6 +83,7 @@ impl Draft<'_> {
         let next = self.next.clone();
         self.find_secrets()?;
         self.refuse_units()?;
+        self.refuse_states()?;
         // A port that nothing names, a value that no service can be given: found out before anything changes.
         services::backend(self.site).refuse(&services::definitions(self.site, &self.next_deployed())?)?;
         self.listing = Some(self.list(&next)?);
@@ -435,7 +437,10 @@ impl Draft<'_> {
     }
 
     /// Records the candidate as `deploy/<id>/`, and makes everything on the disk durable.
-    fn record_release(&mut self) -> Step {
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn record_release(&mut self) -> Step {
         let candidate = self.candidate()?;
         let provenance = Provenance {
             format: 1,
@@ -496,7 +501,10 @@ fn without_excluded(recipe: &Recipe, manifest: &Manifest) -> Result<Manifest> {
 }
 
 /// Names the git object of every file that is as it was committed, so that its content can be had from there.
-fn with_blobs(mut manifest: Manifest, source: &Manifest) -> Result<Manifest> {
+///
+/// # Errors
+/// Never for two good manifests.
+pub fn with_blobs(mut manifest: Manifest, source: &Manifest) -> Result<Manifest> {
     let named: Vec<Entry> = manifest
         .entries()
         .filter_map(|entry| {

@@ -20,6 +20,7 @@ use crate::sys::process::{self, Captured, StepStatus, run_captured};
 use crate::sys::{escape, fs, machine};
 
 pub mod advice;
+pub mod salt;
 pub mod units;
 
 /// How long a program of the machine may take.

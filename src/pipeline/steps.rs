@@ -8,6 +8,7 @@ use super::boxes;
 use super::draft::{Draft, Version};
 use super::environment::{Setting, dumps_seen_at, environment};
 use super::halt::{Halt, Step};
+use super::salt;
 use super::site::Site;
 use crate::project::limits::time_words;
 use crate::project::recipe::{self, Command};
@@ -62,8 +63,8 @@ impl Draft<'_> {
             return Ok(0);
         }
         self.stage(stage, |draft| {
-            let count = draft.run_steps(version, stage, &steps, place)?;
-            Ok((count, Some(steps_words(count))))
+            let ran = draft.run_steps(version, stage, &steps, place)?;
+            Ok((ran.count, Some(ran.words())))
         })
     }
 
@@ -71,15 +72,16 @@ impl Draft<'_> {
     ///
     /// # Errors
     /// The failed step with the tail of its output.
-    pub fn run_steps(&mut self, version: &Version, stage: Stage, steps: &[recipe::Step], place: &Place) -> Step<usize> {
+    pub fn run_steps(&mut self, version: &Version, stage: Stage, steps: &[recipe::Step], place: &Place) -> Step<Ran> {
         if let Some(warning) = ready_for(self.site, version, stage)? {
             self.warn(warning);
         }
+        let mut ran = Ran { count: steps.len(), did: Vec::new() };
         for step in steps {
             let beats = self.switching.is_some();
-            run_one(self.site, self.telling, version, (stage, step), place, beats)?;
+            ran.did.extend(run_one(self.site, self.telling, version, (stage, step), place, beats)?);
         }
-        Ok(steps.len())
+        Ok(ran)
     }
 }
 
@@ -103,10 +105,11 @@ pub fn ready_for(site: &Site, version: &Version, stage: Stage) -> Result<Option<
 pub fn steps_of(version: &Version, stage: Stage, options: &Options) -> Vec<recipe::Step> {
     let chosen = (options.only.is_empty() || options.only.contains(&stage)) && !options.skip.contains(&stage);
     let steps = version.recipe.steps(stage).iter();
-    steps.filter(|step| chosen && step.applies(version.mode)).cloned().collect()
+    let steps = steps.filter(|step| chosen && step.applies(version.mode)).cloned();
+    steps.filter_map(|step| salt::only(step, stage, &options.only_steps)).collect()
 }
 
-/// Runs one step.
+/// Runs one step; returns what it did, where that can be said in a few words.
 ///
 /// # Errors
 /// Why it failed, with the tail of its output.
@@ -117,13 +120,16 @@ pub fn run_one(
     (stage, step): (Stage, &recipe::Step),
     place: &Place,
     beats: bool,
-) -> Step {
+) -> Step<Option<String>> {
     telling.also_keep_secret(&version.secret_values());
     let title = step.title();
     telling.secure()?;
     telling.emit(Event::Step { stage, title: title.clone() })?;
     if let Some((action, unit)) = step.unit() {
-        return run_unit(site, telling, (stage, step), (action, unit), beats);
+        return run_unit(site, telling, (stage, step), (action, unit), beats).map(|()| None);
+    }
+    if let Some(run) = step.salt() {
+        return salt::run(site, telling, version, (stage, step, run), place, beats);
     }
     boxes::announce(site, step, telling)?;
     let order = order(site, version, stage, step, place)?;
@@ -145,7 +151,7 @@ pub fn run_one(
     boxes::report(&result, telling)?;
     telling.emit(Event::StepDone { stage, status: status.clone(), ms })?;
     if result.status.is_ok() {
-        return Ok(());
+        return Ok(None);
     }
     let halt = Halt::failed(status).tail(tail).hint(format!("the step was: {title}"));
     Err(match boxes::hint(site, step, &result.status) {
@@ -205,8 +211,8 @@ pub fn argv_of(command: &Command) -> Vec<OsString> {
     match command {
         Command::Shell(text) => ["/bin/sh", "-euc", text].iter().map(OsString::from).collect(),
         Command::Argv(argv) => argv.iter().map(OsString::from).collect(),
-        // Not run as a program of the project: see `run_unit`.
-        Command::Unit { .. } => Vec::new(),
+        // Not run as a program of the project: see `run_unit` and `salt::run`.
+        Command::Unit { .. } | Command::Salt(_) => Vec::new(),
     }
 }
 
@@ -222,6 +228,24 @@ pub fn command_order(site: &Site, version: &Version, argv: &[OsString]) -> Resul
     let mut order = order(site, version, Stage::PostInstall, &recipe::Step::of(Command::Argv(Vec::new())), &place)?;
     order.argv = argv.to_vec();
     Ok(order)
+}
+
+/// Steps that were run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// How many.
+    pub count: usize,
+    /// What they did, as far as they say.
+    pub did: Vec<String>,
+}
+
+impl Ran {
+    /// `1 step: 12 states, 4 changed something`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let count = steps_words(self.count);
+        if self.did.is_empty() { count } else { format!("{count}: {}", self.did.join("; ")) }
+    }
 }
 
 /// `1 step`, `3 steps`.

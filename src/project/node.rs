@@ -101,6 +101,8 @@ pub struct NodeConfig {
     pub environment: Environment,
     /// Where the projects are, below the node's root.
     pub projects_dir: PathBuf,
+    /// The program `salt-call`, where it is not the one of `setup --salt`.
+    pub salt: Option<PathBuf>,
     /// Where deliverables come from.
     pub release_sources: Vec<ReleaseSource>,
     /// How long a deliverable may take to come from another node, attempts and pauses included.
@@ -166,6 +168,7 @@ impl Default for NodeConfig {
         Self {
             environment: Environment::default(),
             projects_dir: PathBuf::from("/srv/projects"),
+            salt: None,
             release_sources: Vec::new(),
             fetch_within: Duration::from_hours(1),
             trusted_release_keys: Vec::new(),
@@ -252,6 +255,7 @@ struct NodeFile {
     environment: Option<Environment>,
     projects_dir: Option<AbsoluteDir>,
     modes: Option<Vec<Mode>>,
+    salt: Option<AbsoluteDir>,
     release_sources: Vec<ReleaseSource>,
     fetch_within: Option<Span>,
     trusted_release_keys: Vec<KeyText>,
@@ -314,6 +318,7 @@ impl NodeFile {
         let config = NodeConfig {
             environment: self.environment.unwrap_or(base.environment),
             projects_dir: self.projects_dir.map_or(base.projects_dir, |dir| dir.0),
+            salt: self.salt.map(|path| path.0),
             release_sources: self.release_sources,
             fetch_within: self.fetch_within.map_or(base.fetch_within, |span| span.0),
             trusted_release_keys: self.trusted_release_keys.into_iter().map(|key| key.0).collect(),

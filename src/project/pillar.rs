@@ -86,6 +86,7 @@ pub struct Inputs<'a> {
 pub struct Pillar {
     config: Value,
     project: Map<String, Value>,
+    whole: Map<String, Value>,
     exports: BTreeMap<String, String>,
     secrets: Vec<(String, String)>,
     sources: Sources,
@@ -176,12 +177,17 @@ impl Pillar {
             let defaults = Layer { origin: Origin::Defaults, document: None, way, values };
             pillar.layers[usize::from(is_makina)].0.push(defaults);
         }
+        let defaults = match &sample {
+            Some(sample) => sample.keys(words)?.clone(),
+            None => Map::new(),
+        };
         if is_makina {
             pillar.layer_makina(sample.map(Arc::new).as_ref(), &documents, &own, inputs)?;
         } else {
             pillar.layer_plain(&documents, &own)?;
         }
         pillar.put_together(inputs.facts)?;
+        pillar.take_whole(defaults, &documents, words)?;
         pillar.exports = pillar.read_exports()?;
         Ok(pillar)
     }
@@ -262,6 +268,20 @@ impl Pillar {
         Ok(())
     }
 
+    /// The whole pillar as states see it: that of PILLAR.sample, its names in braces resolved, and the files over it.
+    fn take_whole(&mut self, mut sample: Map<String, Value>, documents: &[Arc<Document>], words: Words) -> Result<()> {
+        let mut names = self.project.clone();
+        names.extend(self.project.get("data").and_then(Value::as_object).cloned().unwrap_or_default());
+        // What leads back to itself was told where it matters.
+        let _ = braces::resolve(&mut sample, &names);
+        for document in documents {
+            layers::merge(&mut sample, document.keys(words)?.clone());
+        }
+        sample.shift_remove("include");
+        self.whole = sample;
+        Ok(())
+    }
+
     fn push(&mut self, at: usize, origin: Origin, document: &Arc<Document>, way: &[&str], values: Map<String, Value>) {
         if !values.is_empty() {
             let way = way.iter().map(ToString::to_string).collect();
@@ -310,6 +330,12 @@ impl Pillar {
     #[must_use]
     pub fn project(&self) -> &Map<String, Value> {
         &self.project
+    }
+
+    /// The whole pillar, all keys of all files, as Salt's states see it.
+    #[must_use]
+    pub fn whole(&self) -> &Map<String, Value> {
+        &self.whole
     }
 
     /// Whether it was put together by makina-states' rules.

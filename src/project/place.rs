@@ -73,6 +73,12 @@ impl NodePlace {
         self.root.join("var/lib/mc_project")
     }
 
+    /// The environment of Salt that `setup --salt` makes.
+    #[must_use]
+    pub fn salt(&self) -> PathBuf {
+        self.receiver_home().join("salt")
+    }
+
     /// The keys that sshd lets in as the receiver.
     #[must_use]
     pub fn authorized_keys(&self) -> PathBuf {

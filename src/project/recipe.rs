@@ -25,6 +25,7 @@ mod demands;
 mod keys;
 pub mod notify;
 mod patterns;
+pub mod salt;
 pub mod service;
 mod step;
 pub mod units;
@@ -36,6 +37,7 @@ use notify::NotifyFile;
 pub use notify::{Notify, NotifyOn};
 use patterns::Glob;
 pub use patterns::Patterns;
+pub use salt::{SaltRun, SlsName};
 use service::ServicesFile;
 pub use service::{Service, ServiceName};
 use step::StepsFile;
@@ -146,6 +148,8 @@ pub struct Recipe {
     pub templates: Vec<Template>,
     /// Variables that are secrets of the pillar.
     pub secrets: BTreeMap<String, SecretName>,
+    /// Whether what states made in `run` is carried into the next version, as makina-states' working copies do.
+    pub keeps_made: bool,
 }
 
 impl Default for Recipe {
@@ -198,6 +202,7 @@ impl Recipe {
             config: Config::default(),
             templates: Vec::new(),
             secrets: BTreeMap::new(),
+            keeps_made: false,
         }
     }
 
@@ -310,6 +315,7 @@ impl RecipeFile {
             config: self.config.resolve(source)?,
             templates: config::templates(source, self.templates)?,
             secrets: self.secrets.0,
+            keeps_made: false,
         })
     }
 }

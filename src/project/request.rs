@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{DeploymentId, ObjectId, ProjectName, RefName};
 use super::mode::Mode;
+use super::recipe::SlsName;
 use super::stage::Stage;
 use crate::sys::error::{Context, Result};
 
@@ -60,6 +61,8 @@ pub struct Options {
     pub only: Vec<Stage>,
     /// `skip=a,b`: do not run the recipe's steps of these stages.
     pub skip: Vec<Stage>,
+    /// `only-steps=a,b`: of the states of Salt that are installed, run only these.
+    pub only_steps: Vec<SlsName>,
     /// `reason=`: told in history and mail.
     pub reason: Option<String>,
     /// `async`: do not wait for the end.

@@ -107,6 +107,29 @@ impl TreePath {
         if is_plain && is_single && !is_deep { Ok(Self(bytes.into())) } else { Self::new(&bytes) }
     }
 
+    /// Where it is below a directory; `None` if it is not in there.
+    #[must_use]
+    pub fn below(&self, ancestor: &Self) -> Option<Self> {
+        self.0.strip_prefix(&*ancestor.0)?.strip_prefix(b"/").map(|rest| Self(rest.into()))
+    }
+
+    /// What a link in the directory `from` (`None`: the top) leads to; `None` if that is absolute or not in the tree.
+    #[must_use]
+    pub fn resolve(from: Option<&Self>, target: &[u8]) -> Option<Self> {
+        if target.starts_with(b"/") {
+            return None;
+        }
+        let mut at: Vec<&[u8]> = from.map(|from| from.0.split(|b| *b == b'/').collect()).unwrap_or_default();
+        for part in target.split(|b| *b == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => drop(at.pop()?),
+                name => at.push(name),
+            }
+        }
+        Self::new(&at.join(&b'/')).ok()
+    }
+
     /// Whether this path is `ancestor` or lies below it.
     #[must_use]
     pub fn is_within(&self, ancestor: &Self) -> bool {

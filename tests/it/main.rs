@@ -62,6 +62,8 @@ mod proof;
 mod push;
 mod recipe;
 mod rollback;
+mod salt;
+mod salt_makina;
 mod secrets;
 mod service_commands;
 mod services;

@@ -8,6 +8,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::patterns::{Glob, Patterns};
+use super::salt::{self, SaltRun};
 use crate::project::limits::{Asked, Memory, StepLimits, User};
 use crate::project::mode::Mode;
 use crate::project::unit::{UnitAction, UnitName};
@@ -26,6 +27,8 @@ pub enum Command {
     Shell(String),
     /// A program and its arguments.
     Argv(Vec<String>),
+    /// States of Salt, from the commit's `.salt`.
+    Salt(SaltRun),
     /// Something done with a unit of the machine's service manager, which `node.yaml` must allow.
     Unit {
         /// What is done.
@@ -67,6 +70,7 @@ impl Command {
                 text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
             }
             Self::Argv(words) => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            Self::Salt(run) => run.words(),
             Self::Unit { action, unit } => format!("{} {unit}", action.word()),
         };
         let shown = visible(&line);
@@ -96,6 +100,23 @@ impl Step {
     #[must_use]
     pub fn title(&self) -> String {
         self.command.title()
+    }
+
+    /// The states that it runs, if it is such a step.
+    #[must_use]
+    pub fn salt(&self) -> Option<&SaltRun> {
+        match &self.command {
+            Command::Salt(run) => Some(run),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn salt_mut(&mut self) -> Option<&mut SaltRun> {
+        match &mut self.command {
+            Command::Salt(run) => Some(run),
+            _ => None,
+        }
     }
 
     /// Whether the step runs in this mode.
@@ -223,7 +244,8 @@ impl StepMap {
             (UnitAction::Stop, self.stop.take()),
         ];
         let units = units.into_iter().filter_map(|(action, unit)| Some(Command::Unit { action, unit: unit? }));
-        let mut all = self.run.take().map(|run| run.0).into_iter().chain(units);
+        let run = self.run.take().map(|run| states_or(run.0)).transpose()?;
+        let mut all = run.into_iter().chain(units);
         let hint = "a step has one of: run, restart, reload, start, stop";
         match (all.next(), all.next()) {
             (Some(command), None) => {
@@ -262,7 +284,8 @@ impl<'de> Visitor<'de> for StepVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<StepFile, E> {
-        CommandVisitor.visit_str(text).map(StepFile::of)
+        let command = CommandVisitor.visit_str(text)?;
+        states_or(command).map(StepFile::of).map_err(E::custom)
     }
 
     // `- true` and `- false` are the programs.
@@ -290,6 +313,16 @@ impl<'de> Visitor<'de> for StepVisitor {
             network: map.network.map_or(Network::On, NetworkWord::network),
             user: map.user.unwrap_or_default(),
         })
+    }
+}
+
+/// The command, or the states that its text names; the error is the message for its place.
+fn states_or(command: Command) -> Result<Command, String> {
+    let Command::Shell(text) = &command else { return Ok(command) };
+    match salt::parse(text) {
+        Ok(Some(run)) => Ok(Command::Salt(run)),
+        Ok(None) => Ok(command),
+        Err(error) => Err(message_of(&error)),
     }
 }
 

@@ -89,7 +89,7 @@ impl Step {
     pub fn unit(&self) -> Option<(UnitAction, &UnitName)> {
         match &self.command {
             Command::Unit { action, unit } => Some((*action, unit)),
-            Command::Shell(_) | Command::Argv(_) => None,
+            Command::Shell(_) | Command::Argv(_) | Command::Salt(_) => None,
         }
     }
 }

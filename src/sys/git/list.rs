@@ -102,6 +102,40 @@ impl Repo {
         Ok(walk.finish()?.put)
     }
 
+    /// As [`Repo::list`] for what is below one directory of a commit; nothing where there is no such directory.
+    ///
+    /// # Errors
+    /// As [`Repo::list`].
+    pub fn list_below(&self, commit: &ObjectId, path: &TreePath, limits: &TreeLimits) -> Result<Vec<GitEntry>> {
+        let Some((mode, id)) = self.entry_at(commit, path)? else { return Ok(Vec::new()) };
+        if !matches!(Mode::parse(&mode), Some(Mode::Tree)) {
+            return Ok(Vec::new());
+        }
+        if self.unfold(&id, 0, &mut HashMap::new()).files > limits.files {
+            return Err(refuse(path.as_bytes(), "holds too many files", SMALLER));
+        }
+        let mut walk = Walk::new(self, limits);
+        walk.tree((None, &id), Some(path))?;
+        Ok(walk.finish()?.put)
+    }
+
+    /// The names of the files directly in a directory of a commit; none where there is no such directory.
+    ///
+    /// # Errors
+    /// If the commit cannot be read.
+    pub fn names_at(&self, commit: &ObjectId, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let Some((mode, id)) = self.entry_at(commit, path)? else { return Ok(Vec::new()) };
+        if !matches!(Mode::parse(&mode), Some(Mode::Tree)) {
+            return Ok(Vec::new());
+        }
+        let raw = self.content(&id)?;
+        let entries = object::parse_tree(&raw, self.format())
+            .map_err(|problem| refuse(path.as_bytes(), &format!("is a directory that {problem}"), ""))?;
+        let is_file =
+            |mode: &[u8]| matches!(Mode::parse(mode), Some(Mode::Entry(kind)) if kind != EntryKind::Submodule);
+        Ok(entries.iter().filter(|entry| is_file(entry.mode)).map(|entry| entry.name.to_vec()).collect())
+    }
+
     /// How many files and directories a tree unfolds to; each distinct tree is read once, however often it is used.
     /// What cannot be read, or lies deeper than a path can be, counts nothing here: the walk tells what is wrong with it.
     pub fn unfold(&self, id: &ObjectId, depth: usize, known: &mut HashMap<ObjectId, Unfolded>) -> Unfolded {

@@ -11,6 +11,7 @@ pub mod postgres;
 mod python_server;
 mod relay;
 mod reliability;
+pub mod salt;
 pub mod server;
 pub mod service_app;
 mod smtpd;
