@@ -121,6 +121,10 @@ pub enum Command {
     Secret(secrets::SecretCommand),
     /// Print the directories of a project and what each is for
     Layout(NameArgs),
+    /// Link a project into the trees below srv/salt and srv/pillar again
+    Link(NameArgs),
+    /// Take those links away; they stay away
+    Unlink(NameArgs),
     /// List the projects of this node
     List(JsonArgs),
     /// Examine the node and its projects, and say what to do
@@ -228,6 +232,8 @@ impl Cli {
             Command::After(args) => serving::after(self, args),
             Command::Init(args) => making::init(self, args),
             Command::Destroy(args) => making::destroy(self, args),
+            Command::Link(args) => making::link(self, args),
+            Command::Unlink(args) => making::unlink(self, args),
             Command::Doctor(args) => doctor::doctor(self, args),
             Command::Layout(args) => making::layout(self, args),
             Command::List(args) => making::list(self, args),

@@ -22,6 +22,8 @@
 //!    `run`, each in a box ([`pipeline::boxes`]): as the project's account, in a view of its own ([`sys::step_exec`]), in a
 //!    control group with limits ([`sys::cgroup`]); or [`pipeline::fetch`] finds what another
 //!    node built ([`tree::deliverable`]), and brings it over ssh ([`pipeline::download`], [`entrance::handover`]).
+//!    A project of makina-states has states of Salt for steps ([`project::recipe::salt`], [`pipeline::salt`]), and what they make
+//!    in `run` becomes a part of its release ([`pipeline::made`]).
 //! 7. The spare becomes the new version, strictly and only where it differs ([`tree::sync`]), its old contents going into
 //!    the pool ([`tree::store`]); until now nothing that runs has changed.
 //! 8. [`pipeline::activate`] stops the services ([`pipeline::services`]; systemd or our own supervisor keeps them running,

@@ -9,6 +9,7 @@ use super::{Cli, JsonArgs};
 use crate::pipeline::boxes;
 use crate::pipeline::init::needed_repairs;
 use crate::pipeline::people::People;
+use crate::pipeline::salt;
 use crate::pipeline::setup::{self, Wish};
 use crate::pipeline::site::{Node, Site};
 use crate::pipeline::verify::verify;
@@ -90,6 +91,14 @@ pub fn doctor(cli: &Cli, args: &JsonArgs) -> Result<u8> {
     Ok(if findings.iter().all(|finding| finding.good) { 0 } else { ExitCode::Failed as u8 })
 }
 
+/// That what serves cannot be deployed again, where states of Salt do it and Salt is missing.
+fn salt_finding(site: &Site) -> Option<Finding> {
+    let live = running(site).ok().flatten()?;
+    live.version.recipe.all_salt_runs().next()?;
+    let error = salt::program(site).err()?;
+    Some(Finding::bad(site.place.name().to_string(), error.one_line()).hint(error.hint_text().map(str::to_string)))
+}
+
 fn git_finding() -> Finding {
     let about = "git".to_string();
     match program_version() {
@@ -164,6 +173,7 @@ fn project_findings(site: &Site) -> Result<Vec<Finding>> {
     findings.extend(space_findings(site)?);
     findings.extend(service_findings(site)?);
     findings.extend(mail_findings(site)?);
+    findings.extend(salt_finding(site));
     if site.config.trust_root {
         findings.push(
             Finding::warning(name.clone(), "!! trust: root: whoever may push to it IS ROOT on this machine")

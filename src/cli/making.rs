@@ -1,8 +1,11 @@
 //! Commands that make, examine and remove projects.
 
+use std::path::PathBuf;
+
 use super::screen;
 use super::{Cli, DestroyArgs, Format, InitArgs, JsonArgs, NameArgs, With};
 use crate::pipeline::init as making;
+use crate::pipeline::links;
 use crate::pipeline::parking::{self, layout_mode};
 use crate::pipeline::recover::finish_interrupted;
 use crate::pipeline::site::Rights;
@@ -130,13 +133,42 @@ fn removal_words(clones: &[String], with_data: bool) -> String {
     }
 }
 
+/// `link`.
+///
+/// # Errors
+/// If something is in the way.
+pub fn link(cli: &Cli, args: &NameArgs) -> Result<u8> {
+    told(args, &links::link(&cli.site(&args.name)?)?, "linked")
+}
+
+/// `unlink`.
+///
+/// # Errors
+/// If something else stands there.
+pub fn unlink(cli: &Cli, args: &NameArgs) -> Result<u8> {
+    told(args, &links::unlink(&cli.site(&args.name)?)?, "unlinked")
+}
+
+fn told(args: &NameArgs, paths: &[PathBuf], word: &str) -> Result<u8> {
+    if args.json {
+        screen::json(&paths)?;
+    } else if paths.is_empty() {
+        screen::line("nothing to do");
+    } else {
+        for path in paths {
+            screen::line(format!("{word}: {}", path.display()));
+        }
+    }
+    Ok(0)
+}
+
 /// `layout`.
 ///
 /// # Errors
 /// If there is no such project.
 pub fn layout(cli: &Cli, args: &NameArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
-    let layout = crate::project::layout::layout(layout_mode(&site)?, site.place.name())?;
+    let layout = links::expected(&site.place, layout_mode(&site)?)?;
     let mut items = Vec::new();
     for entry in &layout.entries {
         let path = site.place.node().root().join(entry.spot.below_root(&site.place)?);

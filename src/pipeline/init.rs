@@ -7,9 +7,8 @@ use super::proof::Proof;
 use super::recover::finish_interrupted;
 use super::site::{HOOKS_IDENTITY, Identity, Node, Rights, Site, read_identity};
 use super::worker::new_id;
-use super::{binding, parking, rights};
+use super::{binding, links, parking, rights};
 use crate::project::ids::{ProjectName, RefName};
-use crate::project::layout::layout;
 use crate::project::mode::{Environment, Mode};
 use crate::project::node::Answer;
 use crate::project::place::Place;
@@ -64,7 +63,7 @@ pub fn init(
     if recorded.is_some() && config.mode != Mode::Editable {
         changes.extend(leave_editable(node, name)?);
     }
-    let layout = layout(config.mode, name)?;
+    let layout = links::expected(&place, config.mode)?;
     let owners = Rights::of(node, name, config.user.as_deref())?.owners();
     Proof::forget(&place)?;
     let built = trees::build(&place, &layout, owners.as_ref())?;
@@ -216,7 +215,8 @@ fn hooks(node: &Node, repository: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// If the layout cannot be examined.
 pub fn needed_repairs(site: &Site) -> Result<Vec<String>> {
-    let (layout, program) = (layout(parking::layout_mode(site)?, site.place.name())?, site.node.program()?);
+    let layout = links::expected(&site.place, parking::layout_mode(site)?)?;
+    let program = site.node.program()?;
     let mut repairs: Vec<String> =
         trees::check(&site.place, &layout, site.owners().as_ref())?.iter().map(ToString::to_string).collect();
     if parking::read(site)?.is_some() {

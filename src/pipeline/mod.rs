@@ -23,6 +23,7 @@ pub mod environment;
 pub mod fetch;
 pub mod halt;
 pub mod init;
+pub mod links;
 pub mod listing;
 pub mod made;
 pub mod outbox;

@@ -15,12 +15,12 @@ use super::activate::{kept_ref, live_of};
 use super::binding::{self, Shown};
 use super::draft::{Deployed, Version};
 use super::halt::Halt;
+use super::links;
 use super::proof::Proof;
 use super::services::{self, How, Staying};
 use super::site::Site;
 use super::steps::{At, Place, run_one};
 use crate::project::ids::{DeploymentId, ObjectId};
-use crate::project::layout::layout;
 use crate::project::mode::Mode;
 use crate::project::outcome::Serving;
 use crate::project::request::Options;
@@ -135,7 +135,7 @@ pub fn layout_mode(site: &Site) -> Result<Mode> {
 /// If something is in the way.
 pub fn ensure_layout(site: &Site, mode: Mode) -> Result<()> {
     Proof::forget(&site.place)?;
-    trees::build(&site.place, &layout(mode, site.place.name())?, site.owners().as_ref()).map(|_| ())
+    trees::build(&site.place, &links::expected(&site.place, mode)?, site.owners().as_ref()).map(|_| ())
 }
 
 /// The directories between which everything is moved. All of them, and what is above them, are the node's own.

@@ -33,6 +33,7 @@ pub fn remove_temporary_files(site: &Site) -> Result<()> {
             }
         }
     }
+    super::salt::sweep(site)?;
     SecretStore::of_project(site).remove_temporary_files()?;
     let releases = place.releases();
     for name in fs::names(&releases)? {

@@ -339,7 +339,7 @@ impl Check<'_> {
                 self.problem("litter", format!("archives/{name}"));
             }
         }
-        let allowed = ["tree", "home", "config", "modules", "checkout", "tmp", "service-tmp", "dumps"];
+        let allowed = ["tree", "home", "config", "salt", "modules", "checkout", "tmp", "service-tmp", "dumps"];
         for name in fs::names(&place.build())? {
             if !allowed.contains(&name.as_str()) {
                 self.problem("litter", format!("build/{name}"));
@@ -365,7 +365,7 @@ impl Check<'_> {
                 self.problem("litter", format!("state/waiting/{name} was left by a worker that died"));
             }
         }
-        let expected = crate::project::layout::layout(parking::layout_mode(self.site)?, place.name())?;
+        let expected = super::links::expected(&place, parking::layout_mode(self.site)?)?;
         for change in crate::tree::layout::check(&place, &expected, self.site.owners().as_ref())? {
             self.problem("litter", format!("the layout needs repair: {change}"));
         }

@@ -97,6 +97,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it is a link outside of the project's directory.
+    #[must_use]
+    pub fn is_link_outside(&self) -> bool {
+        matches!((&self.spot, &self.what), (Spot::Node(_), What::Link { .. }))
+    }
+
     /// The text of the link that this entry is, `None` for a directory.
     ///
     /// # Errors

@@ -222,6 +222,8 @@ impl Place {
         services => "state/services";
         /// The deploy branch, once one is chosen.
         branch => "state/branch";
+        /// There where somebody took the links below `srv/salt` and `srv/pillar` away.
+        unlinked => "state/unlinked";
         /// Orders of workers that run as units, one file each until the worker is gone.
         requests => "state/requests";
         /// Name, root and environment: how a hook finds its node.

@@ -49,6 +49,7 @@ mod machine_hostile;
 mod machine_isolation;
 mod machine_mail;
 mod machine_reboot;
+mod machine_salt;
 mod machine_secrets;
 mod machine_services;
 mod machine_setup;

@@ -320,8 +320,49 @@ fn without_salt_nothing_begins_and_the_way_to_it_is_named() {
         assert_has(&push.stderr, "this project is deployed by Salt, and there is no salt-call on this node");
         assert_has(&push.stderr, &format!("mc_project --root {root} setup --salt"));
     }
+    world.mc(&["doctor"]).ok();
     world.mc(&["setup", "--salt", "--plan"]).ok().says("would install Salt 3");
     assert!(!world.root().join("var/lib/mc_project").exists());
+}
+
+#[test]
+fn a_developers_machine_runs_the_states_in_the_clone() {
+    let world = world();
+    world.mc(&["init", "shop", "--environment", "dev"]).ok();
+    let work = world.clone_of("shop");
+    work.commit("one", &FILES);
+    work.push(&["main"]).ok().tells("6 states");
+    assert_eq!(world.run_text("shop", "page.html"), "hello from shop / of the sample / dev\n");
+    assert_eq!(world.run_text("shop", "venv/bin/app"), "made by shop\n");
+    work.commit("two", &[(".salt/files/page.html", "two\n")]);
+    work.push(&["main"]).ok();
+    assert_eq!(world.run_text("shop", "page.html"), "two\n");
+}
+
+#[test]
+fn the_links_of_a_project_can_be_taken_away_and_stay_away() {
+    let world = World::with_shop();
+    let links =
+        ["srv/salt/makina-projects/shop", "srv/pillar/makina-projects/shop"].map(|path| world.root().join(path));
+    let there = || links.clone().map(|link| link.symlink_metadata().is_ok());
+    assert_eq!(there(), [true, true]);
+    let told = world.mc(&["unlink", "shop"]).ok().stdout;
+    assert!(links.iter().all(|link| told.contains(&format!("unlinked: {}", link.display()))), "{told}");
+    world.mc(&["unlink", "shop"]).ok().says("nothing to do");
+    world.mc(&["init", "shop"]).ok();
+    world.mc(&["doctor"]).ok().says("shop: everything fits together");
+    assert_eq!(there(), [false, false]);
+    world.mc(&["link", "shop"]).ok();
+    assert_eq!(
+        (there(), links[1].read_link().unwrap().to_str().unwrap()),
+        ([true, true], "../../projects/shop/pillar")
+    );
+
+    // What is not ours is left alone.
+    std::fs::remove_file(&links[0]).unwrap();
+    std::os::unix::fs::symlink("/elsewhere", &links[0]).unwrap();
+    world.mc(&["unlink", "shop"]).code(1).says("is no link of this project");
+    assert_eq!(there(), [true, true]);
 }
 
 #[test]

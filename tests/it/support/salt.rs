@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::World;
+use super::server::Server;
+use super::{Finished, World};
 
 /// The environment of Salt.
 pub fn environment() -> PathBuf {
@@ -16,4 +17,20 @@ pub fn world() -> World {
     let world = World::with_config(&format!("salt: {}\n", environment().join("bin/salt-call").display()));
     world.mc(&["init", "shop"]).ok();
     world
+}
+
+/// Puts the same environment into a machine, where `setup --salt` would make it.
+pub fn bring(server: &Server) {
+    let from = environment();
+    let version = from.file_name().unwrap().to_str().unwrap().to_string();
+    let place = server.machine().root().join("var/lib/mc_project");
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-a", "--reflink=auto"]).arg(&from).arg(&place);
+    Finished::of(copy).ok();
+    let call = format!("/var/lib/mc_project/{version}/bin/salt-call");
+    let python = format!("/var/lib/mc_project/{version}/bin/python3");
+    server
+        .machine()
+        .run(&format!("ln -s {version} /var/lib/mc_project/salt && sed -i '1s:.*:#!{python}:' {call}"))
+        .ok();
 }
