@@ -29,6 +29,11 @@ fn assert_step(step: &Step) {
         Command::Shell(text) => vec![text],
         Command::Argv(words) => words.iter().collect(),
         Command::Unit { .. } => Vec::new(),
+        Command::Salt(run) => {
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+            assert!(run.all().all(|name| !name.as_str().is_empty() && name.as_str().bytes().all(is_plain)));
+            Vec::new()
+        }
     };
     let values = step.env.iter().flat_map(|(name, value)| [name, value]);
     assert!(words.into_iter().chain(values).all(|text| !text.contains('\0')), "no NUL reaches execve");
