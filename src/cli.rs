@@ -16,6 +16,7 @@ use crate::pipeline::site::{Node, Site};
 use crate::project::ids::ProjectName;
 use crate::report::event::Record;
 use crate::report::terminal::{self, Style};
+use crate::service::sockets::{holder, take};
 use crate::sys::error::{Error, ExitCode, Result};
 
 pub mod access;
@@ -282,6 +283,12 @@ pub fn entry() -> u8 {
     crate::sys::step_exec::forbid_core_dumps();
     if args.get(1).is_some_and(|word| word == crate::sys::step_exec::SUBCOMMAND) {
         return crate::sys::step_exec::main();
+    }
+    if args.get(1).is_some_and(|word| word == take::SUBCOMMAND) {
+        return take::main(&args[2..]);
+    }
+    if args.get(1).is_some_and(|word| word == holder::SUBCOMMAND) {
+        return holder::main(&args[2..]);
     }
     if args.get(1).is_some_and(|word| word == crate::pipeline::configuration::SCHEMA_CHECK) {
         return ended(std::panic::catch_unwind(crate::pipeline::configuration::schema_check));

@@ -52,7 +52,8 @@
 //! - [`pipeline`]: [`deploy`](pipeline::deploy) first. The only place that puts two acts in a row.
 //! - [`tree`]: manifests, the two trees, the switch, the pool, snapshots, deliverables.
 //! - [`report`]: one stream of events; journal, lines, mail, notes and history are its readers.
-//! - [`service`]: what keeps services running (systemd, or a supervisor of our own), and the door to systemd for steps about
+//! - [`service`]: what keeps services running (systemd, or a supervisor of our own), what holds their sockets meanwhile
+//!   ([`service::sockets`], [`pipeline::held`]), and the door to systemd for steps about
 //!   units.
 //! - [`entrance`]: how work comes in: git's hooks, the forced command of a key, root's side of the socket; and the
 //!   developer's side of all that. They hold no lock

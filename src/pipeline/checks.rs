@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::activate::in_run;
 use super::draft::{Deployed, Draft};
 use super::halt::{Halt, Step};
+use super::held;
 use super::services::{backend, order};
 use super::site::Site;
 use super::steps::{Watcher, argv_of, steps_words};
@@ -152,14 +153,15 @@ fn questions(site: &Site, of: &Deployed) -> Result<Vec<Question>> {
     let mut all = Vec::new();
     for service in of.version.recipe.services.iter().filter(|service| service.applies(of.version.mode)) {
         let Some(check) = &service.check else { continue };
-        let count = if check.port.is_some() { 1 } else { service.count };
+        let is_shared = check.port.is_some() || (service.port.is_none() && held::local_port(service).is_some());
+        let count = if is_shared { 1 } else { service.count };
         for number in 1..=count {
             let (mut order, own_port) = order(site, of, service, number)?;
             if let Probe::Run(command) = &check.probe {
                 order.argv = argv_of(command);
             }
             let instance = Instance { service: service.name.clone(), number };
-            let port = check.port.or(own_port).unwrap_or_default();
+            let port = check.port.or(own_port).or_else(|| held::local_port(service)).unwrap_or_default();
             all.push(Question { instance, check: check.clone(), port, order });
         }
     }

@@ -22,6 +22,7 @@ pub mod enlarge;
 pub mod environment;
 pub mod fetch;
 pub mod halt;
+pub mod held;
 pub mod init;
 pub mod links;
 pub mod listing;

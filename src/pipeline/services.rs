@@ -12,6 +12,7 @@ use super::boxes;
 use super::draft::{Deployed, Draft, Version};
 use super::environment::environment;
 use super::halt::{Halt, Step};
+use super::held;
 use super::prepare::make_shared;
 use super::site::{Rights, Site};
 use super::steps::{Watcher, argv_of, steps_words};
@@ -86,7 +87,8 @@ pub fn has_some(version: &Version) -> bool {
 pub fn definitions(site: &Site, of: &Deployed) -> Result<Vec<Definition>> {
     let services = of.version.recipe.services.iter().filter(|service| service.applies(of.version.mode));
     let instances = services.flat_map(|service| (1..=service.count).map(move |number| (service, number)));
-    instances.map(|(service, number)| definition(site, of, service, number)).collect()
+    let own = instances.map(|(service, number)| definition(site, of, service, number));
+    held::definition(site, of).transpose().into_iter().chain(own).collect()
 }
 
 fn definition(site: &Site, of: &Deployed, service: &Service, number: u32) -> Result<Definition> {
@@ -120,7 +122,14 @@ pub fn order(site: &Site, of: &Deployed, service: &Service, number: u32) -> Resu
     env.extend(port.map(|port| ("PORT".to_string(), port.to_string())));
     let mut order = StepOrder::new(argv_of(&service.command), env.into_iter().collect(), directory(site, service));
     boxes::close_service(site, service, service.limits.within(site.config.services), &mut order);
+    held::wrap(site, service, &mut order)?;
     Ok((order, port))
+}
+
+/// The ports of all instances of a service.
+fn ports(site: &Site, of: &Deployed, service: &Service) -> Result<Vec<u16>> {
+    let each = (1..=service.count).map(|number| order(site, of, service, number).map(|(_, port)| port));
+    Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 fn directory(site: &Site, service: &Service) -> PathBuf {
@@ -177,6 +186,7 @@ pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: Ho
     let known = backend.look()?;
     if let Some(of) = of.filter(|_| !wanted.is_empty()) {
         make_directories(site, &of.version)?;
+        held::prepare(site, of, |service| ports(site, of, service))?;
     } else {
         if !known.is_empty() {
             // Nothing is started, so nothing can fail to come up.
@@ -201,6 +211,9 @@ pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: Ho
     if let (Err(failure), Some(status)) = (started?, status) {
         let hint = format!("mc_project logs NAME --service {}", failure.instance.service);
         return Err(Halt::failed(status).tail(telling.tail()).hint(hint));
+    }
+    if let Some(of) = of {
+        held::check(site, of)?;
     }
     fault::point("services.started")?;
     Ok(instances.len())
@@ -323,6 +336,7 @@ impl Draft<'_> {
     /// What could not be stopped.
     pub fn stop_stage(&mut self, version: Option<&Version>, left: &Staying) -> Step {
         let steps = version.map(|version| self.steps_of(version, Stage::Stop)).unwrap_or_default();
+        let left = &with_holder(self.site, left)?;
         let has_services =
             backend(self.site).look()?.into_iter().any(|look| !left.contains(&(look.instance, look.digest)));
         if !has_services && steps.is_empty() {
@@ -330,8 +344,11 @@ impl Draft<'_> {
         }
         self.stage(Stage::Stop, |draft| {
             draft.telling.secure()?;
+            // From here to the end of the old ones connections wait with the holder, and then for the port of the new ones.
+            let paused = held::pause(draft.site);
             let beats = draft.switching.is_some();
             let count = stop(draft.site, draft.telling, left, beats)?;
+            drop(paused);
             if let Some(version) = version {
                 let place = in_run(draft.site, version, draft.id(), None);
                 draft.run_steps(version, Stage::Stop, &steps, &place)?;
@@ -394,6 +411,12 @@ impl Draft<'_> {
         }
         Ok(left)
     }
+}
+
+/// Those that are left, and what holds the sockets: it goes with the version that has none any more.
+fn with_holder(site: &Site, left: &Staying) -> Result<Staying> {
+    let holders = backend(site).look()?.into_iter().filter(|look| held::is_holder(&look.instance));
+    Ok(left.iter().cloned().chain(holders.map(|look| (look.instance, look.digest))).collect())
 }
 
 /// Whether a process belongs to an instance, by the environment that every one of them has.

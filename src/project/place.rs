@@ -166,6 +166,8 @@ impl Place {
         build_tree => "build/tree";
         /// The home directory of steps: download caches of build tools.
         build_home => "build/home";
+        /// Where the sockets of services are held.
+        sockets => "build/sockets";
         /// The temporary files of builds, on a whole-machine node.
         build_tmp => "build/tmp";
         /// Those of all other steps and of what they leave running.

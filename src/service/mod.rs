@@ -7,5 +7,6 @@ pub mod definition;
 pub mod journal;
 pub mod logs;
 pub mod probe;
+pub mod sockets;
 pub mod supervisor;
 pub mod systemd;

@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::error::{Context, Error, Result};
 
 pub mod notify;
+pub mod pass;
 
 /// A path to an entry of a directory that is short however long the directory's own is: the address of a unix socket has
 /// at most 107 bytes. It holds as long as the directory is held.
@@ -276,6 +277,12 @@ impl Listener {
         nix::unistd::chown(path, None, Some(nix::unistd::Gid::from_raw(group))).context(doing)?;
         super::fs::set_mode(path, 0o660)?;
         Ok(Self(listener))
+    }
+
+    /// The socket itself, for a runtime that watches it.
+    #[must_use]
+    pub fn into_std(self) -> UnixListener {
+        self.0
     }
 
     /// To be polled together with other things: readable when somebody connects.

@@ -286,7 +286,8 @@ fn blocks(heading: &str, language: &str) -> Vec<String> {
 fn the_files_that_the_readme_shows_are_valid() {
     let first = blocks("Your first deployment", "yaml");
     let (recipe, node) = (blocks("The recipe", "yaml"), blocks("The node", "yaml"));
-    assert_eq!((first.len(), recipe.len(), node.len()), (2, 1, 1));
+    assert_eq!((first.len(), recipe.len(), node.len()), (2, 2, 1));
+    assert_eq!(Recipe::parse("README", recipe[1].as_bytes()).unwrap().services.len(), 2);
     let told = Recipe::parse("README", recipe[0].as_bytes()).unwrap();
     assert_eq!(told.tasks.len(), 1);
     for text in &first {

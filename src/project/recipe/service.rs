@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
+pub mod listen;
+
 use super::Command;
 use super::check::{Check, CheckFile, Probe};
 use super::patterns::{Glob, Patterns};
@@ -25,6 +27,7 @@ use crate::sys::error::{Error, Result};
 use crate::sys::escape::visible_bounded;
 use crate::sys::path::TreePath;
 use crate::sys::step_exec::Network;
+use listen::{Listen, ListenFile};
 
 mod list;
 
@@ -181,6 +184,8 @@ pub struct Service {
     pub count: u32,
     /// The port of its first instance, told as `PORT`; each further instance has the next one.
     pub port: Option<Port>,
+    /// The sockets that are held for it: it is given them, or, where it has a port, connections are passed on to that.
+    pub listen: Vec<Listen>,
     /// When it counts as up.
     pub kind: Kind,
     /// When it is started again.
@@ -212,15 +217,25 @@ impl Service {
         self.modes.as_ref().is_none_or(|modes| modes.contains(&mode))
     }
 
-    /// Whether both run in some mode and want the same port, as far as the recipe tells their ports.
-    fn clashes_with(&self, other: &Self) -> bool {
-        let is_together = match (&self.modes, &other.modes) {
+    /// Where both listen in some mode.
+    #[must_use]
+    pub fn listens_where(&self, other: &Self) -> Option<&Listen> {
+        let mine = self.listen.iter().find(|mine| other.listen.iter().any(|theirs| mine.clashes_with(theirs)));
+        mine.filter(|_| self.is_together_with(other))
+    }
+
+    fn is_together_with(&self, other: &Self) -> bool {
+        match (&self.modes, &other.modes) {
             (Some(mine), Some(others)) => mine.iter().any(|mode| others.contains(mode)),
             _ => true,
-        };
+        }
+    }
+
+    /// Whether both run in some mode and want the same port, as far as the recipe tells their ports.
+    fn clashes_with(&self, other: &Self) -> bool {
         let (Some(Port::Number(one)), Some(Port::Number(two))) = (&self.port, &other.port) else { return false };
         let (one, two) = (u32::from(*one), u32::from(*two));
-        is_together && one < two + other.count && two < one + self.count
+        self.is_together_with(other) && one < two + other.count && two < one + self.count
     }
 
     /// The port of an instance, from 1, where the environment that all instances share is this one.
@@ -274,8 +289,7 @@ struct ServiceFile {
     #[serde(default)]
     watch: Vec<Glob>,
     check: Option<CheckFile>,
-    /// Held sockets: refused with a word of their own, so that nobody believes them to be held.
-    listen: Option<serde::de::IgnoredAny>,
+    listen: Option<ListenFile>,
 }
 
 impl ServiceFile {
@@ -290,11 +304,9 @@ impl ServiceFile {
 
     fn resolve(self, name: ServiceName) -> Result<Service, String> {
         let limits = self.limits();
-        if self.listen.is_some() {
-            return Err(with_hint(
-                "sockets are not held across deployments in this version",
-                "let the program bind its port itself: `port: 8000` tells it as PORT",
-            ));
+        let listen = self.listen.map(|listen| listen.0).unwrap_or_default();
+        if self.kind == Kind::Oneshot && !listen.is_empty() {
+            return Err("a oneshot service takes no `listen`: it does its work and ends".to_string());
         }
         let count = self.count.map_or(1, |count| count.0);
         let port = self.port;
@@ -321,12 +333,21 @@ impl ServiceFile {
             ));
         }
         let watch: Vec<String> = self.watch.into_iter().map(|glob| glob.0).collect();
-        let check = self.check.map(|check| check.resolve(port.is_some())).transpose()?;
+        let check = self
+            .check
+            .map(|check| check.resolve(port.is_some() || listen.iter().any(|one| one.local_port().is_some())))
+            .transpose()?;
         let network = self.network.map_or(Network::On, NetworkWord::network);
         if network == Network::Off && check.as_ref().is_some_and(|check| !matches!(check.probe, Probe::Run(_))) {
             return Err(with_hint(
                 "a service with `network: off` cannot be asked over the network",
                 "check: {run: a program that asks it another way}",
+            ));
+        }
+        if network == Network::Off && port.is_some() && !listen.is_empty() {
+            return Err(with_hint(
+                "connections cannot be passed on to a service with `network: off`",
+                "without `port:` it is given the socket itself",
             ));
         }
         if self.kind == Kind::Oneshot && check.is_some() {
@@ -339,6 +360,7 @@ impl ServiceFile {
             env: self.env.unwrap_or_default().0,
             count,
             port,
+            listen,
             kind: self.kind,
             restart,
             stop_signal: self.stop_signal,

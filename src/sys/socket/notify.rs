@@ -86,6 +86,19 @@ impl NotifySocket {
     }
 }
 
+/// Says that this process is up, where somebody wants to know (`NOTIFY_SOCKET`, sd_notify(3)).
+pub fn say_ready() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Ok(address) = std::env::var("NOTIFY_SOCKET") else { return };
+    let to = match address.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name.as_bytes()),
+        None => SocketAddr::from_pathname(&address),
+    };
+    // Nobody is told where nobody listens.
+    let _ = to.and_then(|to| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &to));
+}
+
 fn parse(text: &str) -> Notice {
     let mut notice = Notice::default();
     for line in text.lines() {

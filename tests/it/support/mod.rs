@@ -5,6 +5,7 @@ mod broken_smtpd;
 mod finished;
 mod home;
 mod letter;
+pub mod load;
 mod machine;
 mod ports;
 pub mod postgres;

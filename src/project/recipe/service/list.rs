@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::listen::HOLDER;
 use super::{Service, ServiceFile, ServiceName};
 use crate::project::limits::Asked;
 use crate::project::yaml::with_hint;
@@ -31,7 +32,15 @@ impl ServicesFile {
         let mut all: Vec<Service> = Vec::new();
         for (name, file) in self.0 {
             let shown = name.to_string();
+            if shown == HOLDER {
+                return Err((shown, format!("`{HOLDER}` is what holds the sockets of services: choose another name")));
+            }
             let service = file.resolve(name).map_err(|message| (shown.clone(), message))?;
+            let clash = |other: &&Service| other.listens_where(&service).is_some();
+            if let Some(other) = all.iter().find(clash) {
+                let message = format!("it listens where the service {} does", other.name);
+                return Err((shown, with_hint(&message, "each address belongs to one service")));
+            }
             if let Some(other) = all.iter().find(|other| other.clashes_with(&service)) {
                 let hint = "each instance takes one port, counted from the first on: choose others";
                 return Err((

@@ -1,0 +1,235 @@
+//! The holder: one process that holds the sockets of a project, and does nothing else.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{AbortHandle, LocalSet};
+use tokio::time::{sleep, timeout};
+
+use super::forward::{Front, Gate, Ports};
+use super::{Ask, Held, LINE, PATIENCE, SOCKET, Wanted};
+use crate::project::recipe::ServiceName;
+use crate::project::recipe::service::listen::Listen;
+use crate::sys::dir::Dir;
+use crate::sys::error::{Context, Error, ExitCode, Result};
+use crate::sys::socket::pass::{listen_tcp, listen_unix, send_descriptors};
+use crate::sys::socket::{Listener, notify, short_path};
+use crate::sys::{fs, process};
+
+/// The name of the hidden subcommand.
+pub const SUBCOMMAND: &str = "hold-sockets";
+/// How often what is wanted is looked at without a question.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The words that start the holder.
+#[must_use]
+pub fn command(program: &Path, dir: &Path) -> Vec<OsString> {
+    vec![program.into(), SUBCOMMAND.into(), dir.into()]
+}
+
+/// The body of the hidden subcommand.
+#[must_use]
+pub fn main(args: &[OsString]) -> u8 {
+    let held = match args {
+        [dir] => hold(&PathBuf::from(dir)),
+        _ => Err(Error::usage(format!("{SUBCOMMAND} takes a directory"))),
+    };
+    match held {
+        Ok(()) => ExitCode::Done as u8,
+        Err(error) => {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "mc_project: {}", error.one_line());
+            ExitCode::Failed as u8
+        }
+    }
+}
+
+fn hold(path: &Path) -> Result<()> {
+    process::name_self("mc_sockets")?;
+    let dir = Dir::open_real(path)?;
+    let listener = Listener::bind(&short_path(&dir, SOCKET), rustix::process::getegid().as_raw())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context(|| "cannot start the runtime".to_string())?;
+    LocalSet::new().block_on(&runtime, async {
+        let doing = || "cannot watch a socket".to_string();
+        let listener = listener.into_std();
+        listener.set_nonblocking(true).context(doing)?;
+        let asked = UnixListener::from_std(listener).context(doing)?;
+        let holding = Rc::new(Holding::new(path));
+        // What cannot be held is told to whoever asks for it.
+        holding.converge();
+        notify::say_ready();
+        tokio::task::spawn_local(Rc::clone(&holding).look_again());
+        let mut ends = signal(SignalKind::terminate()).context(doing)?;
+        loop {
+            tokio::select! {
+                _ = ends.recv() => {
+                    holding.sockets.borrow_mut().clear();
+                    return Ok(());
+                }
+                connected = asked.accept() => match connected {
+                    Ok((stream, _)) => drop(tokio::task::spawn_local(answer(stream, Rc::clone(&holding)))),
+                    Err(_) => sleep(LOOK).await,
+                },
+            }
+        }
+    })
+}
+
+/// One socket.
+struct Socket {
+    held: Held,
+    /// Ours, for those who take it.
+    descriptor: OwnedFd,
+    /// Passes connections on, to these ports.
+    front: Option<(AbortHandle, Rc<Ports>)>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some((task, _)) = &self.front {
+            task.abort();
+        }
+        if let Some(path) = &self.held.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// What is held now.
+struct Holding {
+    dir: PathBuf,
+    sockets: RefCell<BTreeMap<String, Socket>>,
+    /// What cannot be held, and why.
+    troubles: RefCell<BTreeMap<String, (ServiceName, String)>>,
+    gate: Rc<Gate>,
+}
+
+impl Holding {
+    fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), sockets: RefCell::default(), troubles: RefCell::default(), gate: Rc::default() }
+    }
+
+    async fn look_again(self: Rc<Self>) {
+        loop {
+            sleep(LOOK).await;
+            self.converge();
+        }
+    }
+
+    /// Holds exactly what is wanted, as far as it can be had.
+    fn converge(&self) {
+        // What cannot be read changes nothing.
+        let Ok(wanted) = Wanted::read(&self.dir) else { return };
+        let mut sockets = self.sockets.borrow_mut();
+        let mut troubles = BTreeMap::new();
+        let is_wanted = |key: &str, socket: &Socket| {
+            let mut same = wanted.sockets.iter().filter(|held| held.listen == key);
+            same.any(|held| held.ports.is_empty() == socket.front.is_none() && held.path == socket.held.path)
+        };
+        sockets.retain(|key, socket| is_wanted(key, socket));
+        for held in &wanted.sockets {
+            if let Some(socket) = sockets.get_mut(&held.listen) {
+                if let Some((_, ports)) = &socket.front {
+                    ports.set(&held.ports);
+                }
+                socket.held = held.clone();
+                continue;
+            }
+            match self.begin(held) {
+                Ok(socket) => drop(sockets.insert(held.listen.clone(), socket)),
+                Err(error) => {
+                    troubles.insert(held.listen.clone(), (held.service.clone(), error.one_line()));
+                }
+            }
+        }
+        *self.troubles.borrow_mut() = troubles;
+    }
+
+    fn begin(&self, held: &Held) -> Result<Socket> {
+        let address = held.address()?;
+        let descriptor = match (&address, &held.path) {
+            (Listen::Tcp(address), _) => listen_tcp(*address)?,
+            (Listen::Unix(_), Some(path)) => listen_unix(path)?,
+            (Listen::Unix(_), None) => return Err(Error::bug("a unix socket without a path")),
+        };
+        let mut front = None;
+        if !held.ports.is_empty() {
+            let copy = descriptor.try_clone().context(|| "cannot watch a socket".to_string())?;
+            let ports = Rc::new(Ports::default());
+            ports.set(&held.ports);
+            let serving = Front::new(copy, held.path.is_some())?.serve(Rc::clone(&ports), Rc::clone(&self.gate));
+            front = Some((tokio::task::spawn_local(serving).abort_handle(), ports));
+        }
+        Ok(Socket { held: held.clone(), descriptor, front })
+    }
+
+    /// Why something of a service, or of any, cannot be held.
+    fn trouble(&self, service: Option<&ServiceName>) -> Option<String> {
+        let troubles = self.troubles.borrow();
+        troubles.values().find(|(of, _)| service.is_none_or(|service| service == of)).map(|(_, why)| why.clone())
+    }
+}
+
+async fn answer(stream: UnixStream, holding: Rc<Holding>) {
+    let mut reader = BufReader::new(stream).take(LINE as u64);
+    let mut line = String::new();
+    let read = timeout(PATIENCE, reader.read_line(&mut line)).await;
+    let stream = reader.into_inner().into_inner();
+    let Ok(Ok(_)) = read else { return };
+    let Ok(ask) = serde_json::from_str::<Ask>(&line) else {
+        let _ = send_descriptors(stream.as_fd(), b"!it is not understood", &[]);
+        return;
+    };
+    holding.converge();
+    match ask {
+        Ask::Take(service) => hand_over(&stream, &holding, &service),
+        Ask::Check => say(&stream, holding.trouble(None)),
+        Ask::Pause(ms) => pause(stream, &holding, Duration::from_millis(ms)).await,
+    }
+}
+
+fn say(stream: &UnixStream, trouble: Option<String>) {
+    let text = trouble.map_or_else(|| "+".to_string(), |why| format!("!{why}"));
+    let _ = send_descriptors(stream.as_fd(), text.as_bytes(), &[]);
+}
+
+fn hand_over(stream: &UnixStream, holding: &Holding, service: &ServiceName) {
+    if let Some(why) = holding.trouble(Some(service)) {
+        return say(stream, Some(why));
+    }
+    let sockets = holding.sockets.borrow();
+    // In the order of the recipe, which is that of the file.
+    let Ok(wanted) = Wanted::read(&holding.dir) else { return };
+    let of_service = wanted.sockets.iter().filter(|held| held.service == *service && held.ports.is_empty());
+    let found: Vec<BorrowedFd<'_>> =
+        of_service.filter_map(|held| sockets.get(&held.listen)).map(|socket| socket.descriptor.as_fd()).collect();
+    if found.is_empty() {
+        return say(stream, Some(format!("no socket is held for {service}")));
+    }
+    let _ = send_descriptors(stream.as_fd(), b"+", &found);
+}
+
+/// Keeps the gate closed until the other side ends the connection.
+async fn pause(mut stream: UnixStream, holding: &Holding, at_most: Duration) {
+    struct Closed<'a>(&'a Gate);
+    impl Drop for Closed<'_> {
+        fn drop(&mut self) {
+            self.0.open();
+        }
+    }
+    holding.gate.close();
+    let _closed = Closed(&holding.gate);
+    let _ = timeout(at_most, holding.gate.drained()).await;
+    say(&stream, None);
+    let mut rest = [0_u8; 16];
+    while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {}
+}
