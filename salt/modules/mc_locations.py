@@ -1,8 +1,5 @@
 """The places of a machine, as states of makina-states' projects ask for them."""
 
-import os
-
-
 def settings(*args, **kwargs):
     """The directories of the machine and of its projects."""
     cfg = __opts__["ms_project"]
@@ -27,5 +24,5 @@ def settings(*args, **kwargs):
         "var_spool_dir": "/var/spool",
         "var_tmp_dir": "/var/tmp",
         "projects_dir": cfg["projects_dir"],
-        "resetperms": os.path.join(__opts__["mc_project_order"]["bin"], "reset-perms"),
+        "resetperms": __opts__["mc_project_order"]["resetperms"],
     }

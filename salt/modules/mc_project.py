@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import traceback
 
 import yaml
 
@@ -60,8 +61,8 @@ get_common = get_configuration
 def secret(name):
     """A secret of the pillar, from the files that mc_project gives to a deployment."""
     directory = os.environ.get("MC_SECRETS_DIR")
-    path = os.path.join(directory or "/nonexistent", os.path.basename(name))
-    if not directory or not os.path.isfile(path):
+    path = os.path.join(directory or "/nonexistent", name)
+    if not directory or "/" in name or not os.path.isfile(path):
         raise ValueError("the pillar names no secret `{}`".format(name))
     with open(path) as found:
         return found.read()
@@ -77,10 +78,10 @@ def run():
     for sls in order["states"]:
         done = _run(order, sls, False)
         if not done:
-            __context__["retcode"] = RETCODE
             break
     for sls in order["lenient"] if done else ():
         _run(order, sls, True)
+    __context__["retcode"] = 0 if done else RETCODE
     _tell(order, "done", {})
     return done
 
@@ -89,16 +90,17 @@ def _run(order, sls, lenient):
     _tell(order, "begin", {"sls": sls, "lenient": lenient})
     begin = time.monotonic()
     name = "makina-projects.{}.{}".format(__opts__["ms_project"]["name"], sls)
+    end = {"sls": sls, "lenient": lenient, "reason": None, "hints": [], "states": 0, "changed": 0}
     try:
         result = __salt__["state.sls"](name, concurrent=True)
+        if isinstance(result, dict):
+            _judge(result, end)
+        else:
+            texts = result if isinstance(result, list) else [result]
+            _refuse([str(text) for text in texts], end)
     except Exception as error:  # pylint: disable=broad-except
-        result = ["{}: {}".format(type(error).__name__, error)]
-    end = {"sls": sls, "lenient": lenient, "reason": None, "hints": [], "states": 0, "changed": 0}
-    if isinstance(result, dict):
-        _judge(result, end)
-    else:
-        texts = result if isinstance(result, list) else [result]
-        _refuse([str(text) for text in texts], end)
+        print(traceback.format_exc(), flush=True)
+        end["reason"] = "{}: {}".format(type(error).__name__, error)
     end["ms"] = int((time.monotonic() - begin) * 1000)
     # A failure of one SLS must not be the failure of the next.
     __context__["retcode"] = 0
@@ -198,6 +200,14 @@ def _explain(text, end):
         (r"(makina-states/[\w./-]+)", "the file {} of makina-states"),
         (r"State '(mc_\w+\.\w+)' was not found", "the state {} of makina-states"),
     )
+    if "preexec_fn" in text:
+        # What Salt says when it may not become the user of a state.
+        end["hints"].append(
+            "a state has a `user:` that {} cannot become; `trust: root` in node.yaml lets root run the states".format(
+                __opts__["user"]
+            )
+        )
+        return
     for pattern, words in patterns:
         found = re.search(pattern, text)
         if found:

@@ -9,6 +9,8 @@ import string
 import yaml
 
 _NOTHING = object()
+# The longest text that names in braces may make.
+LONGEST = 1 << 20
 
 
 def json_dump(data, pretty=False, *args, **kwargs):
@@ -37,6 +39,9 @@ cyaml_load = old_safe_yaml_load = yaml_load
 
 def dictupdate(lower, higher):
     """Merges mappings deeply into the first one; everything else is replaced."""
+    for which, value in (("first", lower), ("second", higher)):
+        if not isinstance(value, collections.abc.Mapping):
+            raise TypeError("the {} argument of dictupdate is no mapping: {!r}".format(which, value))
     for key, value in higher.items():
         if isinstance(value, dict) and isinstance(lower.get(key), dict):
             dictupdate(lower[key], value)
@@ -51,11 +56,12 @@ def copy_dictupdate(lower, higher):
 
 
 def get(key, default="", *args, **kwargs):
-    """A value of the pillar or the grains: the key as it is, else its way with colons or dots."""
-    for source in (__pillar__, __grains__):
+    """A value of the options, the pillar or the grains: the key as it is, else its way with colons or dots."""
+    sources = (__opts__, __pillar__, __grains__)
+    for source in sources:
         if key in source:
             return source[key]
-    for source in (__pillar__, __grains__):
+    for source in sources[1:]:
         for delimiter in (":", "."):
             value = source
             for part in key.split(delimiter):
@@ -65,26 +71,30 @@ def get(key, default="", *args, **kwargs):
     return default
 
 
-def defaults(prefix, values, *args, **kwargs):
-    """Values, each replaced by what the pillar has for it below the prefix; mappings deeply."""
+def defaults(prefix, values, ignored_keys=(), overridden=None, noresolve=False, *args, **kwargs):
+    """Values with what the pillar has for them below the prefix: mappings deeply, lists longer, `KEY-overrides` whole."""
     made = {}
     for key, value in values.items():
         below = "{}.{}".format(prefix, key)
-        found = get(below, _NOTHING)
-        if isinstance(value, dict):
+        whole = get(below + "-overrides", _NOTHING)
+        found = get(below, _NOTHING) if key not in ignored_keys else _NOTHING
+        if whole is not _NOTHING:
+            made[key] = whole
+        elif isinstance(value, dict):
             base = copy_dictupdate(value, dict(found)) if isinstance(found, collections.abc.Mapping) else value
-            made[key] = defaults(below, base)
+            made[key] = defaults(below, base, noresolve=True)
+        elif isinstance(value, list) and isinstance(found, list):
+            made[key] = value + [item for item in found if item not in value]
         else:
             made[key] = value if found is _NOTHING else found
-    return made
+    return made if noresolve else format_resolve(made)
 
 
 def format_resolve(value, original=None, *args, **kwargs):
     """Resolves ``{name}`` in texts against the mapping until nothing changes."""
-    names = original if original is not None else value
     for _ in range(24):
         before = copy.deepcopy(value)
-        value = _resolved(value, names if original is not None else value)
+        value = _resolved(value, original if original is not None else value)
         if value == before:
             break
     return value
@@ -97,13 +107,16 @@ def _resolved(value, names):
         return [_resolved(inner, names) for inner in value]
     if not isinstance(value, str) or "{" not in value or not isinstance(names, dict):
         return value
+    text = value
     for key, found in names.items():
         name = "{%s}" % key
-        if value == name and not isinstance(found, str):
+        if text == name and not isinstance(found, str):
             return found
-        if name in value and not isinstance(found, (dict, list)):
-            value = value.replace(name, str(found))
-    return value
+        if name in text and found != value:
+            text = text.replace(name, str(found))
+            if len(text) > LONGEST:
+                raise ValueError("`{}` grows without end: its names in braces lead back to themselves".format(key))
+    return text
 
 
 def generate_stored_password(key, length=None, *args, **kwargs):
@@ -151,5 +164,5 @@ def is_a_str(value):
 
 
 def is_iter(value):
-    """Whether it is a list or a tuple."""
-    return isinstance(value, (list, tuple))
+    """Whether it has items: a list, a mapping, a set; no text."""
+    return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))

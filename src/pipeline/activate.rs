@@ -168,7 +168,9 @@ impl Draft<'_> {
             let mut note = format!("{}, {} bytes of data", files_words(manifest.files()), manifest.bytes());
             if let Some(version) = dumping {
                 let count = draft.dump(&version, &dumps_of(site, &point.id))?;
-                note = format!("{note}, {}", super::steps::steps_words(count));
+                if count > 0 {
+                    note = format!("{note}, {}", super::steps::steps_words(count));
+                }
                 Dir::open(&site.place.archives())?.sync_file_system()?;
             }
             Ok(((), Some(note)))
@@ -183,7 +185,10 @@ impl Draft<'_> {
 
     /// The version whose `backup` steps are run: the one whose data it is, else the new one's.
     fn dumping_version(&self) -> Option<Version> {
-        let with_steps = |version: &&Version| !self.steps_of(version, Stage::Backup).is_empty();
+        // One with nothing but `restore` steps is asked to bring back too.
+        let with_steps = |version: &&Version| {
+            [Stage::Backup, Stage::Restore].iter().any(|stage| !self.steps_of(version, *stage).is_empty())
+        };
         self.old_version().filter(with_steps).or(Some(&self.next).filter(with_steps)).cloned()
     }
 
@@ -233,7 +238,7 @@ impl Draft<'_> {
         for stage in after {
             self.live_stage(&next, stage, &place)?;
         }
-        self.take_made(&next)?;
+        self.take_made(&next).map_err(|halt| Halt { stage: Some(Stage::PostInstall), ..halt })?;
         fault::point("upgrade.done")?;
         Ok(())
     }

@@ -64,6 +64,7 @@ fn finish(site: &Site) -> Result<Option<Outcome>> {
         let theirs = format!("{}.", last.id);
         left = crate::sys::cgroup::remove_leftovers(&theirs).err();
         crate::sys::process::kill_marked(&theirs)?;
+        super::salt::sweep(site)?;
     }
     parking::resume(site)?;
     let Some(last) = Last::read(&site.place)?.filter(|last| last.open) else { return Ok(None) };

@@ -25,6 +25,8 @@ use crate::sys::path::TreePath;
 use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
 use crate::sys::{clock, fs};
 
+mod known;
+mod states;
 mod told;
 mod tree;
 
@@ -87,7 +89,8 @@ pub fn refuse(site: &Site, repo: &Repo, next: &Version, options: &Options) -> Re
             return Err(Error::invalid(format!("the recipe runs salt:{name}, but the commit has no {}", name.file())));
         }
     }
-    Ok(())
+    // What cannot be copied is found out before anything changes.
+    states::files(site, repo, &next.commit.id).map(drop)
 }
 
 /// Runs the states of a step. Returns what they did, in a few words.
@@ -143,35 +146,6 @@ pub fn run(
         Some(hint) => halt.hint(hint),
         None => halt,
     })
-}
-
-/// What the states are told of the project beside what the pillar says.
-fn facts(site: &Site, stage: Stage, step: &recipe::Step, place: &Place) -> serde_json::Map<String, serde_json::Value> {
-    let project = &site.place;
-    let archive = place.setting.dumps.as_deref().map(|dumps| super::environment::dumps_seen_at(site, dumps));
-    let text = |path: PathBuf| path.display().to_string();
-    let outcome = |name: &str| step.env.get(name).cloned().unwrap_or_default();
-    let has_failed = !matches!(outcome("MC_VERDICT").as_str(), "" | "deployed");
-    let root = project.node().root();
-    let value = serde_json::json!({
-        "api_version": "2",
-        "installer": "generic",
-        "remote_less": false,
-        "no_user": false,
-        "force_reload": false,
-        "minion_id": crate::sys::machine::host_name(),
-        "git_root": text(project.dir().join("git")),
-        "project_git_root": text(project.git_project()),
-        "pillar_git_root": text(project.git_pillar()),
-        "wired_salt_root": text(root.join("srv/salt/makina-projects").join(project.name().as_str())),
-        "wired_pillar_root": text(root.join("srv/pillar/makina-projects").join(project.name().as_str())),
-        "chrono": place.setting.id.as_ref().map(ToString::to_string).unwrap_or_default(),
-        "current_archive_dir": archive.map(text),
-        "rollback": stage == Stage::Restore,
-        "deploy_summary": outcome("MC_OUTCOME"),
-        "deploy_ret": {"result": !has_failed, "comment": outcome("MC_OUTCOME"), "changes": {}, "name": project.name()},
-    });
-    value.as_object().cloned().unwrap_or_default()
 }
 
 /// Who runs the states, as Salt's configuration names them.

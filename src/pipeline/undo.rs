@@ -13,7 +13,7 @@ use crate::project::outcome::{Outcome, SwitchKind, Verdict};
 use crate::project::stage::Stage;
 use crate::report::event::{Event, Record, RestoreUnit};
 use crate::sys::dir::Dir;
-use crate::sys::error::Result;
+use crate::sys::error::{Error, Result};
 use crate::sys::{fault, fs};
 use crate::tree::release::Releases;
 use crate::tree::snapshot::Unit;
@@ -142,7 +142,7 @@ impl Draft<'_> {
         let site = self.site;
         let manifest = Releases::new(&site.place).manifest(self.id())?;
         let Some(back) = records.iter().position(|r| matches!(r.event, Event::RollingBack { .. })) else {
-            return Ok(());
+            return self.keep_made();
         };
         let Some((how, before)) = self.switching else { return Ok(()) };
         let wanted = Inodes { run: before.spare, spare: before.run };
@@ -157,6 +157,7 @@ impl Draft<'_> {
         match how {
             SwitchKind::Exchange => {
                 switch::ensure(&site.place, wanted)?;
+                self.keep_made()?;
             }
             SwitchKind::InPlace => make_run(site, &manifest, None)?,
         }
@@ -178,6 +179,11 @@ impl Draft<'_> {
             self.start_services_again();
         }
         Ok(())
+    }
+
+    /// What states made for a version that a person keeps becomes a part of its release.
+    fn keep_made(&mut self) -> Result<()> {
+        self.take_made_before().map_err(|halt| Error::failed(halt.reason))
     }
 
     /// What serves is decided already: its services are made to run, and what does not come up is told.

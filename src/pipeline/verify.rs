@@ -339,8 +339,19 @@ impl Check<'_> {
                 self.problem("litter", format!("archives/{name}"));
             }
         }
-        let allowed =
-            ["tree", "home", "config", "salt", "sockets", "modules", "checkout", "tmp", "service-tmp", "dumps"];
+        let allowed = [
+            "tree",
+            "home",
+            "config",
+            "salt",
+            "reset-perms",
+            "sockets",
+            "modules",
+            "checkout",
+            "tmp",
+            "service-tmp",
+            "dumps",
+        ];
         for name in fs::names(&place.build())? {
             if !allowed.contains(&name.as_str()) {
                 self.problem("litter", format!("build/{name}"));

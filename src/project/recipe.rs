@@ -513,7 +513,7 @@ env: {DJANGO_SETTINGS: shop.settings, FLAG: yes}
             ("stages:\n  build:\n    - \"a\\0b\"\n", "3:7: ", "NUL"),
             ("stages:\n  build:\n    - [a, \"\\0\"]\n", "3:11: ", "NUL"),
             ("tasks: {Bad: x}\n", "1:9: ", "`Bad` is no name of a task"),
-            ("services:\n  web: {run: x, listen: 80}\n", "2:3: ", "sockets are not held"),
+            ("services:\n  web: {run: x, listen: host:80}\n", "2:25: ", "is nothing to listen at"),
             ("env: {PATH: x}\n", "1:7: ", "variable `PATH` may not be set"),
             ("env: {MC_RUN: x}\n", "1:7: ", "may not be set"),
             ("env: {LD_PRELOAD: x}\n", "1:7: ", "may not be set"),

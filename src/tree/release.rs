@@ -182,7 +182,9 @@ impl<'a> Releases<'a> {
         all.into_iter().flatten().try_for_each(Manifest::intact)?;
         files.add(&dir.join(PROVENANCE), &seal::pretty(provenance, "a provenance")?, 0o640)?;
         files.add_dir(&self.place.deploy());
-        files.replace()
+        files.replace()?;
+        // Of an earlier record of the same deployment.
+        if built == manifest { fs::remove_file(&dir.join(BUILT)) } else { Ok(()) }
     }
 
     fn write_whole(&self, id: &DeploymentId, manifest: &Manifest) -> Result<()> {

@@ -129,7 +129,10 @@ bad:
     machine.run("umask 077; echo secret > /srv/only-root").ok();
     work.commit("trap", &[(".salt/300_trap.sls", trap)]);
     let push = work.push(&["main"]).fails();
-    assert_has(&push.stderr, "run has a file of user 0, not of the project: `shadow`");
+    assert_has(
+        &push.stderr,
+        "rolled back at post_install: run has a file of user 0, that has a second name outside of it: `shadow`",
+    );
     server.settle("shop");
     assert_eq!(owners(), expected("one"));
     server.assert_sound();

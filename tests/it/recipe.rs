@@ -54,7 +54,7 @@ fn a_mistake_in_the_recipe_is_told_with_its_place_and_changes_nothing() {
         (huge.as_str(), "1 MiB"),
         ("notify: {to: ['not an address']}\n", "not an address"),
         ("notify: {to: ['a@example.org\\nBcc: x@y']}\n", "address"),
-        ("services:\n  web: {run: ./web, listen: 80}\n", "sockets are not held across deployments"),
+        ("services:\n  web: {run: ./web, listen: host:80}\n", "`host:80` is nothing to listen at"),
     ] {
         let push = push_recipe(&world, recipe).code(1);
         let shown: String = recipe.chars().take(60).collect();

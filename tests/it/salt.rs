@@ -186,7 +186,7 @@ never:
 told:
   file.append:
     - name: {{opts.ms_project.data_root}}/told
-    - text: '{{opts.ms_project.deploy_ret.result}}: {{opts.ms_project.deploy_summary}}'
+    - text: '{{opts.ms_project.deploy_ret.result}} {{opts.ms_project.rollback}}: {{opts.ms_project.deploy_summary}}'
 ";
     let files = |install: &str| {
         work.commit(
@@ -209,13 +209,13 @@ told:
     assert_eq!(data("db").trim(), "one False");
     let mode = world.project("shop").join("data/db").metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    wait_until("it is told", || data("told").contains("True: deployed; run serves"));
+    wait_until("it is told", || data("told").contains("True False: deployed; run serves"));
 
     files(&format!("{}fails:\n  cmd.run:\n    - name: 'false'\n", install.replace("VERSION", "two")));
     work.push(&["main"]).fails();
     world.settle("shop");
     assert_eq!((data("db").trim(), data("brought-back").trim()), ("one False", "True"));
-    wait_until("it is told", || data("told").contains("False: rolled back at post_install"));
+    wait_until("it is told", || data("told").contains("False True: rolled back at post_install"));
 }
 
 #[test]
@@ -290,6 +290,15 @@ tasks: {again: [salt:live]}
     work.commit("two", &[("mc_project.yaml", "stages: {configure: salt:conf}\n")]);
     work.push(&["main"]).ok();
     assert!(world.run_path("shop", "conf").exists() && !world.run_path("shop", "made").exists());
+
+    // Without anything of makina-states in the pillar everything that it says is data.
+    let plain = "p:\n  file.managed:\n    - name: {{opts.ms_project.data_root}}/plain\n    - contents: '{{opts.ms_project.name}} {{opts.ms_project.data.colour}} {{opts.ms_project.user == \"\"}}'\n";
+    work.git(&["rm", "-q", ".salt/PILLAR.sample"]).ok();
+    let recipe = "config: {defaults: {colour: green}}\nstages: {post_install: salt:plain}\n";
+    work.commit("plain", &[("mc_project.yaml", recipe), (".salt/plain.sls", plain)]);
+    work.push(&["main"]).ok();
+    let plain = std::fs::read_to_string(world.project("shop").join("data/plain")).unwrap();
+    assert_eq!(plain.trim(), "shop green False");
 
     for (recipe, told) in [
         ("stages: {build: salt:none}", "runs salt:none, but the commit has no .salt/none.sls"),
@@ -376,8 +385,8 @@ fn a_worker_that_dies_among_states_leaves_the_old_version_and_nothing_of_salt() 
     let begun = world.project("shop").join("data/slow");
     wait_until("the state runs", || begun.exists());
     let salt = world.project("shop").join("build/salt");
-    let pid = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name();
-    crate::support::kill_9(pid.to_str().unwrap().parse().unwrap());
+    let name = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    crate::support::kill_9(name.split('-').next().unwrap().parse().unwrap());
     push.wait().fails();
     world.settle("shop");
     assert_eq!(world.serves("shop"), first);
@@ -387,4 +396,94 @@ fn a_worker_that_dies_among_states_leaves_the_old_version_and_nothing_of_salt() 
     work.commit("quick", &[]);
     work.push(&["main"]).ok();
     assert_eq!(std::fs::read_dir(&salt).unwrap().count(), 0);
+}
+
+#[test]
+fn what_brings_back_needs_nothing_that_was_saved() {
+    let world = world();
+    let work = world.clone_of("shop");
+    let mark = |name: &str| {
+        format!(
+            "{name}:\n  cmd.run:\n    - name: 'echo {name} {{{{opts.ms_project.rollback}}}} >> {{{{opts.ms_project.projects_dir}}}}/told'\n"
+        )
+    };
+    work.commit(
+        "one",
+        &[
+            (".salt/100_a.sls", &mark("a")),
+            (".salt/rollback.sls", &mark("rollback")),
+            (".salt/fixperms.sls", &mark("fixperms")),
+        ],
+    );
+    work.push(&["main"]).ok();
+    work.commit("two", &[(".salt/200_bad.sls", "bad:\n  cmd.run:\n    - name: 'false'\n")]);
+    work.push(&["main"]).fails();
+    let told = std::fs::read_to_string(world.root().join("srv/projects/told")).unwrap();
+    assert_eq!(told, "a False\nfixperms False\na False\nrollback True\nfixperms True\n");
+}
+
+#[test]
+fn a_version_that_a_person_keeps_has_what_its_states_made() {
+    let world = shop();
+    let work = world.checkout_of("shop");
+    let slow = "slow:\n  cmd.run:\n    - name: 'echo two > {{opts.ms_project.project_root}}/made; touch {{opts.ms_project.data_root}}/slow; sleep 1000'\n";
+    // Its rollback fails, so that a person has to decide.
+    let back = "back:\n  cmd.run:\n    - name: 'exit 7'\n";
+    work.commit("slow", &[(".salt/500_slow.sls", slow), (".salt/rollback.sls", back)]);
+    // The old version's states bring back; it has to have one that fails.
+    let first = work.head();
+    work.git(&["rm", "-q", ".salt/500_slow.sls"]).ok();
+    let base = work.commit("with a rollback that fails", &[]);
+    work.push(&["main"]).ok();
+    work.git(&["checkout", "-q", &first, "--", ".salt/500_slow.sls"]).ok();
+    work.commit("slow again", &[]);
+    let push = work.start_push(&["main"]);
+    let begun = world.project("shop").join("data/slow");
+    wait_until("the state runs", || begun.exists());
+    let salt = world.project("shop").join("build/salt");
+    let name = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    crate::support::kill_9(name.split('-').next().unwrap().parse().unwrap());
+    push.wait().fails();
+    wait_until("it needs a person", || world.last("shop").is_some_and(|last| last.needs_person.is_some()));
+    assert_eq!(std::fs::read_dir(&salt).unwrap().count(), 0, "nothing of the pillar is left behind");
+    world.mc(&["recover", "shop", "--forward"]).ok();
+    assert_ne!(world.serves("shop").unwrap(), base);
+    assert_eq!(world.run_text("shop", "made"), "two\n");
+    world.mc(&["drift", "shop"]).ok().says("run is exactly what was deployed");
+    world.mc(&["verify", "shop"]).ok();
+}
+
+#[test]
+fn links_in_salt_lead_to_files_and_directories_of_the_commit_or_refuse_it_before_anything_changes() {
+    let world = world();
+    let work = world.clone_of("shop");
+    let state = "c:\n  file.managed:\n    - name: {{opts.ms_project.project_root}}/made\n    - source: salt://makina-projects/shop/files/deep/conf\nm:\n  cmd.run:\n    - name: 'echo {{salt[\"own.who\"]()}} {{salt[\"shop_own.who\"]()}} > {{opts.ms_project.data_root}}/who'\n";
+    let module = |who: &str| format!("def who(): return '{who}'\n");
+    work.commit(
+        "one",
+        &[
+            ("conf/deep/conf", "by a link\n"),
+            (".salt/100_a.sls", state),
+            (".salt/_modules/own.py", &module("own")),
+            // Its own name wins over the one that is made for every module.
+            (".salt/_modules/shop_own.py", &module("shops")),
+        ],
+    );
+    std::os::unix::fs::symlink("../conf", work.dir().join(".salt/files")).unwrap();
+    work.commit_all("a link");
+    work.push(&["main"]).ok();
+    assert_eq!(world.run_text("shop", "made"), "by a link\n");
+    assert_eq!(std::fs::read_to_string(world.project("shop").join("data/who")).unwrap(), "own shops\n");
+    for (target, told) in [
+        ("../../outside", "leads out of the commit"),
+        ("../nowhere", "not in the commit"),
+        ("here", "links without end"),
+    ] {
+        let _ = std::fs::remove_file(work.dir().join(".salt/here"));
+        std::os::unix::fs::symlink(target, work.dir().join(".salt/here")).unwrap();
+        work.commit_all("a bad link");
+        let push = work.push(&["main"]).fails();
+        assert_has(&push.stderr, told);
+        assert_has(&push.stderr, "refused at ");
+    }
 }

@@ -1,6 +1,7 @@
 //! What projects of makina-states expect of it: the structure of the public ones, the helpers that they call, and an answer
 //! where a part of makina-states is missing.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -107,7 +108,7 @@ makina-projects.projectname:
     text: é \\U0001F600
     password: {{ salt['mc_utils.generate_stored_password']('db', 20) }}
     list: [1, 2.5, true, null, 'yes']
-top: {below: {deep: 7}}
+top: {below: {deep: 7}, more: [2], whole-overrides: [9]}
 ";
     let state = "
 {% set cfg = opts.ms_project %}
@@ -125,6 +126,11 @@ top: {below: {deep: 7}}
   'get': [salt['mc_utils.get']('top:below:deep'), salt['mc_utils.get']('top.below.deep'), salt['mc_utils.get']('no', 'none'), salt['mc_utils.get']('os_family')],
   'defaults': salt['mc_utils.defaults']('top', {'below': {'deep': 1, 'more': 2}, 'x': 3}),
   'resolved': salt['mc_utils.format_resolve']({'a': 'x{b}', 'b': 'y{c}', 'c': 'z'}),
+  'lists': salt['mc_utils.defaults']('top', {'more': [1], 'whole': [1], 'url': '/{x}', 'x': 3}),
+  'inserted': salt['mc_utils.format_resolve']({'a': '{b}-x', 'b': [1]}),
+  'iter': [salt['mc_utils.is_iter']({}), salt['mc_utils.is_iter']('x')],
+  'first': salt['mc_utils.get']('ms_project_name'),
+  'groups': [salt['mc_usergroup.settings']().group == cfg.group, cfg.groups == [cfg.group], cfg.no_reset_perms, cfg.skip_notify, cfg.keep_archives],
   'unique': salt['mc_utils.uniquify']([1, 2, 1]),
   'env': salt['mc_env.settings']().env,
   'locations': [salt['mc_locations.settings']().conf_dir, salt['mc_locations.settings']().projects_dir == cfg.projects_dir],
@@ -156,6 +162,11 @@ told:
             "get": [7, 7, "none", "Debian"],
             "defaults": {"below": {"deep": 7, "more": 2}, "x": 3},
             "resolved": {"a": "xyz", "b": "yz", "c": "z"},
+            "lists": {"more": [1, 2], "whole": [9], "url": "/3", "x": 3},
+            "inserted": {"a": "[1]-x", "b": [1]},
+            "iter": [true, false],
+            "first": "shop",
+            "groups": [true, true, false, false, 3],
             "unique": [1, 2],
             "env": "staging",
             "locations": ["/etc", true],
@@ -260,4 +271,36 @@ bad:
     grep.current_dir(world.root());
     let found = Finished::of(grep);
     assert_eq!(found.stdout, "", "{}", found.stdout);
+}
+
+#[test]
+fn reset_perms_follows_no_link_of_others_and_leaves_what_it_is_not_asked_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |path: &str| temp.path().join(path);
+    let mode = |path: &str| at(path).symlink_metadata().unwrap().permissions().mode() & 0o777;
+    std::fs::create_dir_all(at("data/sub")).unwrap();
+    std::fs::create_dir_all(at("etc/x")).unwrap();
+    for file in ["data/sub/file", "data/sub/left.log", "etc/x/shadow"] {
+        std::fs::write(at(file), "x").unwrap();
+        std::fs::set_permissions(at(file), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    std::fs::hard_link(at("etc/x/shadow"), at("data/sub/second")).unwrap();
+    std::os::unix::fs::symlink("../etc", at("data/away")).unwrap();
+    std::fs::set_permissions(at("data"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let reset = |args: &[&str]| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/salt/bin/reset-perms")).args(args).current_dir(temp.path());
+        Finished::of(command).ok()
+    };
+    reset(&["-o", "--dmode", "0555", "--fmode", "0555", "--paths", "data/sub", "--users", "www-data:r-x"])
+        .says("left as they are");
+    assert_eq!(mode("data/sub/file"), 0o600);
+    reset(&["-q", "-n", "--fmode", "0640", "--dmode", "0750", "-e", "\\.log$", "-p", "data/sub", "-p", "nowhere"])
+        .says("nowhere: ");
+    assert_eq!((mode("data/sub"), mode("data/sub/file"), mode("data/sub/left.log")), (0o750, 0o640, 0o600));
+    assert_eq!(mode("etc/x/shadow"), 0o600, "not by a second name");
+    reset(&["--fmode", "0666", "--paths", "data/away/x"]).says("is not followed");
+    assert_eq!(mode("etc/x/shadow"), 0o600, "not by a link");
+    reset(&["-R", "--dmode", "0700", "--fmode", "0444", "--paths", "data/sub"]);
+    assert_eq!((mode("data/sub"), mode("data/sub/file")), (0o700, 0o640));
 }

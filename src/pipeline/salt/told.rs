@@ -1,4 +1,5 @@
-//! What the runner of the states tells: lines with a mark that only it knows, between the output of the states.
+//! What the runner of the states tells: lines with a mark that is another one each time, so that no output of a state is
+//! taken for them by chance. The states themselves could find it out; they may do all that the step may do anyway.
 
 use serde::Deserialize;
 

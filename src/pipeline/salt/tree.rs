@@ -7,27 +7,26 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{facts, place_of, shown, user_of};
-use crate::pipeline::checkout::limits_of;
+use super::known::known;
+use super::states::{States, files};
+use super::{place_of, shown, user_of};
 use crate::pipeline::draft::Version;
 use crate::pipeline::secret_store::SecretStore;
 use crate::pipeline::site::{Rights, Site};
 use crate::pipeline::steps::Place;
 use crate::project::limits::User;
-use crate::project::recipe::salt::{DIR, SaltRun};
-use crate::project::recipe::{self, SlsName};
+use crate::project::recipe::{self, SaltRun, SlsName};
 use crate::project::stage::Stage;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::git::{EntryKind, GitEntry, Repo};
-use crate::sys::path::TreePath;
 use crate::sys::{fs, process};
 
 /// The modules that stand in for those of makina-states.
-const MODULES: [(&str, &str); 4] = [
+const MODULES: [(&str, &str); 5] = [
     ("mc_project.py", include_str!("../../../salt/modules/mc_project.py")),
     ("mc_utils.py", include_str!("../../../salt/modules/mc_utils.py")),
     ("mc_locations.py", include_str!("../../../salt/modules/mc_locations.py")),
+    ("mc_usergroup.py", include_str!("../../../salt/modules/mc_usergroup.py")),
     ("mc_env.py", include_str!("../../../salt/modules/mc_env.py")),
 ];
 const STATES: [(&str, &str); 1] = [("mc_proxy.py", include_str!("../../../salt/states/mc_proxy.py"))];
@@ -49,9 +48,6 @@ const CUSTOM: [(&str, &str); 13] = [
     ("_executors", "executors_dirs"),
     ("_log_handlers", "log_handlers_dirs"),
 ];
-
-/// The largest file of states.
-const MOST_BYTES: u64 = 64 << 20;
 
 /// The directory; it is gone when this is.
 #[derive(Debug)]
@@ -89,11 +85,12 @@ impl SaltTree {
             Rights::OneUser => None,
         };
         let mark = format!("@{}:", uuid::Uuid::now_v7().simple());
-        let made = Self { dir: top.join(std::process::id().to_string()), mark, group };
+        let ours = process::ProcessId::ours().ok_or_else(|| Error::failed("this process is not in /proc"))?;
+        let made = Self { dir: top.join(format!("{}-{}", ours.pid, ours.start)), mark, group };
         made.make_dir(&top)?;
         remove(&made.dir)?;
         made.make_dir(&made.dir)?;
-        for sub in ["conf", "pillar", "modules", "states", "bin", "tree", "custom"] {
+        for sub in ["conf", "pillar", "modules", "states", "tree", "custom"] {
             made.make_dir(&made.dir.join(sub))?;
         }
         made.make_work(site, step)?;
@@ -103,12 +100,11 @@ impl SaltTree {
         for (name, text) in STATES {
             made.write(&made.dir.join("states").join(name), text.as_bytes(), false)?;
         }
-        made.write(&made.dir.join("bin/reset-perms"), RESET_PERMS.as_bytes(), true)?;
+        made.write_reset_perms(site)?;
         made.write_pillar(version)?;
         let custom = made.write_states(site, version)?;
-        let mut facts = facts(site, stage, step, place);
-        facts.extend(version.pillar.project().clone());
-        made.write_config(site, version, (step, run), &facts, &custom)?;
+        let known = known(site, version, (stage, step), place)?;
+        made.write_config(site, version, (step, run), &known, &custom)?;
         Ok(made)
     }
 
@@ -177,41 +173,55 @@ impl SaltTree {
         Ok(())
     }
 
+    /// `reset-perms` at a place that stays: scripts that states write name it.
+    fn write_reset_perms(&self, site: &Site) -> Result<()> {
+        let path = site.place.reset_perms();
+        if fs::read_if_there(&path)?.is_some_and(|bytes| bytes == RESET_PERMS.as_bytes()) {
+            return Ok(());
+        }
+        let mode = if self.group.is_some() { 0o755 } else { 0o700 };
+        fs::write_durable(&path, RESET_PERMS.as_bytes(), mode)
+    }
+
     /// Copies the commit's `.salt`; returns the folders of own modules.
     fn write_states(&self, site: &Site, version: &Version) -> Result<Vec<(&'static str, String)>> {
         let repo = site.repo()?;
-        let name = site.place.name().as_str();
-        let states = self.dir.join("tree/makina-projects").join(name);
-        let (top, entries) = (TreePath::new(DIR.as_bytes())?, list(site, &repo, version)?);
-        self.make_dir(&self.dir.join("tree/makina-projects"))?;
-        self.make_dir(&states)?;
-        let mut custom = Vec::new();
-        for entry in &entries {
-            let Some(rel) = entry.path.below(&top) else { continue };
-            let bytes = content(&repo, version, entry)?;
-            let path = states.join(rel.as_path());
+        let states = files(site, &repo, &version.commit.id)?;
+        let place = self.dir.join("tree/makina-projects");
+        self.make_dir(&place)?;
+        let place = place.join(site.place.name().as_str());
+        self.make_dir(&place)?;
+        for (rel, file) in &states.files {
             for parent in rel.ancestors().collect::<Vec<_>>().iter().rev() {
-                self.make_dir(&states.join(parent.as_path()))?;
+                self.make_dir(&place.join(parent.as_path()))?;
             }
-            self.write(&path, &bytes, entry.kind == EntryKind::Executable)?;
-            let mut parts = rel.as_path().components();
-            let folder = parts.next().and_then(|part| part.as_os_str().to_str()).unwrap_or_default();
-            let file = parts.as_path();
-            let Some((folder, option)) = CUSTOM.iter().find(|(known, _)| *known == folder) else { continue };
-            let is_module = file.components().count() == 1 && file.extension().is_some_and(|ending| ending == "py");
-            if !is_module {
+            self.write(&place.join(rel.as_path()), &file.bytes(&states)?, file.is_executable)?;
+        }
+        self.write_custom(site, &states)
+    }
+
+    /// The project's own modules, as makina-states offers them: by their name, and by one that no other project has.
+    fn write_custom(&self, site: &Site, states: &States<'_>) -> Result<Vec<(&'static str, String)>> {
+        let project = site.place.name().as_str();
+        let mut found = Vec::new();
+        for (folder, option) in CUSTOM {
+            let modules = states.modules(folder);
+            if modules.is_empty() {
                 continue;
             }
             let dir = self.dir.join("custom").join(folder);
-            if !custom.iter().any(|(known, _)| known == option) {
-                self.make_dir(&dir)?;
-                custom.push((*option, shown(&dir)));
+            self.make_dir(&dir)?;
+            for (name, file) in &modules {
+                let bytes = file.bytes(states)?;
+                self.write(&dir.join(name), &bytes, false)?;
+                let alias = format!("{project}_{name}");
+                if !modules.contains_key(&alias) {
+                    self.write(&dir.join(alias), &bytes, false)?;
+                }
             }
-            // As makina-states offers them: by their own name, and by one that no other project has.
-            self.write(&dir.join(file), &bytes, false)?;
-            self.write(&dir.join(format!("{name}_{}", file.display())), &bytes, false)?;
+            found.push((option, shown(&dir)));
         }
-        Ok(custom)
+        Ok(found)
     }
 
     fn write_config(
@@ -250,7 +260,7 @@ impl SaltTree {
                 "mark": self.mark,
                 "states": names(&run.states),
                 "lenient": names(&run.lenient),
-                "bin": at("bin"),
+                "resetperms": shown(&site.place.reset_perms()),
                 "passwords": passwords(site, version)?,
             },
             "ms_project": facts,
@@ -262,27 +272,6 @@ impl SaltTree {
             config[*option] = dirs.into();
         }
         self.write(&self.dir.join("conf/minion"), for_yaml(&config)?.as_bytes(), false)
-    }
-}
-
-/// Every file of the commit's `.salt`.
-fn list(site: &Site, repo: &Repo, version: &Version) -> Result<Vec<GitEntry>> {
-    repo.list_below(&version.commit.id, &TreePath::new(DIR.as_bytes())?, &limits_of(site))
-}
-
-/// The content of a file; a link's is that of the file of the commit that it leads to.
-fn content(repo: &Repo, version: &Version, entry: &GitEntry) -> Result<Vec<u8>> {
-    let refused = |why: &str| Error::refused(format!("`{}` {why}", entry.path));
-    match entry.kind {
-        EntryKind::File | EntryKind::Executable => repo.blob(&entry.oid, MOST_BYTES),
-        EntryKind::Submodule => Err(refused("is a submodule: states must be in the commit itself")),
-        EntryKind::Symlink => {
-            let target = repo.blob(&entry.oid, 4095)?;
-            let from = entry.path.parent();
-            let to = TreePath::resolve(from.as_ref(), &target).ok_or_else(|| refused("leads out of the commit"))?;
-            let found = repo.blob_at(&version.commit.id, &to, MOST_BYTES)?;
-            found.ok_or_else(|| refused("is a link to something that is no file of the commit"))
-        }
     }
 }
 
@@ -355,8 +344,9 @@ pub fn sweep(top: &Path) -> Result<()> {
         return Ok(());
     }
     for name in fs::names(top)? {
-        let is_alive = name.parse().is_ok_and(|pid: i32| process::ProcessId::of(pid).is_some());
-        if !is_alive {
+        let whose = name.split_once('-').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
+        let lives = |(pid, start)| process::ProcessId::of(pid).is_some_and(|now| now.start == start);
+        if !whose.is_some_and(lives) {
             remove(&top.join(&name))?;
         }
     }

@@ -119,6 +119,19 @@ impl Repo {
         Ok(walk.finish()?.put)
     }
 
+    /// The file, link or submodule at a path of a commit; `None` where there is none, or a directory.
+    ///
+    /// # Errors
+    /// As [`Repo::list`].
+    pub fn entry_of(&self, commit: &ObjectId, path: &TreePath, limits: &TreeLimits) -> Result<Option<GitEntry>> {
+        let Some((mode, oid)) = self.entry_at(commit, path)? else { return Ok(None) };
+        let Some(Mode::Entry(kind)) = Mode::parse(&mode) else { return Ok(None) };
+        let mut found = [GitEntry { path: path.clone(), oid, kind, size: 0 }];
+        self.measure(&mut found, limits)?;
+        let [entry] = found;
+        Ok(Some(entry))
+    }
+
     /// The names of the files directly in a directory of a commit; none where there is no such directory.
     ///
     /// # Errors
