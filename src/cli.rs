@@ -97,6 +97,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Show a deployment as its push does, to its end
     Follow(FollowArgs),
+    /// End the deployment that runs, and take back what it did; shows it to its end
+    Cancel(FollowArgs),
     /// Start what serves: its start steps, then its services; or some services alone
     Start(ServicesArgs),
     /// Stop what serves: its services, then its stop steps; or some services alone. They stay stopped
@@ -267,6 +269,7 @@ impl Cli {
             Command::Verify(args) => reading::verify(self, args),
             Command::Logs(args) => logs::logs(self, args),
             Command::Follow(args) => follow::follow(self, args),
+            Command::Cancel(args) => follow::cancel(self, args),
             Command::Hello => far::hello(),
             Command::Push(args) => far::push(args.to.as_deref(), args),
             Command::Config(args) => config::config(self, args),

@@ -31,6 +31,7 @@
 //!    ([`tree::switch`]), starts and upgrades the new version and asks for its health ([`pipeline::checks`]).
 //! 9. What fails now is taken back by [`pipeline::undo`], data included; what succeeds becomes final by one durable record
 //!    in the journal ([`report::journal`]), after which the ref and `deploy/current` move.
+//!    Until then somebody may end it all ([`pipeline::cancel`]).
 //! 10. [`pipeline::settle`] can only warn: it keeps and tells the drift, upon which the hook prints the verdict and git answers;
 //!     then it packs the deliverable, removes what is too old, proves the trees for the next deployment, and
 //!     [`pipeline::tell`] writes mails and webhooks ([`report::mail`], [`report::webhook`]). [`pipeline::outbox`] sends what

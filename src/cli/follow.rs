@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::screen;
 use super::{Cli, FollowArgs};
-use crate::entrance::launch;
 use crate::entrance::push::Show;
+use crate::entrance::{call, launch};
 use crate::pipeline::site::Site;
 use crate::project::ids::DeploymentId;
 use crate::report::event::{Event, Record};
@@ -15,6 +15,7 @@ use crate::report::progress::Progress;
 use crate::report::terminal::Style;
 use crate::report::{history, journal};
 use crate::sys::error::{Error, Result};
+use crate::sys::escape::visible;
 use crate::sys::{fs, lock};
 
 /// How often the screen is brought up to date.
@@ -78,6 +79,31 @@ fn told(show: &mut dyn Show, record: &Record) -> Result<()> {
 }
 
 /// The deployment that is meant; one that has not begun is known by its whole id only.
+/// `cancel`: asks the deployment that runs to end, and shows it to its end.
+///
+/// # Errors
+/// If none runs, or another one than the one that was named.
+pub fn cancel(cli: &Cli, args: &FollowArgs) -> Result<u8> {
+    let site = cli.site(&args.name)?;
+    let holder = lock::holder(&site.place.lock())?;
+    let running = holder.and_then(|holder| holder.id).and_then(|id| id.parse::<DeploymentId>().ok());
+    let running = running.ok_or_else(|| Error::refused("no deployment runs now"))?;
+    if let Some(named) = &args.id
+        && which(&site, Some(named))? != running
+    {
+        return Err(Error::refused(format!("{} does not run now; {running} does", visible(named))));
+    }
+    crate::pipeline::cancel::ask(&site, &running, &call::commander())?;
+    let args = FollowArgs { name: args.name.clone(), id: Some(running.to_string()), json: args.json };
+    follow(cli, &args)?;
+    // What was wanted is that it is not live.
+    let deployed = history::read(&site.place, Some(1))?.iter().any(|entry| entry.id == running && entry.was_live);
+    if deployed {
+        return Err(Error::failed("it was final already").hint(format!("{} rollback {}", site.command(), args.name)));
+    }
+    Ok(0)
+}
+
 fn which(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
     let entries = history::read(&site.place, None)?;
     let Some(spec) = spec else {

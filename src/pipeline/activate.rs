@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cancel;
 use super::draft::{Draft, Goal, Live, Version};
 use super::halt::{Halt, Step};
 use super::preflight::Need;
@@ -363,6 +364,8 @@ impl Draft<'_> {
     /// # Errors
     /// Before the record: the reason to roll back. After it nothing fails any more; what is left is done by recovery.
     pub fn commit(&mut self) -> Step<Serving> {
+        cancel::check()?;
+        cancel::hear_no_more();
         self.stage(Stage::Commit, |draft| {
             draft.refuse_moved_ref()?;
             let serving = Serving { id: draft.id().clone(), commit: draft.next.commit.id.clone() };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use super::cancel;
 use super::configuration::{self, Sources, Trust};
 use super::environment::{Setting, config_path, write_config};
 use super::fetch::Offer;
@@ -383,7 +384,7 @@ impl Draft<'_> {
     pub fn stage<T>(&mut self, stage: Stage, work: impl FnOnce(&mut Self) -> Step<(T, Option<String>)>) -> Step<T> {
         let begin = Instant::now();
         self.tell(Event::Stage { stage })?;
-        let result = work(self);
+        let result = cancel::check().and_then(|()| work(self));
         let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         match result {
             Ok((value, note)) => {

@@ -7,6 +7,7 @@ pub mod activate;
 pub mod ballast;
 pub mod binding;
 pub mod boxes;
+pub mod cancel;
 pub mod checkout;
 pub mod checks;
 pub mod clone;

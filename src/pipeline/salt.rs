@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::boxes;
+use super::cancel;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
 use super::site::{Rights, Site};
@@ -20,10 +21,10 @@ use crate::project::stage::Stage;
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
 use crate::sys::error::{Error, Result};
+use crate::sys::fs;
 use crate::sys::git::Repo;
 use crate::sys::path::TreePath;
 use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
-use crate::sys::{clock, fs};
 
 mod known;
 mod states;
@@ -140,6 +141,7 @@ pub fn run(
     if result.status.is_ok() && told.is_done() {
         return Ok(Some(told.words()));
     }
+    cancel::check().map_err(|halt| halt.tail(tail.clone()))?;
     let status = if result.status.is_ok() { "it ended before its states did".to_string() } else { status };
     let halt = Halt::failed(format!("salt-call: {status}")).tail(tail).hint(format!("the step was: {}", step.title()));
     Err(match boxes::hint(site, step, &result.status) {
@@ -177,11 +179,7 @@ impl StepWatcher for Watcher<'_> {
     }
 
     fn tick(&mut self) -> Tick {
-        if self.beats {
-            let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
-            let _ = self.telling.emit(Event::Heartbeat { boot: clock::boot_id(), uptime_ms });
-        }
-        Tick::GoOn
+        steps::Watcher { telling: self.telling, beats: self.beats }.tick()
     }
 }
 

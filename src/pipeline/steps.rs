@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::boxes;
+use super::cancel;
 use super::draft::{Draft, Version};
 use super::environment::{Setting, dumps_seen_at, environment};
 use super::halt::{Halt, Step};
@@ -17,10 +18,9 @@ use crate::project::stage::Stage;
 use crate::project::unit::{UnitAction, UnitName};
 use crate::report::event::Event;
 use crate::report::stream::Reporter;
-use crate::sys::clock;
 use crate::sys::error::{Error, Result};
 use crate::sys::fs;
-use crate::sys::process::{self, StepStatus, StepWatcher, Tick};
+use crate::sys::process::{self, StepStatus, StepWatcher, TICK, Tick};
 use crate::sys::step_exec::{Bind, StepOrder};
 
 /// How much of the output of a `start` step is told.
@@ -153,6 +153,7 @@ pub fn run_one(
     if result.status.is_ok() {
         return Ok(None);
     }
+    cancel::check().map_err(|halt| halt.tail(telling.tail()))?;
     let halt = Halt::failed(status).tail(tail).hint(format!("the step was: {title}"));
     Err(match boxes::hint(site, step, &result.status) {
         Some(hint) => halt.hint(hint),
@@ -276,10 +277,9 @@ impl StepWatcher for Watcher<'_> {
 
     fn tick(&mut self) -> Tick {
         if self.beats {
-            let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
-            let _ = self.telling.emit(Event::Heartbeat { boot: clock::boot_id(), uptime_ms });
+            self.telling.beat(TICK);
         }
-        Tick::GoOn
+        if cancel::asked().is_some() { Tick::Cancel } else { Tick::GoOn }
     }
 }
 

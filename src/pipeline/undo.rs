@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::activate::{FailedFiles, dumps_of, failed_data, finish_commit, make_run, restore_units};
 use super::ballast;
+use super::cancel;
 use super::checkout::check_out_pillar;
 use super::draft::{Draft, Version};
 use super::halt::{Halt, Step};
@@ -75,8 +76,9 @@ impl Draft<'_> {
         }
     }
 
-    /// What is taken back is written down, whatever filled the disk.
+    /// What is taken back is taken back to its end, and written down, whatever filled the disk.
     fn throw_ballast(&mut self) {
+        cancel::hear_no_more();
         if let Err(error) = ballast::throw_if_low(self.site) {
             self.warn(format!("the ballast could not be given back: {}", error.one_line()));
         }

@@ -10,7 +10,7 @@ use super::queue::Ticket;
 use super::recover::{self, Decision, data_point, refuse_if_person_needed};
 use super::settle::{Settling, inflight_ref};
 use super::site::Site;
-use super::{boxes, deploy, editable, outbox, parking, plan, tell, tidy};
+use super::{boxes, cancel, deploy, editable, outbox, parking, plan, tell, tidy};
 use crate::project::ids::{DeploymentId, ObjectId};
 use crate::project::mode::Mode;
 use crate::project::outcome::{Outcome, Serving, Verdict};
@@ -82,6 +82,7 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
         return Err(Halt::refused(format!("superseded by {}, which was pushed later", newer.short())));
     }
     tidy::remove_temporary_files(site)?;
+    cancel::forget_all_but(site, Some(&request.id))?;
     let resumed = parking::resume(site)?;
     for text in &resumed {
         let _ = telling.emit(Event::Note { text: text.clone() });
@@ -288,10 +289,15 @@ fn run(
     telling.set_journal(Journal::create(&site.place, &begin.id)?);
     telling.emit(Event::Begin(Box::new(begin.clone())))?;
     fault::point("begin.recorded")?;
+    cancel::hear(site, &begin.id);
     let outcome = attempt(site, request, begin, goal, live, telling);
+    cancel::hear_no_more();
     if let Err(error) = close(site, telling, begin, &outcome, &request.options) {
         // The outcome is certain and told; what is left to record is done by the next command, which finds us open.
         telling.tell(Event::Warning { text: format!("the end is not recorded yet: {}", error.one_line()) });
+    }
+    if let Err(error) = cancel::forget_all_but(site, None) {
+        tracing::warn!("{}", error.one_line());
     }
     Ok(outcome)
 }

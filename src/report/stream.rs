@@ -41,6 +41,7 @@ pub struct Reporter {
     tail: VecDeque<Vec<u8>>,
     limit: u64,
     is_over_limit: bool,
+    beaten: Option<std::time::Instant>,
 }
 
 /// A file for people: opened when first needed. Its first fault is told; it is tried again with every event, because a
@@ -100,12 +101,23 @@ impl Reporter {
             tail: VecDeque::new(),
             limit: OUTPUT_LIMIT,
             is_over_limit: false,
+            beaten: None,
         }
     }
 
     /// Gives the journal, once the deployment has the lock.
     pub fn set_journal(&mut self, journal: Journal) {
         self.journal = Some(journal);
+    }
+
+    /// Writes a heartbeat, if the last one was not so short a time ago.
+    pub fn beat(&mut self, every: std::time::Duration) {
+        if self.beaten.is_some_and(|at| at.elapsed() < every) {
+            return;
+        }
+        self.beaten = Some(std::time::Instant::now());
+        let uptime_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
+        let _ = self.emit(Event::Heartbeat { boot: clock::boot_id(), uptime_ms });
     }
 
     /// Sets the values that are replaced by `[secret]` in everything told from here on.

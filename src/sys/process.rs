@@ -145,7 +145,7 @@ pub trait StepWatcher {
     /// in pieces.
     fn line(&mut self, line: &[u8]);
 
-    /// Is called every [`TICK`], for heartbeats.
+    /// Is called about every second.
     fn tick(&mut self) -> Tick {
         Tick::GoOn
     }

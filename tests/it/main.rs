@@ -11,6 +11,7 @@ mod benches;
 mod bit_rot;
 mod boxes;
 mod campaign;
+mod cancel;
 mod client_push;
 mod clocks;
 mod concurrent;

@@ -128,8 +128,9 @@ after:
         (world.run_text("shop", "page.html").as_str(), std::fs::read_to_string(&venv).unwrap().as_str()),
         (page, "made by shop\n")
     );
-    let mail = world.mails().pop().unwrap();
-    assert!(mail.subject.contains(" at post_install: two"), "{}", mail.subject);
+    let find = || world.mails().into_iter().find(|mail| mail.subject.contains(" at post_install: two"));
+    wait_until("the mail has come", || find().is_some());
+    let mail = find().unwrap();
     assert_has(&mail.text, "salt:200_bad: cmd.run `broken`: exit 9");
     assert_has(&mail.text, "|   why it broke");
 

@@ -69,6 +69,7 @@ const TABLE: &[Rule] = &[
     acts("stop", Role::Deploy, &[], &[], SERVICES),
     acts("restart", Role::Deploy, &[], &[], SERVICES),
     acts("task", Role::Deploy, &[], &[], 1),
+    acts("cancel", Role::Deploy, &["--json"], &[], 1),
     acts("rollback", Role::Admin, &["--yes"], &["--to", "--with", "--reason"], 0),
     acts("recover", Role::Admin, &["--forward", "--back", "--json"], &["--with"], 0),
 ];

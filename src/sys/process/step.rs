@@ -38,8 +38,10 @@ use crate::sys::step_exec::{self, StepOrder, Wire};
 
 /// How long a step may take to end after TERM.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// How often the watcher is asked.
+/// How often a heartbeat is written.
 pub const TICK: Duration = Duration::from_secs(5);
+/// How often the watcher of a step is asked.
+const LOOK: Duration = Duration::from_secs(1);
 /// The variable that marks the processes of a step.
 pub const MARKER: &str = "MC_STEP";
 /// The variable that marks processes that a step may leave behind.
@@ -70,7 +72,7 @@ pub struct Patience {
 /// # Errors
 /// If we cannot do our own part; a step that fails or cannot be started is no error.
 pub fn run_step(order: &StepOrder, timeout: Duration, on: &mut dyn StepWatcher) -> Result<StepResult> {
-    run_step_patiently(order, &Patience { timeout, grace: GRACE, tick: TICK }, on)
+    run_step_patiently(order, &Patience { timeout, grace: GRACE, tick: LOOK }, on)
 }
 
 /// Like [`run_step`] with all times given.
