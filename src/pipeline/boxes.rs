@@ -77,7 +77,7 @@ pub fn limits(site: &Site, step: &recipe::Step) -> StepLimits {
 
 fn private_view(site: &Site, own: &Path, memory: Option<u64>, view: &mut View) {
     let (private, _) = temporary(site.place.node().root());
-    view.binds.extend(private.into_iter().map(|at| Bind { source: own.to_path_buf(), at }));
+    view.binds.extend(private.into_iter().map(|at| Bind { source: own.to_path_buf(), at, read_only: false }));
     view.shm = fs::exists(Path::new("/dev/shm")).then(|| memory.unwrap_or(SHARED_MEMORY).min(SHARED_MEMORY));
     view.processes = Processes::Own;
 }

@@ -71,11 +71,15 @@ impl Health {
 }
 
 /// One question to one instance.
-struct Question {
-    instance: Instance,
-    check: Check,
-    port: u16,
-    order: StepOrder,
+pub struct Question {
+    /// Who is asked.
+    pub instance: Instance,
+    /// What.
+    pub check: Check,
+    /// At which port.
+    pub port: u16,
+    /// The program that asks, if it is one.
+    pub order: StepOrder,
 }
 
 impl Question {
@@ -108,8 +112,8 @@ impl Question {
         }
     }
 
-    /// Asks until the answers were good often enough, or the time is over.
-    fn ask_on(&self) -> Answer {
+    /// Asks until the answers were good often enough, the time is over, or it is no use any more.
+    pub fn ask_on(&self, is_of_use: impl Fn() -> bool) -> Answer {
         let (check, deadline) = (&self.check, Instant::now() + self.check.within);
         let mut in_a_row = 0;
         loop {
@@ -119,6 +123,9 @@ impl Question {
                 Err(error) => (false, error.one_line()),
             };
             in_a_row = if good { in_a_row + 1 } else { 0 };
+            if !is_of_use() {
+                return self.answer(false, said);
+            }
             if in_a_row == check.times {
                 let times = if in_a_row == 1 { String::new() } else { format!(", {in_a_row} times in a row") };
                 return self.answer(true, format!("{said}{times}"));
@@ -218,7 +225,7 @@ fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<An
         for (index, question) in all.iter().enumerate() {
             let tell = tell.clone();
             // Nobody listens any more only if we could not tell an answer.
-            let ask = move || drop(tell.send((index, question.ask_on())));
+            let ask = move || drop(tell.send((index, question.ask_on(|| true))));
             std::thread::Builder::new()
                 .spawn_scoped(scope, ask)
                 .context(|| "cannot start a thread to ask a service".to_string())?;

@@ -49,6 +49,7 @@ pub mod steps;
 pub mod tell;
 pub mod templates;
 pub mod tidy;
+pub mod trial;
 pub mod undo;
 pub mod units;
 pub mod verify;

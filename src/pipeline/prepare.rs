@@ -12,6 +12,7 @@ use super::secrets::keep_record;
 use super::services;
 use super::site::Site;
 use super::steps::{At, Place, files_words, seen_at_run};
+use super::trial::tried;
 use crate::project::ids::DeploymentId;
 use crate::project::mode::{Environment, Mode};
 use crate::project::recipe::{BuildAt, Recipe};
@@ -412,15 +413,15 @@ impl Draft<'_> {
     /// Configure: the steps work in the candidate; what they write is recorded as configuration.
     fn configure(&mut self, next: &Version, manifest: Manifest, store: &Store) -> Step<Manifest> {
         let stages = [Stage::Configure, Stage::Check];
-        if self.builds_in_run || stages.iter().all(|stage| self.steps_of(next, *stage).is_empty()) {
+        let has_trial = tried(next).next().is_some();
+        if self.builds_in_run || (!has_trial && stages.iter().all(|stage| self.steps_of(next, *stage).is_empty())) {
             return Ok(manifest);
         }
         let path = self.site.place.spare();
         let (at, _) = seen_at_run(self.site, &path)?;
         let place = Place { at, setting: next.setting(self.site, Some(self.id())) };
-        for stage in stages {
-            self.step_stage(next, stage, &place)?;
-        }
+        self.step_stage(next, Stage::Configure, &place)?;
+        self.check_stage(next, &place)?;
         let spare = Dir::open_real(&path)?;
         let witness_path = witness::path_of(&self.site.place, &spare)?;
         let witness = Witness::open_or_read(&witness_path);

@@ -188,12 +188,14 @@ pub fn order(site: &Site, version: &Version, stage: Stage, step: &recipe::Step, 
     let (cwd, mut binds) = match &place.at {
         At::Run => (site.place.run(), Vec::new()),
         At::Plain(tree) => (tree.clone(), Vec::new()),
-        At::Mounted(tree) => (site.place.run(), vec![Bind { source: tree.clone(), at: site.place.run() }]),
+        At::Mounted(tree) => {
+            (site.place.run(), vec![Bind { source: tree.clone(), at: site.place.run(), read_only: false }])
+        }
     };
     if let Some(dumps) = &place.setting.dumps {
         let at = dumps_seen_at(site, dumps);
         if at != *dumps {
-            binds.push(Bind { source: dumps.clone(), at });
+            binds.push(Bind { source: dumps.clone(), at, read_only: false });
         }
     }
     let mut order = StepOrder::new(argv, env.into_iter().collect(), cwd);

@@ -235,7 +235,7 @@ fn probe_in(place: &Path) -> Result<Result<(), String>> {
     super::fs::write_durable(&source.join("seen"), b"", 0o644)?;
     let argv = ["/bin/sh", "-c", "test -e ./seen && test -e \"$1/seen\"", "sh"].map(OsString::from);
     let mut order = StepOrder::new(argv.into_iter().chain([at.clone().into()]).collect(), Vec::new(), at.clone());
-    order.view.binds = vec![Bind { source, at: at.clone() }];
+    order.view.binds = vec![Bind { source, at: at.clone(), read_only: false }];
     let mut silent = Silent;
     let result = process::run_step(&order, Duration::from_secs(20), &mut silent)?;
     if super::fs::exists(&at.join("seen")) {

@@ -274,7 +274,8 @@ fn a_step_has_its_own_tmp_and_shared_memory() {
         host.display()
     );
     let mut order = sh(&script, home.path());
-    order.view.binds = ["/tmp", "/var/tmp"].map(|at| Bind { source: tmp.clone(), at: at.into() }).into();
+    order.view.binds =
+        ["/tmp", "/var/tmp"].map(|at| Bind { source: tmp.clone(), at: at.into(), read_only: false }).into();
     order.view.shm = Some(1 << 20);
     order.run_as = Some(RunAs { uid: NOBODY, gid: NOBODY, groups: Vec::new() });
     let (result, text) = run(&order);

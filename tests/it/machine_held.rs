@@ -11,12 +11,12 @@ services:
   web:
     run: exec python3 web.py
     listen: '0.0.0.0:8071'
-    check: {http: /, within: 20s}
+    check: {http: /, within: 20s, before: true}
   own:
     run: exec python3 -m http.server --bind 127.0.0.1 $PORT
     port: 8073
     listen: '0.0.0.0:8072'
-    check: {http: /version, within: 20s}
+    check: {http: /version, within: 20s, before: true}
 ";
 
 #[test]

@@ -81,6 +81,7 @@ mod supervisor;
 mod supervisor_killed;
 mod support;
 mod trees;
+mod trial;
 mod upgraded;
 mod watch;
 mod webhook;

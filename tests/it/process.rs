@@ -268,7 +268,7 @@ fn a_step_sees_the_candidate_at_the_path_of_run_while_all_others_see_the_old_ver
     }
     let script = format!("pwd; cat version {0}/version; touch built; cat {0}/built", old.display());
     let mut order = sh(&script, &old);
-    order.view.binds = vec![Bind { source: new.clone(), at: old.clone() }];
+    order.view.binds = vec![Bind { source: new.clone(), at: old.clone(), read_only: false }];
     assert_eq!(run(&order), (StepStatus::Ok, format!("{}\nnew\nnew\n", old.display())));
     assert_eq!(std::fs::read_to_string(old.join("version")).unwrap(), "old\n");
     assert!(!old.join("built").exists() && new.join("built").exists());
@@ -283,7 +283,7 @@ fn a_link_in_the_place_of_run_is_not_followed() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&old, &link).unwrap();
     let mut order = sh("true", &new);
-    order.view.binds = vec![Bind { source: new.clone(), at: link }];
+    order.view.binds = vec![Bind { source: new.clone(), at: link, read_only: false }];
     assert!(matches!(run(&order).0, StepStatus::CouldNotStart(_)));
 }
 
@@ -295,7 +295,7 @@ fn another_identity_is_taken_whole() {
     let dir = setup();
     let (old, new) = two_trees(dir.path());
     let mut order = sh("id -u; id -g; id -G; cat version; touch mine", &old);
-    order.view.binds = vec![Bind { source: new.clone(), at: old.clone() }];
+    order.view.binds = vec![Bind { source: new.clone(), at: old.clone(), read_only: false }];
     order.run_as = Some(RunAs { uid: 65534, gid: 65534, groups: vec![1] });
     assert_eq!(run(&order), (StepStatus::Ok, "65534\n65534\n65534 1\nnew\n".into()));
     assert_eq!(std::fs::metadata(new.join("mine")).unwrap().uid(), 65534);
@@ -338,7 +338,7 @@ fn unprivileged_part() {
         return;
     }
     let mut order = sh("id -u; cat version; touch built; grep NoNewPrivs /proc/self/status", &old);
-    order.view.binds = vec![Bind { source: new.clone(), at: old.clone() }];
+    order.view.binds = vec![Bind { source: new.clone(), at: old.clone(), read_only: false }];
     assert_eq!(run(&order), (StepStatus::Ok, "65534\nnew\nNoNewPrivs:\t1\n".into()));
     assert_eq!(std::fs::read_to_string(old.join("version")).unwrap(), "old\n");
     assert!(!old.join("built").exists());

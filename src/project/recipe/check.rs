@@ -47,6 +47,8 @@ pub struct Check {
     pub every: Duration,
     /// How long one answer may take.
     pub timeout: Duration,
+    /// Whether the new version is also asked before it takes the place of the one that serves.
+    pub before: bool,
 }
 
 /// A check as written.
@@ -64,6 +66,8 @@ pub struct CheckFile {
     times: Option<Number<1, 100>>,
     every: Option<Span>,
     timeout: Option<Span>,
+    #[serde(default)]
+    before: bool,
 }
 
 impl CheckFile {
@@ -101,6 +105,18 @@ impl CheckFile {
                 "`port:` of the service or of the check",
             ));
         }
+        if self.before && matches!(probe, Probe::Run(_)) {
+            return Err(with_hint(
+                "`before` goes with `http` and `tcp`",
+                "a step of the stage `check` runs a program beforehand",
+            ));
+        }
+        if self.before && !has_port {
+            return Err(with_hint(
+                "`before` needs a service that is told where to listen",
+                "`port:` or `listen:` of the service",
+            ));
+        }
         Ok(Check {
             probe,
             port,
@@ -108,6 +124,7 @@ impl CheckFile {
             times: self.times.map_or(2, |number| number.0),
             every: self.every.map_or(Duration::from_secs(1), |span| span.0),
             timeout: self.timeout.map_or(Duration::from_secs(5), |span| span.0),
+            before: self.before,
         })
     }
 }

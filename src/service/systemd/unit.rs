@@ -268,7 +268,7 @@ mod tests {
             ServiceLimits { memory: Some(1 << 20), processes: Some(9), cpu: Some(150), open_files: Some(64) };
         definition.order.run_as = Some(RunAs { uid: 990, gid: 991, groups: vec![991, 5] });
         definition.order.view.network = Network::Off;
-        definition.order.view.binds = vec![Bind { source: "/srv/a b/tmp".into(), at: "/tmp".into() }];
+        definition.order.view.binds = vec![Bind { source: "/srv/a b/tmp".into(), at: "/tmp".into(), read_only: false }];
         let unit = text_of(&definition, 252);
         for line in [
             "Description=my-shop: web@2",

@@ -25,6 +25,9 @@ pub struct Bind {
     /// Where the step sees it.
     #[serde(with = "escaped")]
     pub at: PathBuf,
+    /// Whether nothing can be written there.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Which processes a step sees in `/proc`.
@@ -132,18 +135,24 @@ fn show_at(bind: &Bind, source: &OwnedFd, at: &OwnedFd) -> Result<()> {
     if (seen.st_dev, seen.st_ino) != (wanted.st_dev, wanted.st_ino) {
         return Err(Error::failed(doing()).because(Error::failed("something else is seen there")));
     }
-    if Uid::effective().is_root() {
+    if bind.read_only {
+        restrict(&there, true).context(|| format!("{}, so that nothing is written there", doing()))?;
+    } else if Uid::effective().is_root() {
         // A second wall: the step can take no privileges anyway, and nothing puts a device there.
-        let _ = restrict(&there);
+        let _ = restrict(&there, false);
     }
     Ok(())
 }
 
-/// No set-user-id programs and no devices on the mount that this directory is the root of; its other flags stay.
-fn restrict(mounted: &OwnedFd) -> rustix::io::Result<()> {
+/// No set-user-id programs and no devices on the mount that this directory is the root of, perhaps nothing written; its other
+/// flags stay.
+fn restrict(mounted: &OwnedFd, read_only: bool) -> rustix::io::Result<()> {
     use rustix::fs::StatVfsMountFlags as Has;
     let has = rustix::fs::fstatvfs(mounted)?.f_flag;
     let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    if read_only {
+        flags |= MountFlags::RDONLY;
+    }
     let kept = [
         (Has::RDONLY, MountFlags::RDONLY),
         (Has::NOEXEC, MountFlags::NOEXEC),
