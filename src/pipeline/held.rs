@@ -1,7 +1,6 @@
 //! The sockets that are held for the services of a version (`listen:`): which they are, who holds them, and the pause while
 //! services go and come.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::draft::Deployed;
@@ -132,8 +131,8 @@ pub fn local_port(service: &Service) -> Option<u16> {
 /// nothing to keep.
 #[must_use]
 pub fn pause(site: &Site) -> Option<Pause> {
-    let path: PathBuf = site.place.sockets();
-    let wanted = fs::exists(&path).then(|| Wanted::read(&path).ok()).flatten()?;
+    let dir = Dir::open_real(&site.place.sockets()).ok()?;
+    let wanted = Wanted::read(&dir).ok()?;
     let passes_on = wanted.sockets.iter().any(|held| !held.ports.is_empty());
     passes_on.then(|| holder_of(site).and_then(|holder| holder.pause(DRAIN)).ok()).flatten()
 }

@@ -30,6 +30,8 @@ pub mod take;
 const WANTED: &str = "wanted.json";
 /// The socket that the holder answers at.
 const SOCKET: &str = "hold";
+/// The largest file of what is held.
+const LARGEST: u64 = 1 << 20;
 /// The longest question.
 const LINE: usize = 4096;
 /// How long the holder may take to read a question.
@@ -70,10 +72,17 @@ impl Wanted {
     ///
     /// # Errors
     /// If it is damaged.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(WANTED);
-        let Some(bytes) = fs::read_bounded(&path, 1 << 20)? else { return Ok(Self::default()) };
-        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))
+    pub fn read(dir: &Dir) -> Result<Self> {
+        use std::io::Read as _;
+        // The directory is the account's that runs the holder: what stands in it may be anything.
+        let file = match dir.open_file(Path::new(WANTED)) {
+            Err(error) if error.is_not_found() => return Ok(Self::default()),
+            other => other?,
+        };
+        let doing = || format!("cannot understand {}", dir.path().join(WANTED).display());
+        let mut bytes = Vec::new();
+        file.take(LARGEST).read_to_end(&mut bytes).context(doing)?;
+        serde_json::from_slice(&bytes).context(doing)
     }
 
     /// Writes it where the holder's account can read it.
@@ -136,11 +145,11 @@ impl Holder {
         Ok(channel)
     }
 
-    fn ask(&self, ask: &Ask) -> Result<(Channel, Vec<u8>)> {
+    fn ask(&self, ask: &Ask, patience: Duration) -> Result<(Channel, Vec<u8>)> {
         let mut channel = self.connect()?;
         let text = serde_json::to_vec(ask).context(|| "cannot ask the holder of sockets".to_string())?;
         channel.send(&text, PATIENCE)?;
-        let (answer, _) = receive_descriptors(channel.as_fd())?;
+        let (answer, _) = receive_descriptors(channel.as_fd(), patience)?;
         Ok((channel, answer))
     }
 
@@ -149,7 +158,7 @@ impl Holder {
     /// # Errors
     /// What it cannot listen at, and why.
     pub fn check(&self) -> Result<()> {
-        let (_, answer) = self.ask(&Ask::Check)?;
+        let (_, answer) = self.ask(&Ask::Check, PATIENCE)?;
         refused(&answer)
     }
 
@@ -159,7 +168,7 @@ impl Holder {
     /// If it does not answer.
     pub fn pause(&self, at_most: Duration) -> Result<Pause> {
         let ms = u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX);
-        let (channel, answer) = self.ask(&Ask::Pause(ms))?;
+        let (channel, answer) = self.ask(&Ask::Pause(ms), at_most + PATIENCE)?;
         refused(&answer)?;
         Ok(Pause(channel))
     }

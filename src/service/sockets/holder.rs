@@ -63,7 +63,7 @@ fn hold(path: &Path) -> Result<()> {
         let listener = listener.into_std();
         listener.set_nonblocking(true).context(doing)?;
         let asked = UnixListener::from_std(listener).context(doing)?;
-        let holding = Rc::new(Holding::new(path));
+        let holding = Rc::new(Holding::new(dir));
         // What cannot be held is told to whoever asks for it.
         holding.converge();
         notify::say_ready();
@@ -106,7 +106,7 @@ impl Drop for Socket {
 
 /// What is held now.
 struct Holding {
-    dir: PathBuf,
+    dir: Dir,
     sockets: RefCell<BTreeMap<String, Socket>>,
     /// What cannot be held, and why.
     troubles: RefCell<BTreeMap<String, (ServiceName, String)>>,
@@ -114,8 +114,8 @@ struct Holding {
 }
 
 impl Holding {
-    fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_path_buf(), sockets: RefCell::default(), troubles: RefCell::default(), gate: Rc::default() }
+    fn new(dir: Dir) -> Self {
+        Self { dir, sockets: RefCell::default(), troubles: RefCell::default(), gate: Rc::default() }
     }
 
     async fn look_again(self: Rc<Self>) {

@@ -84,7 +84,7 @@ fn from_holder(dir: &Path, service: &ServiceName) -> std::result::Result<Vec<Own
         let mut channel = Channel::connect(&short_path(&dir, SOCKET), LINE)?;
         let text = serde_json::to_vec(&Ask::Take(service.clone())).context(|| "cannot ask for sockets".to_string())?;
         channel.send(&text, PATIENCE)?;
-        receive_descriptors(channel.as_fd())
+        receive_descriptors(channel.as_fd(), PATIENCE)
     };
     match ask() {
         Ok((answer, sockets)) if !answer.is_empty() => match refused(&answer) {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -73,15 +74,17 @@ pub fn send_descriptors(to: BorrowedFd<'_>, text: &[u8], descriptors: &[Borrowed
     if sent == text.len() { Ok(()) } else { Err(Error::failed(doing())) }
 }
 
-/// Receives descriptors and the text that came with them, waiting for them.
+/// Receives descriptors and the text that came with them, if they come within the time.
 ///
 /// # Errors
-/// If the other side is gone.
-pub fn receive_descriptors(from: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// If nothing comes.
+pub fn receive_descriptors(from: BorrowedFd<'_>, patience: Duration) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
     let mut text = vec![0_u8; 8192];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
+    set_socket_timeout(from, Timeout::Recv, Some(patience)).context(|| "cannot take sockets over".to_string())?;
     let got = rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut text)], &mut control, flags)
         .context(|| "cannot take sockets over".to_string())?;
     let mut all = Vec::new();
