@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::deploying::{by_hand, lock_for_a_command, running, steps_by_hand};
 use super::{Cli, ServicesArgs, screen};
 use crate::pipeline::draft::Deployed;
+use crate::pipeline::held;
 use crate::pipeline::services::{self, How, Staying};
 use crate::pipeline::site::Site;
 use crate::project::recipe::ServiceName;
@@ -99,6 +100,8 @@ fn some(site: &Site, of: &Deployed, names: &[ServiceName], act: Act) -> Result<u
     }
     let backend = services::backend(site);
     let is_meant = |instance: &Instance, _: &str| names.contains(&instance.service);
+    // What is started needs its sockets.
+    let is_started = |instance: &Instance, digest: &str| held::is_holder(instance) || is_meant(instance, digest);
     let there = backend.look()?;
     if let Some(name) = names.iter().find(|name| !there.iter().any(|look| look.instance.service == **name)) {
         return Err(Error::refused(format!("{name} was not started with the version that serves")).hint(format!(
@@ -108,10 +111,11 @@ fn some(site: &Site, of: &Deployed, names: &[ServiceName], act: Act) -> Result<u
         )));
     }
     if act.stops() {
+        let _paused = held::pause(site);
         backend.stop(&is_meant, &mut Printing)?;
     }
     if act.starts()
-        && let Err(failure) = backend.start(&is_meant, &mut Printing)?
+        && let Err(failure) = backend.start(&is_started, &mut Printing)?
     {
         screen::error_line(format!("error: {} {}", failure.instance, visible(&failure.reason)));
         return Ok(ExitCode::Failed as u8);

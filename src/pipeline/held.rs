@@ -9,7 +9,7 @@ use crate::project::recipe::Service;
 use crate::project::recipe::service::listen::{HOLDER, Listen};
 use crate::project::recipe::service::{Kind, Restart, ServiceLimits, StopSignal, Unchanged};
 use crate::service::definition::{Definition, Instance, Running};
-use crate::service::sockets::{Held, Holder, Pause, Wanted, holder, take};
+use crate::service::sockets::{Held, Holder, PROTOCOL, Pause, Wanted, holder, take};
 use crate::sys::dir::Dir;
 use crate::sys::error::Result;
 use crate::sys::step_exec::StepOrder;
@@ -17,6 +17,8 @@ use crate::sys::{fs, process};
 
 /// How long a holder may take to come up or to end.
 const MOMENT: Duration = Duration::from_secs(10);
+/// How many descriptors a holder may have: two for each connection that is passed on.
+const DESCRIPTORS: u32 = 16_384;
 /// How long a deployment waits for the answers to requests that were passed on.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,7 @@ pub fn definition(site: &Site, of: &Deployed) -> Result<Option<Definition>> {
         ("MC_PROJECT_DIR", site.place.dir().display().to_string()),
         ("MC_SERVICE", instance.service.to_string()),
         ("MC_INSTANCE", instance.number.to_string()),
+        ("MC_HELD_PROTOCOL", PROTOCOL.to_string()),
     ];
     let env = env.map(|(name, value)| (name.to_string(), value)).to_vec();
     let mut order = StepOrder::new(holder::command(&site.node.program()?, &dir), env, dir);
@@ -59,7 +62,7 @@ pub fn definition(site: &Site, of: &Deployed) -> Result<Option<Definition>> {
         stop_signal: StopSignal::Term,
         stop_timeout: MOMENT,
         start_timeout: MOMENT,
-        limits: ServiceLimits::default(),
+        limits: ServiceLimits { open_files: Some(DESCRIPTORS), ..ServiceLimits::default() },
         unchanged: Unchanged::Leave,
         order,
         running: Running { deployment: Some(of.id.clone()), commit: Some(of.version.commit.id.clone()) },
@@ -102,11 +105,14 @@ pub fn prepare(site: &Site, of: &Deployed, ports: impl Fn(&Service) -> Result<Ve
     }
     let path = site.place.sockets();
     fs::ensure_dir(&path, 0o700)?;
-    let (dir, owner) = (Dir::open_real(&path)?, site.owners().map(|owners| owners.project));
+    let owner = site.owners().map(|owners| owners.project);
     if let Some((uid, gid)) = owner {
-        dir.give_to(uid, gid)?;
+        Dir::open_real(&path)?.give_to(uid, gid)?;
     }
-    Wanted { sockets }.write(&dir, owner)
+    Wanted { sockets }.write(&path, owner.map(|(_, gid)| gid))?;
+    // One that runs already closes now what the new version may want to have itself; one that does not is about to start.
+    let _ = holder_of(site).and_then(|holder| holder.check());
+    Ok(())
 }
 
 fn holder_of(site: &Site) -> Result<Holder> {
@@ -131,8 +137,7 @@ pub fn local_port(service: &Service) -> Option<u16> {
 /// nothing to keep.
 #[must_use]
 pub fn pause(site: &Site) -> Option<Pause> {
-    let dir = Dir::open_real(&site.place.sockets()).ok()?;
-    let wanted = Wanted::read(&dir).ok()?;
+    let wanted = Wanted::read(&site.place.sockets()).ok()?;
     let passes_on = wanted.sockets.iter().any(|held| !held.ports.is_empty());
     passes_on.then(|| holder_of(site).and_then(|holder| holder.pause(DRAIN)).ok()).flatten()
 }

@@ -346,6 +346,7 @@ impl Check<'_> {
             "salt",
             "reset-perms",
             "sockets",
+            "sockets.json",
             "modules",
             "checkout",
             "tmp",

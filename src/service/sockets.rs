@@ -19,19 +19,19 @@ use crate::project::recipe::service::listen::Listen;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::fs;
-use crate::sys::socket::pass::receive_descriptors;
-use crate::sys::socket::{Channel, short_path};
+use crate::sys::socket::Channel;
+use crate::sys::socket::pass::{connect_in, receive_text};
 
 mod forward;
 pub mod holder;
 pub mod take;
 
-/// The file that says what is held.
-const WANTED: &str = "wanted.json";
 /// The socket that the holder answers at.
 const SOCKET: &str = "hold";
 /// The largest file of what is held.
 const LARGEST: u64 = 1 << 20;
+/// Another one where holder and asker would not understand each other: then a deployment starts the holder anew.
+pub const PROTOCOL: u32 = 1;
 /// The longest question.
 const LINE: usize = 4096;
 /// How long the holder may take to read a question.
@@ -68,38 +68,31 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Reads it; nothing, where nothing was written.
+    /// Reads it, beside the directory of the holder; nothing, where nothing was written.
     ///
     /// # Errors
     /// If it is damaged.
-    pub fn read(dir: &Dir) -> Result<Self> {
-        use std::io::Read as _;
-        // The directory is the account's that runs the holder: what stands in it may be anything.
-        let file = match dir.open_file(Path::new(WANTED)) {
-            Err(error) if error.is_not_found() => return Ok(Self::default()),
-            other => other?,
-        };
-        let doing = || format!("cannot understand {}", dir.path().join(WANTED).display());
-        let mut bytes = Vec::new();
-        file.take(LARGEST).read_to_end(&mut bytes).context(doing)?;
-        serde_json::from_slice(&bytes).context(doing)
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = Self::file(dir);
+        let Some(bytes) = fs::read_bounded(&path, LARGEST)? else { return Ok(Self::default()) };
+        serde_json::from_slice(&bytes).context(|| format!("cannot understand {}", path.display()))
     }
 
-    /// Writes it where the holder's account can read it.
+    /// Writes it where the holder's group can read it, and nobody but us can change it.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, dir: &Dir, owner: Option<(u32, u32)>) -> Result<()> {
-        use std::io::Write as _;
+    pub fn write(&self, dir: &Path, group: Option<u32>) -> Result<()> {
         let text = serde_json::to_vec(self).context(|| "cannot write which sockets are held".to_string())?;
-        let new = Path::new(".wanted.new");
-        dir.unlink(new)?;
-        let mut file = dir.create_file(new, 0o600)?;
-        file.write_all(&text).context(|| "cannot write which sockets are held".to_string())?;
-        if let Some((uid, gid)) = owner {
-            fs::give_file(&file, uid, gid, 0o600)?;
+        let path = Self::file(dir);
+        match group {
+            Some(gid) => fs::write_durable_for(&path, &text, 0o640, gid),
+            None => fs::write_durable(&path, &text, 0o600),
         }
-        dir.rename(new, dir, Path::new(WANTED))
+    }
+
+    fn file(dir: &Path) -> PathBuf {
+        dir.with_extension("json")
     }
 }
 
@@ -137,9 +130,10 @@ impl Holder {
     }
 
     fn connect(&self) -> Result<Channel> {
-        let channel = Channel::connect(&short_path(&self.dir, SOCKET), LINE)?;
+        // The directory is the account's that runs the holder: what stands in it may be anything.
+        let channel = Channel::new(connect_in(&self.dir, Path::new(SOCKET))?, LINE);
         let peer = channel.peer()?;
-        if peer.uid != self.uid && peer.uid != 0 {
+        if peer.uid != self.uid {
             return Err(Error::refused(format!("user {} answers instead of the holder of sockets", peer.uid)));
         }
         Ok(channel)
@@ -149,7 +143,7 @@ impl Holder {
         let mut channel = self.connect()?;
         let text = serde_json::to_vec(ask).context(|| "cannot ask the holder of sockets".to_string())?;
         channel.send(&text, PATIENCE)?;
-        let (answer, _) = receive_descriptors(channel.as_fd(), patience)?;
+        let answer = receive_text(channel.as_fd(), patience)?;
         Ok((channel, answer))
     }
 

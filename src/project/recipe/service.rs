@@ -344,12 +344,7 @@ impl ServiceFile {
                 "check: {run: a program that asks it another way}",
             ));
         }
-        if network == Network::Off && port.is_some() && !listen.is_empty() {
-            return Err(with_hint(
-                "connections cannot be passed on to a service with `network: off`",
-                "without `port:` it is given the socket itself",
-            ));
-        }
+        listen_fits(&listen, port.as_ref(), count, network)?;
         if self.kind == Kind::Oneshot && check.is_some() {
             return Err("a oneshot service takes no check: it is up when it has ended well".to_string());
         }
@@ -374,6 +369,29 @@ impl ServiceFile {
             check,
         })
     }
+}
+
+/// The sockets that are held agree with each other and with the rest of the service.
+fn listen_fits(listen: &[Listen], port: Option<&Port>, count: u32, network: Network) -> Result<(), String> {
+    let clashes = |(at, one): (usize, &Listen)| listen[..at].iter().any(|other| other.clashes_with(one));
+    if let Some(twice) = listen.iter().enumerate().position(clashes) {
+        return Err(format!("`listen` has `{}` twice", listen[twice]));
+    }
+    if let Some(&Port::Number(first)) = port
+        && let Some(own) = listen.iter().find(|one| one.is_among(u32::from(first)..u32::from(first) + count))
+    {
+        return Err(with_hint(
+            &format!("`{own}` is held, and the service is to listen there itself"),
+            "another `port`, or none: then it is given the socket",
+        ));
+    }
+    if network == Network::Off && port.is_some() && !listen.is_empty() {
+        return Err(with_hint(
+            "connections cannot be passed on to a service with `network: off`",
+            "without `port:` it is given the socket itself",
+        ));
+    }
+    Ok(())
 }
 
 impl<'de> Deserialize<'de> for Port {

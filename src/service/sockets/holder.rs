@@ -28,6 +28,8 @@ use crate::sys::{fs, process};
 pub const SUBCOMMAND: &str = "hold-sockets";
 /// How often what is wanted is looked at without a question.
 const LOOK: Duration = Duration::from_millis(500);
+/// After so many looks what could not be held is tried again.
+const SELDOM: u64 = 20;
 
 /// The words that start the holder.
 #[must_use]
@@ -63,9 +65,9 @@ fn hold(path: &Path) -> Result<()> {
         let listener = listener.into_std();
         listener.set_nonblocking(true).context(doing)?;
         let asked = UnixListener::from_std(listener).context(doing)?;
-        let holding = Rc::new(Holding::new(dir));
+        let holding = Rc::new(Holding::new(path));
         // What cannot be held is told to whoever asks for it.
-        holding.converge();
+        holding.converge(true);
         notify::say_ready();
         tokio::task::spawn_local(Rc::clone(&holding).look_again());
         let mut ends = signal(SignalKind::terminate()).context(doing)?;
@@ -89,8 +91,46 @@ struct Socket {
     held: Held,
     /// Ours, for those who take it.
     descriptor: OwnedFd,
+    /// Which file it is, of a unix socket.
+    file: Option<FileId>,
     /// Passes connections on, to these ports.
     front: Option<(AbortHandle, Rc<Ports>)>,
+}
+
+/// A file's device and inode.
+type FileId = (u64, u64);
+
+fn file_at(path: &Path) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    fs::examine(path).ok().flatten().map(|meta| (meta.dev(), meta.ino()))
+}
+
+impl Socket {
+    /// Whether whoever connects still comes here: data that were brought back have another file there, or none.
+    fn is_reached(&self) -> bool {
+        self.held.path.as_ref().is_none_or(|path| file_at(path) == self.file)
+    }
+
+    /// Passes connections on to the ports, or leaves them to whoever takes the socket.
+    fn front(&mut self, gate: &Rc<Gate>) -> Result<()> {
+        let ports = &self.held.ports;
+        match (&self.front, ports.is_empty()) {
+            (Some((task, _)), true) => {
+                task.abort();
+                self.front = None;
+            }
+            (Some((_, known)), false) => known.set(ports),
+            (None, true) => {}
+            (None, false) => {
+                let copy = self.descriptor.try_clone().context(|| "cannot watch a socket".to_string())?;
+                let known = Rc::new(Ports::default());
+                known.set(ports);
+                let serving = Front::new(copy, self.held.path.is_some())?.serve(Rc::clone(&known), Rc::clone(gate));
+                self.front = Some((tokio::task::spawn_local(serving).abort_handle(), known));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Socket {
@@ -98,7 +138,7 @@ impl Drop for Socket {
         if let Some((task, _)) = &self.front {
             task.abort();
         }
-        if let Some(path) = &self.held.path {
+        if let Some(path) = self.held.path.as_ref().filter(|_| self.is_reached()) {
             let _ = fs::remove_file(path);
         }
     }
@@ -106,7 +146,7 @@ impl Drop for Socket {
 
 /// What is held now.
 struct Holding {
-    dir: Dir,
+    path: PathBuf,
     sockets: RefCell<BTreeMap<String, Socket>>,
     /// What cannot be held, and why.
     troubles: RefCell<BTreeMap<String, (ServiceName, String)>>,
@@ -114,62 +154,60 @@ struct Holding {
 }
 
 impl Holding {
-    fn new(dir: Dir) -> Self {
-        Self { dir, sockets: RefCell::default(), troubles: RefCell::default(), gate: Rc::default() }
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            sockets: RefCell::default(),
+            troubles: RefCell::default(),
+            gate: Rc::default(),
+        }
     }
 
+    /// Looks from time to time; what could not be held is tried again seldom, because a living service has it.
     async fn look_again(self: Rc<Self>) {
-        loop {
+        for turn in 0_u64.. {
             sleep(LOOK).await;
-            self.converge();
+            self.converge(turn % SELDOM == 0);
         }
     }
 
     /// Holds exactly what is wanted, as far as it can be had.
-    fn converge(&self) {
+    fn converge(&self, tries_again: bool) {
         // What cannot be read changes nothing.
-        let Ok(wanted) = Wanted::read(&self.dir) else { return };
+        let Ok(wanted) = Wanted::read(&self.path) else { return };
         let mut sockets = self.sockets.borrow_mut();
+        let before = self.troubles.take();
         let mut troubles = BTreeMap::new();
-        let is_wanted = |key: &str, socket: &Socket| {
-            let mut same = wanted.sockets.iter().filter(|held| held.listen == key);
-            same.any(|held| held.ports.is_empty() == socket.front.is_none() && held.path == socket.held.path)
-        };
+        let is_wanted =
+            |key: &str, socket: &Socket| socket.is_reached() && wanted.sockets.iter().any(|held| held.listen == key);
         sockets.retain(|key, socket| is_wanted(key, socket));
         for held in &wanted.sockets {
-            if let Some(socket) = sockets.get_mut(&held.listen) {
-                if let Some((_, ports)) = &socket.front {
-                    ports.set(&held.ports);
+            let known = before.get(&held.listen).filter(|_| !tries_again);
+            let done = match (sockets.get_mut(&held.listen), known) {
+                (Some(socket), _) => {
+                    socket.held = held.clone();
+                    socket.front(&self.gate)
                 }
-                socket.held = held.clone();
-                continue;
-            }
-            match self.begin(held) {
-                Ok(socket) => drop(sockets.insert(held.listen.clone(), socket)),
-                Err(error) => {
-                    troubles.insert(held.listen.clone(), (held.service.clone(), error.one_line()));
-                }
+                (None, Some((_, why))) => Err(Error::failed(why.clone())),
+                (None, None) => self.begin(held).map(|socket| drop(sockets.insert(held.listen.clone(), socket))),
+            };
+            if let Err(error) = done {
+                troubles.insert(held.listen.clone(), (held.service.clone(), error.one_line()));
             }
         }
         *self.troubles.borrow_mut() = troubles;
     }
 
     fn begin(&self, held: &Held) -> Result<Socket> {
-        let address = held.address()?;
-        let descriptor = match (&address, &held.path) {
-            (Listen::Tcp(address), _) => listen_tcp(*address)?,
+        let descriptor = match (held.address()?, &held.path) {
+            (Listen::Tcp(address), _) => listen_tcp(address)?,
             (Listen::Unix(_), Some(path)) => listen_unix(path)?,
             (Listen::Unix(_), None) => return Err(Error::bug("a unix socket without a path")),
         };
-        let mut front = None;
-        if !held.ports.is_empty() {
-            let copy = descriptor.try_clone().context(|| "cannot watch a socket".to_string())?;
-            let ports = Rc::new(Ports::default());
-            ports.set(&held.ports);
-            let serving = Front::new(copy, held.path.is_some())?.serve(Rc::clone(&ports), Rc::clone(&self.gate));
-            front = Some((tokio::task::spawn_local(serving).abort_handle(), ports));
-        }
-        Ok(Socket { held: held.clone(), descriptor, front })
+        let file = held.path.as_deref().and_then(file_at);
+        let mut socket = Socket { held: held.clone(), descriptor, file, front: None };
+        socket.front(&self.gate)?;
+        Ok(socket)
     }
 
     /// Why something of a service, or of any, cannot be held.
@@ -189,7 +227,7 @@ async fn answer(stream: UnixStream, holding: Rc<Holding>) {
         let _ = send_descriptors(stream.as_fd(), b"!it is not understood", &[]);
         return;
     };
-    holding.converge();
+    holding.converge(true);
     match ask {
         Ask::Take(service) => hand_over(&stream, &holding, &service),
         Ask::Check => say(&stream, holding.trouble(None)),
@@ -208,7 +246,7 @@ fn hand_over(stream: &UnixStream, holding: &Holding, service: &ServiceName) {
     }
     let sockets = holding.sockets.borrow();
     // In the order of the recipe, which is that of the file.
-    let Ok(wanted) = Wanted::read(&holding.dir) else { return };
+    let Ok(wanted) = Wanted::read(&holding.path) else { return };
     let of_service = wanted.sockets.iter().filter(|held| held.service == *service && held.ports.is_empty());
     let found: Vec<BorrowedFd<'_>> =
         of_service.filter_map(|held| sockets.get(&held.listen)).map(|socket| socket.descriptor.as_fd()).collect();

@@ -11,8 +11,8 @@ use crate::project::recipe::service::listen::Listen;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 use crate::sys::process::become_program;
-use crate::sys::socket::pass::{listen_tcp, place_descriptors, receive_descriptors};
-use crate::sys::socket::{Channel, short_path};
+use crate::sys::socket::Channel;
+use crate::sys::socket::pass::{connect_in, listen_tcp, place_descriptors, receive_descriptors};
 use crate::sys::step_exec::COULD_NOT_START;
 
 /// The name of the hidden subcommand.
@@ -81,7 +81,7 @@ enum Unheld {
 fn from_holder(dir: &Path, service: &ServiceName) -> std::result::Result<Vec<OwnedFd>, Unheld> {
     let ask = || -> Result<(Vec<u8>, Vec<OwnedFd>)> {
         let dir = Dir::open_real(dir)?;
-        let mut channel = Channel::connect(&short_path(&dir, SOCKET), LINE)?;
+        let mut channel = Channel::new(connect_in(&dir, Path::new(SOCKET))?, LINE);
         let text = serde_json::to_vec(&Ask::Take(service.clone())).context(|| "cannot ask for sockets".to_string())?;
         channel.send(&text, PATIENCE)?;
         receive_descriptors(channel.as_fd(), PATIENCE)

@@ -3,7 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,6 +14,7 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
+use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
 
 /// The most descriptors of one message.
@@ -33,6 +34,10 @@ pub fn listen_tcp(address: SocketAddr) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).context(doing)?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true).context(doing)?;
+    if address.is_ipv6() {
+        // One address is one address: `0.0.0.0` of the same port may be another socket.
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true).context(doing)?;
+    }
     rustix::net::bind(&socket, &address).context(doing)?;
     rustix::net::listen(&socket, BACKLOG).context(doing)?;
     Ok(socket)
@@ -44,8 +49,11 @@ pub fn listen_tcp(address: SocketAddr) -> Result<OwnedFd> {
 /// If somebody listens there, or something else is in the way.
 pub fn listen_unix(path: &Path) -> Result<OwnedFd> {
     let doing = || format!("cannot listen at {}", path.display());
+    if let Some(parent) = path.parent() {
+        crate::sys::fs::ensure_dir(parent, 0o750)?;
+    }
     match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() && UnixStream::connect(path).is_err() => {
+        Ok(meta) if meta.file_type().is_socket() && !answers(path).context(doing)? => {
             crate::sys::fs::remove_file(path)?;
         }
         Ok(_) => return Err(Error::failed(format!("{}: something is in the way", doing()))),
@@ -57,6 +65,53 @@ pub fn listen_unix(path: &Path) -> Result<OwnedFd> {
     crate::sys::fs::set_mode(path, 0o660)?;
     rustix::net::listen(&socket, BACKLOG).context(doing)?;
     Ok(socket)
+}
+
+/// Whether somebody listens at a unix socket, found out without waiting.
+fn answers(path: &Path) -> rustix::io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // Its queue is full: somebody has it.
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => true,
+        Err(_) => false,
+    })
+}
+
+/// Connects to a unix socket in a directory that somebody else may write to: a link is not followed, and nobody waits for a
+/// queue that is full.
+///
+/// # Errors
+/// If it is no socket, or nobody takes the connection now.
+pub fn connect_in(dir: &Dir, name: &Path) -> Result<UnixStream> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
+    let doing = || format!("nobody answers at {}", dir.path().join(name).display());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(dir.as_fd(), name, flags, Mode::empty()).context(doing)?;
+    if FileType::from_raw_mode(fstat(&found).context(doing)?.st_mode) != FileType::Socket {
+        return Err(Error::failed(format!("{}: it is no socket", doing())));
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(doing)?;
+    let magic = format!("/proc/self/fd/{}", found.as_raw_fd());
+    rustix::net::connect(&socket, &SocketAddrUnix::new(magic.as_str()).context(doing)?).context(doing)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).context(doing)?;
+    Ok(stream)
+}
+
+/// Receives a text, if it comes within the time. Descriptors that come with it are not taken.
+///
+/// # Errors
+/// If nothing comes.
+pub fn receive_text(from: BorrowedFd<'_>, patience: Duration) -> Result<Vec<u8>> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    let doing = || "the holder of sockets does not answer".to_string();
+    set_socket_timeout(from, Timeout::Recv, Some(patience)).context(doing)?;
+    let mut text = vec![0_u8; 8192];
+    let (got, _) = rustix::net::recv(from, text.as_mut_slice(), RecvFlags::empty()).context(doing)?;
+    text.truncate(got);
+    Ok(text)
 }
 
 /// Sends descriptors with a text that is not empty.

@@ -42,13 +42,20 @@ impl Listen {
         }
     }
 
+    /// Whether it is one of these ports.
+    #[must_use]
+    pub fn is_among(&self, ports: std::ops::Range<u32>) -> bool {
+        matches!(self, Self::Tcp(address) if ports.contains(&u32::from(address.port())))
+    }
+
     /// Whether both cannot be listened at together.
     #[must_use]
     pub fn clashes_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp(one), Self::Tcp(two)) => {
                 let (a, b) = (one.ip(), two.ip());
-                one.port() == two.port() && (a == b || a.is_unspecified() || b.is_unspecified())
+                let is_any = a.is_unspecified() || b.is_unspecified();
+                one.port() == two.port() && (a == b || (is_any && a.is_ipv4() == b.is_ipv4()))
             }
             _ => self == other,
         }
