@@ -9,12 +9,13 @@ use crate::entrance::push::Show;
 use crate::entrance::{call, launch};
 use crate::pipeline::site::Site;
 use crate::project::ids::DeploymentId;
+use crate::project::outcome::Verdict;
 use crate::report::event::{Event, Record};
 use crate::report::ledger::Last;
 use crate::report::progress::Progress;
 use crate::report::terminal::Style;
 use crate::report::{history, journal};
-use crate::sys::error::{Error, Result};
+use crate::sys::error::{Error, ExitCode, Result};
 use crate::sys::escape::visible;
 use crate::sys::{fs, lock};
 
@@ -86,7 +87,8 @@ fn told(show: &mut dyn Show, record: &Record) -> Result<()> {
 pub fn cancel(cli: &Cli, args: &FollowArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let holder = lock::holder(&site.place.lock())?;
-    let running = holder.and_then(|holder| holder.id).and_then(|id| id.parse::<DeploymentId>().ok());
+    let deploys = |holder: &lock::Holder| holder.what.starts_with("deploys ") || holder.what.starts_with("rolls back");
+    let running = holder.filter(deploys).and_then(|holder| holder.id).and_then(|id| id.parse::<DeploymentId>().ok());
     let running = running.ok_or_else(|| Error::refused("no deployment runs now"))?;
     if let Some(named) = &args.id
         && which(&site, Some(named))? != running
@@ -96,12 +98,15 @@ pub fn cancel(cli: &Cli, args: &FollowArgs) -> Result<u8> {
     crate::pipeline::cancel::ask(&site, &running, &call::commander())?;
     let args = FollowArgs { name: args.name.clone(), id: Some(running.to_string()), json: args.json };
     follow(cli, &args)?;
-    // What was wanted is that it is not live.
-    let deployed = history::read(&site.place, Some(1))?.iter().any(|entry| entry.id == running && entry.was_live);
-    if deployed {
-        return Err(Error::failed("it was final already").hint(format!("{} rollback {}", site.command(), args.name)));
+    // What was wanted is that it is not live, and that what was before is.
+    match history::read(&site.place, None)?.into_iter().find(|entry| entry.id == running) {
+        Some(entry) if entry.was_live => {
+            Err(Error::failed("it was final already").hint(format!("{} rollback {}", site.command(), args.name)))
+        }
+        Some(entry) if entry.verdict == Verdict::NeedsPerson => Ok(ExitCode::NeedsPerson as u8),
+        Some(_) => Ok(0),
+        None => Err(Error::failed(format!("it is not known how {running} ended"))),
     }
-    Ok(0)
 }
 
 fn which(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {

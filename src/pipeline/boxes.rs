@@ -60,6 +60,12 @@ pub fn close_service(site: &Site, service: &Service, limits: ServiceLimits, orde
     }
 }
 
+/// What a service may use while it is tried: as when it serves, and it ends with the trial.
+pub fn limit_trial(site: &Site, limits: ServiceLimits, order: &mut StepOrder) {
+    let limits = StepLimits { memory: limits.memory, processes: limits.processes, timeout: None };
+    order.group = group(site, order, limits);
+}
+
 /// Puts a program that finds a secret into the box of a step without limits of its own.
 pub fn close_for_secret(site: &Site, order: &mut StepOrder) {
     if let Some(identity) = site.project_identity() {

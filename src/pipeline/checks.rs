@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::activate::in_run;
+use super::cancel;
 use super::draft::{Deployed, Draft};
 use super::halt::{Halt, Step};
 use super::held;
@@ -202,6 +203,7 @@ fn check(draft: &mut Draft<'_>, of: &Deployed) -> Step<usize> {
         return Ok(0);
     }
     let answers = ask_all(&all, telling, beats)?;
+    cancel::check()?;
     let health = Health { at: clock::now(), deployment: of.id.clone(), answers };
     health.write(site)?;
     let Some(bad) = health.answers.iter().find(|answer| !answer.good) else { return Ok(all.len()) };
@@ -225,7 +227,7 @@ fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<An
         for (index, question) in all.iter().enumerate() {
             let tell = tell.clone();
             // Nobody listens any more only if we could not tell an answer.
-            let ask = move || drop(tell.send((index, question.ask_on(|| true))));
+            let ask = move || drop(tell.send((index, question.ask_on(|| cancel::asked().is_none()))));
             std::thread::Builder::new()
                 .spawn_scoped(scope, ask)
                 .context(|| "cannot start a thread to ask a service".to_string())?;

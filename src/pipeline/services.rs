@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::activate::in_run;
 use super::boxes;
+use super::cancel;
 use super::draft::{Deployed, Draft, Version};
 use super::environment::environment;
 use super::halt::{Halt, Step};
@@ -141,7 +142,10 @@ fn directory(site: &Site, service: &Service) -> PathBuf {
 }
 
 /// Makes the directories below `data` that services work in.
-fn make_directories(site: &Site, version: &Version) -> Result<()> {
+///
+/// # Errors
+/// If one cannot be made.
+pub fn make_directories(site: &Site, version: &Version) -> Result<()> {
     for service in &version.recipe.services {
         if let WorkDir::Data(Some(below)) = &service.dir {
             make_shared(&Dir::open_real(&site.place.data())?, site.own, below, true)?;
@@ -186,7 +190,8 @@ pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: Ho
     let known = backend.look()?;
     if let Some(of) = of.filter(|_| !wanted.is_empty()) {
         make_directories(site, &of.version)?;
-        held::prepare(site, of, |service| ports(site, of, service))?;
+        let prepared = held::prepare(site, of, |service| ports(site, of, service));
+        unless_again(how, telling, prepared)?;
     } else {
         if !known.is_empty() {
             // Nothing is started, so nothing can fail to come up.
@@ -208,15 +213,29 @@ pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: Ho
         Err(error) => Some(error.message().to_string()),
     };
     end_step(telling, Stage::Start, begin, status.clone())?;
+    if status.is_some() {
+        cancel::check()?;
+    }
     if let (Err(failure), Some(status)) = (started?, status) {
         let hint = format!("mc_project logs NAME --service {}", failure.instance.service);
         return Err(Halt::failed(status).tail(telling.tail()).hint(hint));
     }
     if let Some(of) = of {
-        held::check(site, of)?;
+        unless_again(how, telling, held::check(site, of))?;
     }
     fault::point("services.started")?;
     Ok(instances.len())
+}
+
+/// What holds sockets keeps no version from being brought back.
+fn unless_again(how: How, telling: &mut Reporter, held: Result<()>) -> Step {
+    match held {
+        Err(error) if how == How::Again => {
+            telling.emit(Event::Warning { text: format!("sockets are not held: {}", error.one_line()) })?;
+            Ok(())
+        }
+        held => Ok(held?),
+    }
 }
 
 /// Whether exactly these definitions are what the back end knows.

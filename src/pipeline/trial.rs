@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::boxes;
 use super::cancel;
 use super::checks::{Answer, Question};
 use super::draft::{Deployed, Draft, Version};
@@ -43,7 +44,8 @@ impl Draft<'_> {
     /// What is not well.
     pub fn check_stage(&mut self, next: &Version, place: &Place) -> Step {
         let steps = self.steps_of(next, Stage::Check);
-        let is_skipped = self.options.skip.contains(&Stage::Check);
+        let (only, skip) = (&self.options.only, &self.options.skip);
+        let is_skipped = skip.contains(&Stage::Check) || (!only.is_empty() && !only.contains(&Stage::Check));
         let has_trial = tried(next).next().is_some() && !is_skipped;
         if steps.is_empty() && !has_trial {
             return Ok(());
@@ -63,6 +65,11 @@ impl Draft<'_> {
     /// # Errors
     /// The first one that is not well, with its answer and the last lines that it wrote.
     pub fn try_services(&mut self, next: &Version, at: &At) -> Step<usize> {
+        if matches!(at, At::Plain(_)) {
+            self.note("no service is tried: nothing can be shown at the path of run here");
+            return Ok(0);
+        }
+        services::make_directories(self.site, next)?;
         let services: Vec<Service> = tried(next).cloned().collect();
         for service in &services {
             self.try_service(next, service, at)?;
@@ -113,7 +120,10 @@ impl Draft<'_> {
         } else {
             // Nobody holds a socket for it: it is given one that is its own.
             let argv = std::mem::take(&mut order.argv);
-            let listen = [Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))];
+            let further = service.listen.iter().skip(1).map(|_| free_port()).collect::<Result<Vec<_>>>()?;
+            let ports = std::iter::once(port).chain(further);
+            let listen: Vec<Listen> =
+                ports.map(|port| Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))).collect();
             order.argv =
                 take::command(&self.site.node.program()?, Path::new("/nonexistent"), &service.name, &listen, argv);
         }
@@ -122,14 +132,10 @@ impl Draft<'_> {
             At::Mounted(tree) => {
                 order.view.binds.insert(0, Bind { source: tree.clone(), at: run, read_only: true });
             }
-            At::Plain(tree) => {
-                if let Ok(below) = order.cwd.strip_prefix(&run) {
-                    order.cwd = tree.join(below);
-                }
-            }
-            At::Run => return Err(Error::bug("a trial in what runs")),
+            At::Plain(_) | At::Run => return Err(Error::bug("a trial in what runs")),
         }
         order.marker = Some(format!("{}.trial", self.id()));
+        boxes::limit_trial(self.site, service.limits.within(self.site.config.services), &mut order);
         Ok(order)
     }
 }

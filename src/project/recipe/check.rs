@@ -111,6 +111,12 @@ impl CheckFile {
                 "a step of the stage `check` runs a program beforehand",
             ));
         }
+        if self.before && self.port.is_some() {
+            return Err(with_hint(
+                "`before` asks where the service listens in its trial, and no other `port`",
+                "take `port` out of the check",
+            ));
+        }
         if self.before && !has_port {
             return Err(with_hint(
                 "`before` needs a service that is told where to listen",
