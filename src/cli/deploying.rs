@@ -38,7 +38,8 @@ pub fn deploy(cli: &Cli, args: &DeployArgs) -> Result<u8> {
     let named = named.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
     let given: Vec<String> = args.options.iter().cloned().chain(named).collect();
     let mut options = options::parse(&given)?;
-    options.deploy |= args.force;
+    // Some of the stages or states of what serves already are wanted again.
+    options.deploy |= args.force || args.only.is_some() || args.only_steps.is_some();
     let commit = commit_of(&site, args.commit.as_deref())?;
     let request = Request { wait_seconds: args.wait, ..request(&site, Want::Deploy { commit }, options) };
     show(&site, &request)

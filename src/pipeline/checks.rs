@@ -202,8 +202,17 @@ fn check(draft: &mut Draft<'_>, of: &Deployed) -> Step<usize> {
     if all.is_empty() {
         return Ok(0);
     }
-    let answers = ask_all(&all, telling, beats)?;
+    let before = restarts(site)?;
+    let mut answers = ask_all(&all, telling, beats)?;
     cancel::check()?;
+    // Who dies and comes back answers well too, most of the time.
+    for (instance, times) in restarts(site)? {
+        let died = before.iter().any(|(other, then)| *other == instance && *then < times);
+        if died && let Some(answer) = answers.iter_mut().find(|answer| answer.instance == instance && answer.good) {
+            answer.good = false;
+            answer.answer.push_str(", but it died and was started again while it was asked");
+        }
+    }
     let health = Health { at: clock::now(), deployment: of.id.clone(), answers };
     health.write(site)?;
     let Some(bad) = health.answers.iter().find(|answer| !answer.good) else { return Ok(all.len()) };
@@ -218,6 +227,11 @@ fn check(draft: &mut Draft<'_>, of: &Deployed) -> Step<usize> {
     let hint = format!("mc_project logs NAME --service {}", bad.instance.service);
     let reason = format!("{} is not well: {}: {}", bad.instance, bad.question, bad.answer);
     Err(Halt::failed(reason).tail(telling.tail()).hint(hint))
+}
+
+/// How often each instance was started again by itself.
+fn restarts(site: &Site) -> Result<Vec<(Instance, u32)>> {
+    Ok(backend(site).look()?.into_iter().map(|look| (look.instance, look.restarts)).collect())
 }
 
 fn ask_all(all: &[Question], telling: &mut Reporter, beats: bool) -> Step<Vec<Answer>> {

@@ -111,6 +111,10 @@ pub fn run(
     let tree = SaltTree::make(site, version, (stage, step, run), place)?;
     let mut order = steps::order(site, version, stage, step, place)?;
     order.argv = tree.command(&program);
+    // Salt itself warns of its own libraries, which nobody who deploys can mend.
+    if order.env.iter().all(|(name, _)| name != "PYTHONWARNINGS") {
+        order.env.push(("PYTHONWARNINGS".to_string(), "ignore".to_string()));
+    }
     order.keep_background = false;
     order.output_file = None;
     let limit = boxes::limits(site, step).timeout.unwrap_or(step.timeout);

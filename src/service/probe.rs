@@ -34,7 +34,7 @@ pub fn page(port: u16, page: &Page<'_>, timeout: Duration) -> Result<String> {
     let headers: Vec<(&str, &str)> = page.host.map(|host| ("Host", host)).into_iter().collect();
     let request = Request { headers: &headers, limit: READ, ..Request::get(&url, timeout) };
     let answer = http::ask(&request)?;
-    let shown = visible_bounded(&answer.body, SHOWN);
+    let shown = visible_bounded(answer.body.trim_ascii(), SHOWN);
     if !page.expect.contains(&answer.status) {
         let expected: Vec<String> = page.expect.iter().map(u16::to_string).collect();
         let expected = expected.join(" or ");

@@ -258,3 +258,21 @@ fn a_service_that_takes_long_keeps_nothing_waiting_at_a_boot() {
     assert_eq!(server.unit("mc-shop.slow@1.service", "ActiveState"), "activating");
     wait_until("the others run", || server.listens(SHOP) && server.listens(SHOP + 1));
 }
+
+#[test]
+fn a_deployment_whose_service_takes_long_can_be_cancelled() {
+    let Some(server) = boot() else { return };
+    let work = server.work("alice", "shop");
+    work.commit_services("1", TWO, "");
+    work.push(&["main"]).ok();
+    let slow = "services:\n  slow: {type: oneshot, start_timeout: 24h, run: sleep 900}\n";
+    let text = recipe(SHOP, 2, "").replace("services:\n", slow);
+    work.commit("2", &[("version", "2"), ("mc_project.yaml", &text)]);
+    let push = work.start_push(&["main"]);
+    wait_until("it starts", || server.unit("mc-shop.slow@1.service", "ActiveState") == "activating");
+    server.mc(&["cancel", "shop"]).ok();
+    assert_has(&push.wait().fails().stderr, "cancelled by ");
+    server.settle("shop");
+    assert_eq!(server.version(), "1");
+    server.assert_sound();
+}

@@ -102,6 +102,20 @@ fn services_follow_every_deployment_and_come_back_with_their_version() {
 }
 
 #[test]
+fn a_service_that_dies_and_comes_back_while_it_is_asked_is_not_well() {
+    let shop = Shop::new();
+    let work = shop.world.clone_of("shop");
+    shop.commit(&work, "1", QUEUE);
+    work.push(&["main"]).ok();
+    let check = "check: {run: 'true', times: 8, every: 1s, within: 1m}";
+    shop.commit(&work, "2", &format!("  fickle: {{run: 'sleep 3; exit 1', {check}}}\n"));
+    let told = work.push(&["main"]).rejected("main");
+    assert_has(&told, "fickle@1 is not well: true: ok");
+    assert_has(&told, "but it died and was started again while it was asked");
+    assert_eq!(shop.version(), "1");
+}
+
+#[test]
 fn what_fails_before_the_switch_starts_the_old_services_again() {
     let shop = Shop::new();
     let work = shop.world.clone_of("shop");

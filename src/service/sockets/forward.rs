@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::sys::error::{Context, Result};
 
@@ -26,6 +27,8 @@ const BREATH: Duration = Duration::from_millis(50);
 
 /// So long after its last byte an answer is taken to be whole.
 const QUIET: Duration = Duration::from_millis(100);
+/// How long a client is heard to whom the service has said all.
+const LINGER: Duration = Duration::from_secs(30);
 /// Between two looks whether everything is quiet.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -70,7 +73,7 @@ impl Gate {
 /// What happens on a connection that is passed on.
 #[derive(Debug)]
 struct Flow {
-    /// Whether the service has to answer: the last bytes were the client's, or there were none yet.
+    /// Whether the service has to answer: the last bytes were the client's.
     is_asked: Cell<bool>,
     moved: Cell<Instant>,
 }
@@ -94,7 +97,8 @@ struct PassedOn<'a> {
 
 impl<'a> PassedOn<'a> {
     fn begin(gate: &'a Gate) -> Self {
-        let flow = Rc::new(Flow { is_asked: Cell::new(true), moved: Cell::new(Instant::now()) });
+        // Whoever connects early and asks nothing yet, as browsers do, keeps nobody waiting for long.
+        let flow = Rc::new(Flow { is_asked: Cell::new(false), moved: Cell::new(Instant::now()) });
         gate.passed_on.borrow_mut().push(Rc::clone(&flow));
         Self { gate, flow }
     }
@@ -201,11 +205,27 @@ async fn pass_on(client: impl AsyncRead + AsyncWrite, ports: &Ports, gate: &Gate
             let ((from_client, to_client), (from_service, to_service)) = (split(client), split(service));
             let questions = copy(from_client, to_service, &passed_on.flow, true);
             let answers = copy(from_service, to_client, &passed_on.flow, false);
-            let _ = tokio::try_join!(questions, answers);
+            until_both_end(questions, answers).await;
             return;
         }
         drop(passed_on);
         sleep(AGAIN).await;
+    }
+}
+
+/// Until both directions are at their end, or one breaks. A client whose service has said all may be silent for [`LINGER`].
+async fn until_both_end(
+    questions: impl Future<Output = std::io::Result<()>>,
+    answers: impl Future<Output = std::io::Result<()>>,
+) {
+    let (mut questions, mut answers) = (pin!(questions), pin!(answers));
+    tokio::select! {
+        ended = &mut answers => if ended.is_ok() {
+            let _ = timeout(LINGER, questions).await;
+        },
+        ended = &mut questions => if ended.is_ok() {
+            let _ = answers.await;
+        },
     }
 }
 

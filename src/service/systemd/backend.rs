@@ -21,7 +21,7 @@ use crate::service::definition::{Definition, Instance};
 use crate::service::journal;
 use crate::sys::dir::Dir;
 use crate::sys::error::{Context, Error, Result};
-use crate::sys::process::{self, StepWatcher, run_captured};
+use crate::sys::process::{self, StepWatcher, Tick, run_captured};
 use crate::sys::step_exec::StepOrder;
 use crate::sys::{clock, fs, machine};
 
@@ -124,7 +124,7 @@ impl Systemd {
         for together in by_service(going).into_iter().rev() {
             // Once until the kill, once more until systemd gives up what does not even die of it.
             let limit = together.iter().map(patience).max().unwrap_or_default() * 2 + SLACK;
-            let failed = self.call(&["stop", "--"], &together, limit, on)?;
+            let failed = self.call(&["stop", "--"], &together, limit, &mut ToItsEnd(on))?;
             let seen = self.see(&together)?;
             for instance in &together {
                 let now = seen.get(&self.unit(instance));
@@ -167,7 +167,7 @@ impl Systemd {
         // One that was killed may have written them and not told systemd.
         if changed || self.see(&instances)?.values().any(Seen::is_outdated) {
             fs::sync_dir(Path::new(DIR))?;
-            if let Some(why) = self.call(&["daemon-reload"], &[], SLACK, on)? {
+            if let Some(why) = self.call(&["daemon-reload"], &[], SLACK, &mut ToItsEnd(on))? {
                 return Err(Error::failed(format!("systemd does not read its units again: {why}")));
             }
         }
@@ -199,16 +199,18 @@ impl Systemd {
                     &["start", "--"],
                     &together,
                     (limit + SLACK).min(left.unwrap_or(Duration::MAX)),
-                    &mut Deaf,
+                    &mut Ticks(on),
                 )?,
             };
             if failed.is_some() {
                 first = first.or(self.find_failure(coming, &together)?);
             }
+            if on.tick() == Tick::Cancel {
+                first = first.or_else(|| Some(not_waited_for(together[0].clone())));
+            }
             if first.is_some() && !goes_on {
                 break;
             }
-            on.tick();
         }
         match first {
             Some(failure) => self.tell_failure(failure, begin, on),
@@ -261,7 +263,11 @@ impl Systemd {
             std::thread::sleep(LOOK);
             if ticked.elapsed() >= process::TICK {
                 ticked = Instant::now();
-                on.tick();
+                if on.tick() == Tick::Cancel
+                    && let Some(late) = unsettled
+                {
+                    return Ok(Err(not_waited_for(late.instance.clone())));
+                }
             }
         }
     }
@@ -440,4 +446,33 @@ struct Deaf;
 
 impl StepWatcher for Deaf {
     fn line(&mut self, _: &[u8]) {}
+}
+
+/// A command that is not ended before it has done its work, whoever wants the deployment to end: a stop comes to its end.
+struct ToItsEnd<'a>(&'a mut dyn StepWatcher);
+
+impl StepWatcher for ToItsEnd<'_> {
+    fn line(&mut self, line: &[u8]) {
+        self.0.line(line);
+    }
+
+    fn tick(&mut self) -> Tick {
+        self.0.tick();
+        Tick::GoOn
+    }
+}
+
+/// As [`Deaf`], and whoever wants the deployment to end is heard.
+struct Ticks<'a>(&'a mut dyn StepWatcher);
+
+impl StepWatcher for Ticks<'_> {
+    fn line(&mut self, _: &[u8]) {}
+
+    fn tick(&mut self) -> Tick {
+        self.0.tick()
+    }
+}
+
+fn not_waited_for(instance: Instance) -> Failure {
+    Failure { instance, reason: "is not waited for any more".to_string() }
 }
