@@ -3,6 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use mc_project::entrance::options::{self, MAX_OPTIONS, MAX_REASON};
+use mc_project::project::recipe::salt::SlsName;
 use mc_project::project::request::Options;
 use mc_project::project::stage::Stage;
 use mc_project_fuzz::{assert_error, assert_shown, facts};
@@ -13,6 +14,7 @@ fn written(options: &Options) -> Vec<String> {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
         (!names.is_empty()).then(|| format!("{name}={}", names.join(",")))
     };
+    let states: Vec<&str> = options.only_steps.iter().map(SlsName::as_str).collect();
     let flags = [
         (options.plan, "plan"),
         (options.stage_only, "stage-only"),
@@ -27,6 +29,7 @@ fn written(options: &Options) -> Vec<String> {
         .chain(options.mode.map(|mode| format!("mode={}", mode.name())))
         .chain(stages("only", &options.only))
         .chain(stages("skip", &options.skip))
+        .chain((!states.is_empty()).then(|| format!("only-steps={}", states.join(","))))
         .chain(options.reason.as_ref().map(|reason| format!("reason={reason}")))
         .collect()
 }
