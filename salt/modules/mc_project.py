@@ -196,7 +196,7 @@ def _explain(text, end):
     """Says which part of makina-states is missing, and what stands in for it."""
     patterns = (
         (r"has no attribute '(mc_\w+\.\w+)'", "the function {} of makina-states"),
-        (r"Specified SLS '?(makina-states\.[\w.-]+)", "the states {} of makina-states"),
+        (r"Specified SLS '?(makina-states\.[\w.-]+)", "the file of states {} of makina-states"),
         (r"(makina-states/[\w./-]+)", "the file {} of makina-states"),
         (r"State '(mc_\w+\.\w+)' was not found", "the state {} of makina-states"),
     )

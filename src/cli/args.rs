@@ -136,7 +136,7 @@ pub struct DeployArgs {
     /// The commit; the deploy branch if not given
     #[arg(long, value_name = "REV")]
     pub commit: Option<String>,
-    /// Deploy even if this commit is live already
+    /// Deploy even if this commit is live already; --only and --only-steps do so too
     #[arg(long)]
     pub force: bool,
     /// Run the steps of these stages only, as -o only=…

@@ -186,7 +186,7 @@ fn a_part_of_makina_states_that_is_missing_is_named_with_what_stands_in_for_it()
         ),
         (
             "include:\n  - makina-states.services.http.apache\n",
-            "the states makina-states.services.http.apache of makina-states",
+            "the file of states makina-states.services.http.apache of makina-states",
             "apache_site.enabled",
         ),
         (
