@@ -46,6 +46,15 @@ impl Kind {
         run(command.arg(image));
     }
 
+    /// XFS refuses a second file system of the same name, and a process in another mount namespace may still hold the copy
+    /// that was mounted before.
+    fn mount_options(self) -> &'static str {
+        match self {
+            Self::Ext4 => "loop",
+            Self::Xfs => "loop,nouuid",
+        }
+    }
+
     /// The smallest size that is good for a node, in MiB.
     pub fn size(self) -> u64 {
         match self {
@@ -60,6 +69,7 @@ impl Kind {
 pub struct Ground {
     dir: PathBuf,
     root: PathBuf,
+    kind: Kind,
     number: Cell<u32>,
 }
 
@@ -85,7 +95,7 @@ impl Ground {
         let dir = world.home().path("ground");
         std::fs::create_dir(&dir).unwrap();
         run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2g", "ground"]).arg(&dir));
-        let ground = Self { dir, root: world.root(), number: Cell::new(0) };
+        let ground = Self { dir, root: world.root(), kind, number: Cell::new(0) };
         std::fs::File::create(ground.image()).unwrap().set_len(mib << 20).unwrap();
         kind.make(&ground.image());
         ground.mount();
@@ -119,7 +129,7 @@ impl Ground {
 
     /// Mounts what this file holds, and copies nothing; nothing may be mounted.
     pub fn mount_file(&self, file: &Path) {
-        run(Command::new("mount").args(["-o", "loop"]).arg(file).arg(&self.root));
+        run(Command::new("mount").args(["-o", self.kind.mount_options()]).arg(file).arg(&self.root));
     }
 
     /// What nobody asks to have written stays in memory: ext4 does not commit by its clock while a short run is filmed.
