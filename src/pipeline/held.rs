@@ -127,6 +127,13 @@ pub fn check(site: &Site, of: &Deployed) -> Result<()> {
     if listening(of).next().is_none() { Ok(()) } else { holder_of(site)?.check() }
 }
 
+/// Why an instance could not be given its sockets, if that is what kept it from coming up.
+#[must_use]
+pub fn trouble(site: &Site, of: &Deployed, instance: &Instance) -> Option<String> {
+    let is_concerned = listening(of).any(|service| service.name == instance.service);
+    is_concerned.then(|| check(site, of).err()).flatten().map(|error| error.one_line())
+}
+
 /// Where a service can be asked at this machine, if it has no port of its own.
 #[must_use]
 pub fn local_port(service: &Service) -> Option<u16> {

@@ -217,8 +217,10 @@ pub fn start(site: &Site, telling: &mut Reporter, of: Option<&Deployed>, how: Ho
         cancel::check()?;
     }
     if let (Err(failure), Some(status)) = (started?, status) {
+        let why = of.and_then(|of| held::trouble(site, of, &failure.instance));
+        let reason = why.map_or_else(|| status.clone(), |why| format!("{status}: {why}"));
         let hint = format!("mc_project logs NAME --service {}", failure.instance.service);
-        return Err(Halt::failed(status).tail(telling.tail()).hint(hint));
+        return Err(Halt::failed(reason).tail(telling.tail()).hint(hint));
     }
     if let Some(of) = of {
         unless_again(how, telling, held::check(site, of))?;

@@ -198,8 +198,9 @@ fn an_address_that_cannot_be_had_fails_the_deployment_with_its_reason() {
     let port = taken.local_addr().unwrap().port();
     work.commit("one", &[("mc_project.yaml", &takes(port)), ("web.py", TAKES), ("version", "one")]);
     let push = work.push(&["main"]).fails().tells("rolled back at start");
-    assert_has(&push.stderr, &format!("cannot listen at 127.0.0.1:{port}"));
-    assert_has(&push.stderr, "Address already in use");
+    let reason = push.rejected("main");
+    assert_has(&reason, &format!("cannot listen at 127.0.0.1:{port}"));
+    assert_has(&reason, "Address already in use");
     for (service, told) in [
         ("{run: x, listen: 80, type: oneshot}", "takes no `listen`"),
         ("{run: x, listen: 80, port: 81, network: off}", "cannot be passed on"),
