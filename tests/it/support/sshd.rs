@@ -158,6 +158,8 @@ fn config(dir: &Path, port: u16, authorized_keys: &Path, settings: &[&str]) -> S
         "KbdInteractiveAuthentication no".into(),
         "PermitRootLogin forced-commands-only".into(),
         "AcceptEnv GIT_PROTOCOL".into(),
+        // bash(1) reads ~/.bashrc for sshd unless it runs below another one: whoever runs the tests may have anything there.
+        "SetEnv SHLVL=1".into(),
     ] {
         let _ = writeln!(text, "{line}");
     }
