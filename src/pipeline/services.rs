@@ -3,7 +3,7 @@
 //! Whatever is done here may be repeated, by a recovery or by a person: which version's services run is decided by the
 //! last call alone, never by what ran before.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -114,9 +114,7 @@ fn definition(site: &Site, of: &Deployed, service: &Service, number: u32) -> Res
 /// # Errors
 /// If the port is to come from a variable that names none.
 pub fn order(site: &Site, of: &Deployed, service: &Service, number: u32) -> Result<(StepOrder, Option<u16>)> {
-    let version = &of.version;
-    let setting = version.setting(site, Some(&of.id));
-    let mut env = environment(site, &version.recipe, &version.pillar, &setting, &service.env);
+    let mut env = variables(site, of, service);
     let port = service.port_of(number, &env)?;
     env.insert("MC_SERVICE".into(), service.name.to_string());
     env.insert("MC_INSTANCE".into(), number.to_string());
@@ -129,8 +127,14 @@ pub fn order(site: &Site, of: &Deployed, service: &Service, number: u32) -> Resu
 
 /// The ports of all instances of a service.
 fn ports(site: &Site, of: &Deployed, service: &Service) -> Result<Vec<u16>> {
-    let each = (1..=service.count).map(|number| order(site, of, service, number).map(|(_, port)| port));
-    Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    let env = variables(site, of, service);
+    (1..=service.count).filter_map(|number| service.port_of(number, &env).transpose()).collect()
+}
+
+/// The variables that all instances of a service have.
+fn variables(site: &Site, of: &Deployed, service: &Service) -> BTreeMap<String, String> {
+    let version = &of.version;
+    environment(site, &version.recipe, &version.pillar, &version.setting(site, Some(&of.id)), &service.env)
 }
 
 fn directory(site: &Site, service: &Service) -> PathBuf {

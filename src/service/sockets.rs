@@ -109,6 +109,24 @@ enum Ask {
     Pause(u64),
 }
 
+impl Ask {
+    fn send(&self, channel: &mut Channel) -> Result<()> {
+        let text = serde_json::to_vec(self).context(|| "cannot ask the holder of sockets".to_string())?;
+        channel.send(&text, PATIENCE)
+    }
+}
+
+/// The directory is the account's that runs the holder: what stands in it may be anything.
+fn connect(dir: &Dir) -> Result<Channel> {
+    connect_in(dir, Path::new(SOCKET)).map(|stream| Channel::new(stream, LINE))
+}
+
+/// Says why one of the hidden subcommands ends, where the service's output goes: nobody has set a log up in this process.
+fn complain(error: &Error) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "mc_project: {}", error.one_line());
+}
+
 /// The holder of a project, asked by us.
 #[derive(Debug)]
 pub struct Holder {
@@ -129,20 +147,13 @@ impl Holder {
         Ok(Self { dir: Dir::open_real(dir)?, uid })
     }
 
-    fn connect(&self) -> Result<Channel> {
-        // The directory is the account's that runs the holder: what stands in it may be anything.
-        let channel = Channel::new(connect_in(&self.dir, Path::new(SOCKET))?, LINE);
+    fn ask(&self, ask: &Ask, patience: Duration) -> Result<(Channel, Vec<u8>)> {
+        let mut channel = connect(&self.dir)?;
         let peer = channel.peer()?;
         if peer.uid != self.uid {
             return Err(Error::refused(format!("user {} answers instead of the holder of sockets", peer.uid)));
         }
-        Ok(channel)
-    }
-
-    fn ask(&self, ask: &Ask, patience: Duration) -> Result<(Channel, Vec<u8>)> {
-        let mut channel = self.connect()?;
-        let text = serde_json::to_vec(ask).context(|| "cannot ask the holder of sockets".to_string())?;
-        channel.send(&text, PATIENCE)?;
+        ask.send(&mut channel)?;
         let answer = receive_text(channel.as_fd(), patience)?;
         Ok((channel, answer))
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::sys::error::{Context, Result};
@@ -158,37 +158,30 @@ impl Front {
         let room = Arc::new(Semaphore::new(MOST));
         loop {
             let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-            let (ports, gate) = (Rc::clone(&ports), Rc::clone(&gate));
-            match self.accept().await {
-                Ok(Accepted::Tcp(client)) => {
+            let way = (Rc::clone(&ports), Rc::clone(&gate), place);
+            let accepted = match &self {
+                Self::Tcp(listener) => listener.accept().await.map(|(client, _)| {
                     let _ = client.set_nodelay(true);
-                    tokio::task::spawn_local(async move {
-                        pass_on(client, &ports, &gate).await;
-                        drop(place);
-                    });
-                }
-                Ok(Accepted::Unix(client)) => {
-                    tokio::task::spawn_local(async move {
-                        pass_on(client, &ports, &gate).await;
-                        drop(place);
-                    });
-                }
-                Err(_) => sleep(BREATH).await,
+                    begin(client, way);
+                }),
+                Self::Unix(listener) => listener.accept().await.map(|(client, _)| begin(client, way)),
+            };
+            if accepted.is_err() {
+                sleep(BREATH).await;
             }
-        }
-    }
-
-    async fn accept(&self) -> std::io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(client, _)| Accepted::Tcp(client)),
-            Self::Unix(listener) => listener.accept().await.map(|(client, _)| Accepted::Unix(client)),
         }
     }
 }
 
-enum Accepted {
-    Tcp(TcpStream),
-    Unix(tokio::net::UnixStream),
+/// Passes a connection on beside all others; its place is free again when it ends.
+fn begin(
+    client: impl AsyncRead + AsyncWrite + 'static,
+    (ports, gate, place): (Rc<Ports>, Rc<Gate>, OwnedSemaphorePermit),
+) {
+    tokio::task::spawn_local(async move {
+        pass_on(client, &ports, &gate).await;
+        drop(place);
+    });
 }
 
 /// Reaches the service as soon as it can be reached, and copies until both sides are at their end.

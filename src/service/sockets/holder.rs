@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::{sleep, timeout};
 
 use super::forward::{Front, Gate, Ports};
-use super::{Ask, Held, LINE, PATIENCE, SOCKET, Wanted};
+use super::{Ask, Held, LINE, PATIENCE, SOCKET, Wanted, complain};
 use crate::project::recipe::ServiceName;
 use crate::project::recipe::service::listen::Listen;
 use crate::sys::dir::Dir;
@@ -47,8 +47,7 @@ pub fn main(args: &[OsString]) -> u8 {
     match held {
         Ok(()) => ExitCode::Done as u8,
         Err(error) => {
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "mc_project: {}", error.one_line());
+            complain(&error);
             ExitCode::Failed as u8
         }
     }
@@ -224,8 +223,7 @@ async fn answer(stream: UnixStream, holding: Rc<Holding>) {
     let stream = reader.into_inner().into_inner();
     let Ok(Ok(_)) = read else { return };
     let Ok(ask) = serde_json::from_str::<Ask>(&line) else {
-        let _ = send_descriptors(stream.as_fd(), b"!it is not understood", &[]);
-        return;
+        return say(&stream, Some("it is not understood".to_string()));
     };
     holding.converge(true);
     match ask {

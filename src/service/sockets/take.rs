@@ -5,14 +5,13 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::{Ask, LINE, PATIENCE, SOCKET, refused};
+use super::{Ask, PATIENCE, complain, connect, refused};
 use crate::project::recipe::ServiceName;
 use crate::project::recipe::service::listen::Listen;
 use crate::sys::dir::Dir;
-use crate::sys::error::{Context, Error, Result};
+use crate::sys::error::{Error, Result};
 use crate::sys::process::become_program;
-use crate::sys::socket::Channel;
-use crate::sys::socket::pass::{connect_in, listen_tcp, place_descriptors, receive_descriptors};
+use crate::sys::socket::pass::{listen_tcp, place_descriptors, receive_descriptors};
 use crate::sys::step_exec::COULD_NOT_START;
 
 /// The name of the hidden subcommand.
@@ -41,14 +40,8 @@ pub fn main(args: &[OsString]) -> u8 {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    say(&error);
+    complain(&error);
     COULD_NOT_START
-}
-
-/// Says why, where the service's output goes: nobody has set a log up in this process.
-fn say(error: &Error) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "mc_project: {}", error.one_line());
 }
 
 fn become_service(args: &[OsString]) -> Result<std::convert::Infallible> {
@@ -81,9 +74,8 @@ enum Unheld {
 fn from_holder(dir: &Path, service: &ServiceName) -> std::result::Result<Vec<OwnedFd>, Unheld> {
     let ask = || -> Result<(Vec<u8>, Vec<OwnedFd>)> {
         let dir = Dir::open_real(dir)?;
-        let mut channel = Channel::new(connect_in(&dir, Path::new(SOCKET))?, LINE);
-        let text = serde_json::to_vec(&Ask::Take(service.clone())).context(|| "cannot ask for sockets".to_string())?;
-        channel.send(&text, PATIENCE)?;
+        let mut channel = connect(&dir)?;
+        Ask::Take(service.clone()).send(&mut channel)?;
         receive_descriptors(channel.as_fd(), PATIENCE)
     };
     match ask() {
