@@ -31,7 +31,7 @@ mod states;
 mod told;
 mod tree;
 
-use told::{End, Told};
+use told::{End, Heard, Told};
 use tree::SaltTree;
 
 /// Where packages of a distribution and of the Salt project put the program.
@@ -156,9 +156,14 @@ pub fn run(
 
 /// Who runs the states, as Salt's configuration names them.
 fn user_of(site: &Site, step: &recipe::Step) -> String {
+    let is_root = step.user == User::Root && site.owners().is_some();
+    if is_root { "root".to_string() } else { account(site) }
+}
+
+/// The project's account; in a directory node everything is one user's.
+fn account(site: &Site) -> String {
     match &site.rights {
-        Rights::Separate { project, .. } if step.user != User::Root => project.name.clone(),
-        Rights::Separate { .. } => "root".to_string(),
+        Rights::Separate { project, .. } => project.name.clone(),
         Rights::OneUser => process::user_name(),
     }
 }
@@ -172,13 +177,10 @@ struct Watcher<'a> {
 
 impl StepWatcher for Watcher<'_> {
     fn line(&mut self, line: &[u8]) {
-        for event in self.told.hear(line) {
-            match event {
-                Event::Output { .. } => self.telling.output(line),
-                other => {
-                    let _ = self.telling.emit(other);
-                }
-            }
+        match self.told.hear(line) {
+            Heard::Output => self.telling.output(line),
+            Heard::Tell(event) => drop(self.telling.emit(event)),
+            Heard::Nothing => {}
         }
     }
 
@@ -212,12 +214,7 @@ pub fn only(mut step: recipe::Step, stage: Stage, wanted: &[SlsName]) -> Option<
 /// # Errors
 /// If it cannot be removed.
 pub fn sweep(site: &Site) -> Result<()> {
-    tree::sweep(&place_of(site))
-}
-
-/// Where the directories of running states are.
-fn place_of(site: &Site) -> PathBuf {
-    site.place.build().join("salt")
+    tree::sweep(&site.place.salt_runs())
 }
 
 /// A path as text for Salt's configuration.

@@ -166,6 +166,8 @@ impl Place {
         build_tree => "build/tree";
         /// The home directory of steps: download caches of build tools.
         build_home => "build/home";
+        /// The directories that running states work with.
+        salt_runs => "build/salt";
         /// What states set owners and modes with.
         reset_perms => "build/reset-perms";
         /// Where the sockets of services are held.

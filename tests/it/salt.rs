@@ -375,6 +375,14 @@ fn the_links_of_a_project_can_be_taken_away_and_stay_away() {
     assert_eq!(there(), [true, true]);
 }
 
+/// Kills the worker whose states run; returns where their directories are.
+fn kill_worker_among_states(world: &World) -> std::path::PathBuf {
+    let salt = world.project("shop").join("build/salt");
+    let name = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    crate::support::kill_9(name.split('-').next().unwrap().parse().unwrap());
+    salt
+}
+
 #[test]
 fn a_worker_that_dies_among_states_leaves_the_old_version_and_nothing_of_salt() {
     let world = shop();
@@ -385,9 +393,7 @@ fn a_worker_that_dies_among_states_leaves_the_old_version_and_nothing_of_salt() 
     let push = work.start_push(&["main"]);
     let begun = world.project("shop").join("data/slow");
     wait_until("the state runs", || begun.exists());
-    let salt = world.project("shop").join("build/salt");
-    let name = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
-    crate::support::kill_9(name.split('-').next().unwrap().parse().unwrap());
+    let salt = kill_worker_among_states(&world);
     push.wait().fails();
     world.settle("shop");
     assert_eq!(world.serves("shop"), first);
@@ -441,9 +447,7 @@ fn a_version_that_a_person_keeps_has_what_its_states_made() {
     let push = work.start_push(&["main"]);
     let begun = world.project("shop").join("data/slow");
     wait_until("the state runs", || begun.exists());
-    let salt = world.project("shop").join("build/salt");
-    let name = std::fs::read_dir(&salt).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
-    crate::support::kill_9(name.split('-').next().unwrap().parse().unwrap());
+    let salt = kill_worker_among_states(&world);
     push.wait().fails();
     wait_until("it needs a person", || world.last("shop").is_some_and(|last| last.needs_person.is_some()));
     assert_eq!(std::fs::read_dir(&salt).unwrap().count(), 0, "nothing of the pillar is left behind");

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::account;
 use crate::pipeline::activate::dumps_of;
 use crate::pipeline::configuration::{PasswordVersions, facts};
 use crate::pipeline::draft::Version;
@@ -28,8 +29,9 @@ pub fn known(
     (stage, step): (Stage, &recipe::Step),
     place: &Place,
 ) -> Result<Map<String, Value>> {
-    let mut all = defaults(site, version);
-    all.extend(facts(site, &PasswordVersions::before(version.passwords.clone()))?.project);
+    let facts = facts(site, &PasswordVersions::before(version.passwords.clone()))?;
+    let mut all = defaults(site, version, &facts.grains);
+    all.extend(facts.project);
     if version.pillar.is_makina() {
         all.extend(version.pillar.project().clone());
     } else {
@@ -40,11 +42,11 @@ pub fn known(
     Ok(all)
 }
 
-fn defaults(site: &Site, version: &Version) -> Map<String, Value> {
+fn defaults(site: &Site, version: &Version, grains: &Map<String, Value>) -> Map<String, Value> {
     let project = &site.place;
     let root = project.node().root();
     let wired = |tree: &str| root.join(tree).join("makina-projects").join(project.name().as_str());
-    let fqdn = machine::grains().ok().and_then(|grains| grains.get("fqdn").cloned()).unwrap_or_default();
+    let fqdn = grains.get("fqdn").cloned().unwrap_or_default();
     let domain = fqdn.as_str().and_then(|name| name.split_once('.')).map_or("", |(_, domain)| domain).to_string();
     let host = machine::host_name();
     let url =
@@ -65,7 +67,7 @@ fn defaults(site: &Site, version: &Version) -> Map<String, Value> {
         "this_host": "localhost",
         "this_localhost": "localhost",
         "this_port": "22",
-        "groups": [site_group(site)],
+        "groups": [account(site)],
         "only": null,
         "only_steps": null,
         "defaults": {},
@@ -84,14 +86,6 @@ fn defaults(site: &Site, version: &Version) -> Map<String, Value> {
     let mut all = value.as_object().cloned().unwrap_or_default();
     all.extend(STEPS.map(|step| (format!("skip_{step}"), Value::Bool(false))));
     all
-}
-
-fn site_group(site: &Site) -> String {
-    use crate::pipeline::site::Rights;
-    match &site.rights {
-        Rights::OneUser => crate::sys::process::user_name(),
-        Rights::Separate { project, .. } => project.name.clone(),
-    }
 }
 
 /// What nobody else can say.

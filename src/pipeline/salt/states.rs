@@ -8,7 +8,7 @@ use crate::pipeline::site::Site;
 use crate::project::ids::ObjectId;
 use crate::project::recipe::salt::DIR;
 use crate::sys::error::{Error, Result};
-use crate::sys::git::{EntryKind, GitEntry, Repo};
+use crate::sys::git::{EntryKind, GitEntry, Repo, TreeLimits};
 use crate::sys::path::TreePath;
 
 /// The largest file.
@@ -63,33 +63,29 @@ impl States<'_> {
 /// # Errors
 /// A refusal that names the path, if something of it cannot be had.
 pub fn files<'a>(site: &Site, repo: &'a Repo, commit: &ObjectId) -> Result<States<'a>> {
-    let mut found = States { repo, files: BTreeMap::new() };
     let top = TreePath::new(DIR.as_bytes())?;
-    let walk = Walk { site, repo, commit };
-    for entry in repo.list_below(commit, &top, &limits_of(site))? {
+    let mut walk = Walk { repo, commit, limits: limits_of(site), files: BTreeMap::new() };
+    for entry in repo.list_below(commit, &top, &walk.limits)? {
         if let Some(at) = entry.path.below(&top) {
-            walk.take(&entry, &at, 0, &mut found.files)?;
+            walk.take(&entry, &at, 0)?;
         }
     }
-    Ok(found)
+    Ok(States { repo, files: walk.files })
 }
 
 struct Walk<'a> {
-    site: &'a Site,
     repo: &'a Repo,
     commit: &'a ObjectId,
+    limits: TreeLimits,
+    /// What was found so far.
+    files: BTreeMap<TreePath, StateFile>,
 }
 
 impl Walk<'_> {
-    fn take(
-        &self,
-        entry: &GitEntry,
-        at: &TreePath,
-        links: usize,
-        files: &mut BTreeMap<TreePath, StateFile>,
-    ) -> Result<()> {
+    /// Takes what stands at a place in the commit into another place below `.salt`, after so many links.
+    fn take(&mut self, entry: &GitEntry, at: &TreePath, links: usize) -> Result<()> {
         let refused = |why: &str| Error::refused(format!("`{}` {why}", entry.path));
-        if files.len() >= MOST_FILES {
+        if self.files.len() >= MOST_FILES {
             return Err(refused(&format!("is one of more than {MOST_FILES} files in {DIR}")));
         }
         match entry.kind {
@@ -99,37 +95,30 @@ impl Walk<'_> {
             }
             EntryKind::File | EntryKind::Executable => {
                 let is_executable = entry.kind == EntryKind::Executable;
-                files.insert(at.clone(), StateFile { blob: entry.oid.clone(), is_executable });
+                self.files.insert(at.clone(), StateFile { blob: entry.oid.clone(), is_executable });
                 Ok(())
             }
             EntryKind::Symlink if links == MOST_LINKS => Err(refused("leads to links without end")),
-            EntryKind::Symlink => self.follow(entry, at, links, files),
+            EntryKind::Symlink => self.follow(entry, at, links),
         }
     }
 
-    fn follow(
-        &self,
-        entry: &GitEntry,
-        at: &TreePath,
-        links: usize,
-        files: &mut BTreeMap<TreePath, StateFile>,
-    ) -> Result<()> {
+    fn follow(&mut self, entry: &GitEntry, at: &TreePath, links: usize) -> Result<()> {
         let refused = |why: &str| Error::refused(format!("`{}` {why}", entry.path));
         let target = self.repo.blob(&entry.oid, 4095)?;
         let to = TreePath::resolve(entry.path.parent().as_ref(), &target);
         let to = to.ok_or_else(|| refused("is a link that leads out of the commit"))?;
-        let limits = limits_of(self.site);
-        if let Some(one) = self.repo.entry_of(self.commit, &to, &limits)? {
-            return self.take(&one, at, links + 1, files);
+        if let Some(one) = self.repo.entry_of(self.commit, &to, &self.limits)? {
+            return self.take(&one, at, links + 1);
         }
-        let below = self.repo.list_below(self.commit, &to, &limits)?;
+        let below = self.repo.list_below(self.commit, &to, &self.limits)?;
         if below.is_empty() {
             return Err(refused("is a link to something that is not in the commit"));
         }
         for inner in below {
             let Some(rel) = inner.path.below(&to) else { continue };
             let at = TreePath::new(&[at.as_bytes(), b"/", rel.as_bytes()].concat())?;
-            self.take(&inner, &at, links + 1, files)?;
+            self.take(&inner, &at, links + 1)?;
         }
         Ok(())
     }

@@ -39,6 +39,17 @@ impl End {
     }
 }
 
+/// What a line is.
+#[derive(Debug)]
+pub enum Heard {
+    /// Output of a state.
+    Output,
+    /// Something that is to be told.
+    Tell(Event),
+    /// Nothing that anybody wants to read.
+    Nothing,
+}
+
 /// What was told so far.
 #[derive(Debug)]
 pub struct Told {
@@ -58,16 +69,15 @@ impl Told {
         Self { mark: mark.to_string(), stage, is_apart, ends: Vec::new(), is_done: false }
     }
 
-    /// Hears a line, and returns what is to be told.
-    pub fn hear(&mut self, line: &[u8]) -> Vec<Event> {
+    /// Hears a line.
+    pub fn hear(&mut self, line: &[u8]) -> Heard {
         let Some(said) = line.strip_prefix(self.mark.as_bytes()) else {
             // After its end Salt prints what the runner returned.
-            let is_output = !self.is_done;
-            return is_output.then(|| Event::Output { line: String::new() }).into_iter().collect();
+            return if self.is_done { Heard::Nothing } else { Heard::Output };
         };
         let space = said.iter().position(|byte| *byte == b' ').unwrap_or(said.len());
         let (word, fields) = (&said[..space], said.get(space + 1..).unwrap_or_default());
-        match word {
+        let event = match word {
             b"begin" => {
                 let begin = serde_json::from_slice::<Begin>(fields).ok().filter(|_| self.is_apart);
                 begin.map(|begin| Event::Step { stage: self.stage, title: format!("salt:{}", visible(&begin.sls)) })
@@ -77,9 +87,8 @@ impl Told {
                 self.is_done = true;
                 None
             }
-        }
-        .into_iter()
-        .collect()
+        };
+        event.map_or(Heard::Nothing, Heard::Tell)
     }
 
     fn ended(&mut self, mut end: End) -> Event {
@@ -118,24 +127,30 @@ impl Told {
 mod tests {
     use super::*;
 
-    fn hear(told: &mut Told, line: &str) -> Vec<Event> {
+    fn hear(told: &mut Told, line: &str) -> Heard {
         told.hear(line.as_bytes())
+    }
+
+    fn is_nothing(heard: &Heard) -> bool {
+        matches!(heard, Heard::Nothing)
     }
 
     #[test]
     fn only_what_has_the_mark_is_the_runners() {
         let mut told = Told::new("@x:", Stage::PostInstall, true);
         let forged = r#"@y:end {"sls":"a","lenient":false,"reason":null,"hints":[],"states":1,"changed":1,"ms":1}"#;
-        assert!(matches!(hear(&mut told, forged)[..], [Event::Output { .. }]));
+        assert!(matches!(hear(&mut told, forged), Heard::Output));
         assert!(told.ends.is_empty() && !told.has_ended());
         let begun = hear(&mut told, r#"@x:begin {"sls":"100_app","lenient":false}"#);
-        assert!(matches!(&begun[..], [Event::Step { title, .. }] if title == "salt:100_app"));
+        assert!(matches!(&begun, Heard::Tell(Event::Step { title, .. }) if title == "salt:100_app"));
         let end =
             r#"@x:end {"sls":"100_app","lenient":false,"reason":"a\nb","hints":[],"states":3,"changed":1,"ms":7}"#;
-        assert!(matches!(&hear(&mut told, end)[..], [Event::StepDone { status, ms: 7, .. }] if status == "failed"));
+        assert!(
+            matches!(&hear(&mut told, end), Heard::Tell(Event::StepDone { status, ms: 7, .. }) if status == "failed")
+        );
         assert!(!told.has_ended());
-        assert!(hear(&mut told, "@x:done").is_empty() && told.is_done());
-        assert!(hear(&mut told, "local: True").is_empty());
+        assert!(is_nothing(&hear(&mut told, "@x:done")) && told.is_done());
+        assert!(is_nothing(&hear(&mut told, "local: True")));
         assert_eq!(told.words(), "3 states, 1 changed something");
         let (_, reason) = told.ends[0].failure().unwrap();
         assert!(!reason.contains('\n'), "{reason}");
@@ -144,7 +159,7 @@ mod tests {
     #[test]
     fn what_cannot_be_understood_is_no_end() {
         let mut told = Told::new("@x:", Stage::Backup, false);
-        assert!(hear(&mut told, "@x:end {").is_empty() && hear(&mut told, "@x:begin").is_empty());
+        assert!(is_nothing(&hear(&mut told, "@x:end {")) && is_nothing(&hear(&mut told, "@x:begin")));
         assert!(told.ends.is_empty());
     }
 }

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::known::known;
 use super::states::{States, files};
-use super::{place_of, shown, user_of};
+use super::{shown, user_of};
 use crate::pipeline::draft::Version;
 use crate::pipeline::secret_store::SecretStore;
-use crate::pipeline::site::{Rights, Site};
+use crate::pipeline::site::Site;
 use crate::pipeline::steps::Place;
 use crate::project::limits::User;
 use crate::project::recipe::{self, SaltRun, SlsName};
@@ -78,12 +78,9 @@ impl SaltTree {
         (stage, step, run): (Stage, &recipe::Step, &SaltRun),
         place: &Place,
     ) -> Result<Self> {
-        let top = place_of(site);
+        let top = site.place.salt_runs();
         sweep(&top)?;
-        let group = match &site.rights {
-            Rights::Separate { project, .. } => Some(project.gid),
-            Rights::OneUser => None,
-        };
+        let group = site.owners().map(|owners| owners.project.1);
         let mark = format!("@{}:", uuid::Uuid::now_v7().simple());
         let ours = process::ProcessId::ours().ok_or_else(|| Error::failed("this process is not in /proc"))?;
         let made = Self { dir: top.join(format!("{}-{}", ours.pid, ours.start)), mark, group };
@@ -130,11 +127,9 @@ impl SaltTree {
     fn make_work(&self, site: &Site, step: &recipe::Step) -> Result<()> {
         let work = self.dir.join("work");
         fs::ensure_dir(&work, 0o700)?;
-        match &site.rights {
-            Rights::Separate { project, .. } if step.user != User::Root => {
-                Dir::open_real(&work)?.give_to(project.uid, project.gid)
-            }
-            _ => Ok(()),
+        match site.owners().filter(|_| step.user != User::Root) {
+            Some(owners) => Dir::open_real(&work)?.give_to(owners.project.0, owners.project.1),
+            None => Ok(()),
         }
     }
 

@@ -107,10 +107,7 @@ impl Repo {
     /// # Errors
     /// As [`Repo::list`].
     pub fn list_below(&self, commit: &ObjectId, path: &TreePath, limits: &TreeLimits) -> Result<Vec<GitEntry>> {
-        let Some((mode, id)) = self.entry_at(commit, path)? else { return Ok(Vec::new()) };
-        if !matches!(Mode::parse(&mode), Some(Mode::Tree)) {
-            return Ok(Vec::new());
-        }
+        let Some(id) = self.tree_at(commit, path)? else { return Ok(Vec::new()) };
         if self.unfold(&id, 0, &mut HashMap::new()).files > limits.files {
             return Err(refuse(path.as_bytes(), "holds too many files", SMALLER));
         }
@@ -137,16 +134,19 @@ impl Repo {
     /// # Errors
     /// If the commit cannot be read.
     pub fn names_at(&self, commit: &ObjectId, path: &TreePath) -> Result<Vec<Vec<u8>>> {
-        let Some((mode, id)) = self.entry_at(commit, path)? else { return Ok(Vec::new()) };
-        if !matches!(Mode::parse(&mode), Some(Mode::Tree)) {
-            return Ok(Vec::new());
-        }
+        let Some(id) = self.tree_at(commit, path)? else { return Ok(Vec::new()) };
         let raw = self.content(&id)?;
         let entries = object::parse_tree(&raw, self.format())
             .map_err(|problem| refuse(path.as_bytes(), &format!("is a directory that {problem}"), ""))?;
         let is_file =
             |mode: &[u8]| matches!(Mode::parse(mode), Some(Mode::Entry(kind)) if kind != EntryKind::Submodule);
         Ok(entries.iter().filter(|entry| is_file(entry.mode)).map(|entry| entry.name.to_vec()).collect())
+    }
+
+    /// The tree of a directory of a commit; `None` where there is none, or something else.
+    fn tree_at(&self, commit: &ObjectId, path: &TreePath) -> Result<Option<ObjectId>> {
+        let found = self.entry_at(commit, path)?;
+        Ok(found.filter(|(mode, _)| matches!(Mode::parse(mode), Some(Mode::Tree))).map(|(_, id)| id))
     }
 
     /// How many files and directories a tree unfolds to; each distinct tree is read once, however often it is used.
