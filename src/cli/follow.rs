@@ -8,6 +8,7 @@ use super::{Cli, FollowArgs};
 use crate::entrance::push::Show;
 use crate::entrance::{call, launch};
 use crate::pipeline::site::Site;
+use crate::pipeline::worker;
 use crate::project::ids::DeploymentId;
 use crate::project::outcome::Verdict;
 use crate::report::event::{Event, Record};
@@ -79,7 +80,6 @@ fn told(show: &mut dyn Show, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// The deployment that is meant; one that has not begun is known by its whole id only.
 /// `cancel`: asks the deployment that runs to end, and shows it to its end.
 ///
 /// # Errors
@@ -87,8 +87,8 @@ fn told(show: &mut dyn Show, record: &Record) -> Result<()> {
 pub fn cancel(cli: &Cli, args: &FollowArgs) -> Result<u8> {
     let site = cli.site(&args.name)?;
     let holder = lock::holder(&site.place.lock())?;
-    let deploys = |holder: &lock::Holder| holder.what.starts_with("deploys ") || holder.what.starts_with("rolls back");
-    let running = holder.filter(deploys).and_then(|holder| holder.id).and_then(|id| id.parse::<DeploymentId>().ok());
+    let running =
+        holder.filter(worker::deploys).and_then(|holder| holder.id).and_then(|id| id.parse::<DeploymentId>().ok());
     let running = running.ok_or_else(|| Error::refused("no deployment runs now"))?;
     if let Some(named) = &args.id
         && which(&site, Some(named))? != running
@@ -109,6 +109,7 @@ pub fn cancel(cli: &Cli, args: &FollowArgs) -> Result<u8> {
     }
 }
 
+/// The deployment that is meant; one that has not begun is known by its whole id only.
 fn which(site: &Site, spec: Option<&str>) -> Result<DeploymentId> {
     let entries = history::read(&site.place, None)?;
     let Some(spec) = spec else {

@@ -60,6 +60,16 @@ fn refused(site: &Site, halt: Halt) -> Outcome {
     }
 }
 
+/// What the holder of a project's lock says that it does.
+const DEPLOYS: &str = "deploys";
+const ROLLS_BACK: &str = "rolls back";
+
+/// Whether whoever holds a project's lock makes a deployment, and does not finish one that was interrupted.
+#[must_use]
+pub fn deploys(holder: &Holder) -> bool {
+    [DEPLOYS, ROLLS_BACK].iter().any(|what| holder.what.starts_with(what))
+}
+
 fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<Outcome, Halt> {
     let refname = request.update.as_ref().map(|update| update.name.as_str());
     let commit = request.update.as_ref().map(|update| &update.new);
@@ -72,8 +82,8 @@ fn under_lock(site: &Site, request: &Request, telling: &mut Reporter) -> Result<
     let mut told = String::new();
     let mut lock = Lock::take(&site.place.lock(), deadline, |holder| wait(telling, &ticket, holder, &mut told))?;
     let what = match &request.want {
-        Want::Deploy { commit } => format!("deploys {}", commit.short()),
-        Want::Rollback { .. } => "rolls back".to_string(),
+        Want::Deploy { commit } => format!("{DEPLOYS} {}", commit.short()),
+        Want::Rollback { .. } => ROLLS_BACK.to_string(),
         Want::Recover { .. } => "recovers".to_string(),
     };
     let since = clock::now().strftime("%H:%M:%S UTC").to_string();
